@@ -1,1 +1,44 @@
-fn main() {}
+//! The project's own tasks: `cargo xtask TASK`.
+//!
+//! For: everything a developer or a CI job runs that is not `cargo build` itself (installing the built tree, system
+//! virtual machines, tests, demonstrations, benchmarks). Not for anything a user of the appliance needs: nothing here ships.
+//!
+//! Invariant: a task leaves no process behind and writes only under the target directory, the cache directory
+//! (`$SHIPOTE_CACHE`, else `.cache`) or a directory the caller named.
+//!
+//! One file (or folder) per task: its module has `Args` (clap) and `run(&Args)`; this file only dispatches.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod vm;
+
+/// The project's own tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Build, boot and drive a Debian 13 virtual machine.
+    Vm(vm::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Vm(args) => vm::run(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
