@@ -1,0 +1,60 @@
+//! Finding the bus: `SHIPOTE_BUS_ADDRESS`, else the embedded bus of the runtime
+//! folder where it answers, else the system bus.
+
+use std::time::Duration;
+
+use crate::paths;
+
+/// A connection could not be made; says which bus was tried and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address of the environment or of the embedded bus does not answer.
+    #[error("connect to the bus at {address}: {source}; is the appliance running? start it with `shipote up`")]
+    Address {
+        /// D-Bus address that was tried.
+        address: String,
+        /// What the bus library said.
+        source: zbus::Error,
+    },
+    /// Neither an embedded bus nor the system bus answers.
+    #[error(
+        "connect to the appliance: no embedded bus at {embedded} and the system bus does not answer ({source}); \
+         start the appliance with `shipote up`, or name a bus in SHIPOTE_BUS_ADDRESS"
+    )]
+    Nowhere {
+        /// Where the embedded bus would be.
+        embedded: String,
+        /// What the system bus said.
+        source: zbus::Error,
+    },
+}
+
+/// A client call that has no answer after this long has failed.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Which bus a client uses, by the rule at the top of this module.
+#[must_use]
+pub fn address() -> Option<String> {
+    if let Ok(address) = std::env::var(paths::BUS_ADDRESS_ENV) {
+        return Some(address);
+    }
+    let runtime = paths::embedded_runtime();
+    runtime.join("bus").exists().then(|| paths::embedded_bus_address(&runtime))
+}
+
+/// Connects a client.
+///
+/// # Errors
+/// [`ConnectError`], with the address that was tried.
+pub async fn client() -> Result<zbus::Connection, ConnectError> {
+    match address() {
+        Some(address) => zbus::connection::Builder::address(address.as_str())
+            .method_timeout(CALL_TIMEOUT)
+            .build()
+            .await
+            .map_err(|source| ConnectError::Address { address, source }),
+        None => zbus::connection::Builder::system().method_timeout(CALL_TIMEOUT).build().await.map_err(|source| {
+            ConnectError::Nowhere { embedded: paths::embedded_bus_address(&paths::embedded_runtime()), source }
+        }),
+    }
+}

@@ -1,0 +1,45 @@
+//! Errors that every service answers with, by the same name.
+
+use zbus::fdo;
+
+/// What every service may answer, whatever the interface.
+///
+/// The service's own errors stand beside its interface
+/// (`org.shipote.Workspaces1.Error.…`).
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "org.shipote.Error")]
+pub enum NotAvailable {
+    /// The bus itself failed.
+    #[zbus(error)]
+    ZBus(zbus::Error),
+    /// The method is declared, but this version cannot do it yet.
+    NotAvailable(String),
+}
+
+impl NotAvailable {
+    /// "`what` is not available yet".
+    #[must_use]
+    pub fn yet(what: &str) -> Self {
+        NotAvailable::NotAvailable(format!("{what} is not available yet in this version of Shipote"))
+    }
+}
+
+/// The text a person should read of a failed bus call: the service's own message,
+/// whole, without the bus's wrapping; and for the bus's own faults a way out.
+#[must_use]
+pub fn describe(error: &zbus::Error) -> String {
+    match error {
+        zbus::Error::MethodError(name, detail, _) => detail.clone().unwrap_or_else(|| name.to_string()),
+        zbus::Error::FDO(inner) => match inner.as_ref() {
+            fdo::Error::ServiceUnknown(text) | fdo::Error::NameHasNoOwner(text) => {
+                format!("the service is not on the bus ({text}); start the appliance with `shipote up`")
+            }
+            fdo::Error::NoReply(text) => {
+                format!("the service went away before it answered ({text}); see its log, then ask again")
+            }
+            other => zbus::DBusError::description(other).map_or_else(|| other.to_string(), str::to_owned),
+        },
+        zbus::Error::InputOutput(io) => format!("cannot talk to the bus: {io}"),
+        other => other.to_string(),
+    }
+}

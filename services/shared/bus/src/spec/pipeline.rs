@@ -1,0 +1,345 @@
+//! A pipeline: commands joined by pipes, without cycles.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{NodeCommand, Payload, SpecError, check_label};
+
+/// A pipeline as a person writes it.
+///
+/// ```toml
+/// label = "largest"
+/// [[nodes]]
+/// label = "list"
+/// command = ["ls", "-l", "${DIR}"]
+/// [[nodes]]
+/// label = "sort"
+/// command = ["sort", "-k5n"]
+/// [[edges]]
+/// from = "list"
+/// to = "sort"
+/// ```
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PipelineSpec {
+    /// Name.
+    pub label: String,
+    /// Workspace to run in, by name or id; the command line's argument wins over it.
+    pub workspace: Option<String>,
+    /// Commands.
+    pub nodes: Vec<Node>,
+    /// Pipes between them.
+    pub edges: Vec<Edge>,
+    /// How tapped edges are sampled, replayed and limited.
+    pub discern: DiscernPolicy,
+}
+
+/// One command of a pipeline.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Node {
+    /// Name, unique in the pipeline.
+    pub label: String,
+    /// Program and arguments; short for `payload.native`.
+    pub command: Vec<String>,
+    /// What the node runs, where `command` does not say it.
+    pub payload: Option<Payload>,
+    /// Environment beside the workspace's.
+    pub env: BTreeMap<String, String>,
+}
+
+/// A pipe from one node's output to another's input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Edge {
+    /// Producer, by label or by position (from 0).
+    pub from: NodeRef,
+    /// `stdout` (default) or `stderr`.
+    #[serde(default = "stdout")]
+    pub from_output: String,
+    /// Consumer, by label or by position (from 0).
+    pub to: NodeRef,
+    /// `stdin`.
+    #[serde(default = "stdin")]
+    pub to_input: String,
+}
+
+fn stdout() -> String {
+    "stdout".to_owned()
+}
+
+fn stdin() -> String {
+    "stdin".to_owned()
+}
+
+/// A node, by label or by position.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a node's label, or its position counted from 0")]
+pub enum NodeRef {
+    /// Position, counted from 0.
+    Position(usize),
+    /// Label.
+    Label(String),
+}
+
+/// How tapped edges are sampled, replayed and limited.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiscernPolicy {
+    /// Bytes of the stream's beginning that are discerned.
+    pub sample_bytes: usize,
+    /// Chunks (of 64 KiB at most) that a late subscriber still gets.
+    pub replay_chunks: usize,
+    /// Bytes that a late subscriber still gets; 0: as many as the chunks hold.
+    pub replay_bytes: usize,
+    /// Rate limit in bytes a second; 0: none.
+    pub max_bytes_per_sec: u64,
+    /// A slow subscriber stalls the producer instead of being cut off.
+    pub lossless: bool,
+}
+
+impl Default for DiscernPolicy {
+    fn default() -> Self {
+        DiscernPolicy { sample_bytes: 4096, replay_chunks: 32, replay_bytes: 0, max_bytes_per_sec: 0, lossless: false }
+    }
+}
+
+/// Most nodes in one pipeline; each is a process and holds descriptors of the service.
+pub const NODES_MAX: usize = 64;
+/// Most edges in one pipeline.
+pub const EDGES_MAX: usize = 256;
+/// Largest sample, replay and chunk figures that a spec may ask for.
+const SAMPLE_MAX: usize = 64 * 1024;
+const REPLAY_CHUNKS_MAX: usize = 1024;
+
+/// A pipeline that can be started: references resolved, no cycle, all names known.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidatedPipeline {
+    /// Name.
+    pub label: String,
+    /// Label and command of each node.
+    pub nodes: Vec<(String, NodeCommand)>,
+    /// Edges, by position of the nodes.
+    pub edges: Vec<ValidatedEdge>,
+    /// How tapped edges are treated.
+    pub discern: DiscernPolicy,
+}
+
+/// An edge between nodes that exist.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValidatedEdge {
+    /// Producer's position.
+    pub from: usize,
+    /// `stdout` or `stderr`.
+    pub from_output: String,
+    /// Consumer's position.
+    pub to: usize,
+    /// `stdin`.
+    pub to_input: String,
+}
+
+impl PipelineSpec {
+    /// Substitutes `${KEY}` in every string, resolves references and checks all that
+    /// can be checked before anything starts.
+    ///
+    /// # Errors
+    /// The first thing wrong, by its key path; a cycle with the nodes it goes through.
+    pub fn validate(&self, vars: &BTreeMap<String, String>) -> Result<ValidatedPipeline, SpecError> {
+        let label = super::command::substitute(&self.label, vars);
+        check_label("label", &label)?;
+        check_count("nodes", self.nodes.len(), NODES_MAX)?;
+        if self.nodes.is_empty() {
+            return Err(SpecError::new("nodes", "is empty; a pipeline has at least one `[[nodes]]`"));
+        }
+        check_count("edges", self.edges.len(), EDGES_MAX)?;
+        check_count("discern.sample_bytes", self.discern.sample_bytes, SAMPLE_MAX)?;
+        check_count("discern.replay_chunks", self.discern.replay_chunks, REPLAY_CHUNKS_MAX)?;
+        let mut nodes: Vec<(String, NodeCommand)> = Vec::with_capacity(self.nodes.len());
+        for (i, node) in self.nodes.iter().enumerate() {
+            let label = super::command::substitute(&node.label, vars);
+            check_label(&format!("nodes[{i}].label"), &label)?;
+            if nodes.iter().any(|(other, _)| *other == label) {
+                return Err(SpecError::new(format!("nodes[{i}].label"), format!("{label:?} is taken by another node")));
+            }
+            nodes.push((label, node.resolve(i, vars)?));
+        }
+        let edges = self
+            .edges
+            .iter()
+            .enumerate()
+            .map(|(i, edge)| edge.resolve(i, &nodes, vars))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (i, edge) in edges.iter().enumerate() {
+            if edges[..i].contains(edge) {
+                return Err(SpecError::new(format!("edges[{i}]"), "stands there twice"));
+            }
+        }
+        if let Some(cycle) = find_cycle(nodes.len(), &edges) {
+            let path: Vec<&str> = cycle.iter().map(|&n| nodes[n].0.as_str()).collect();
+            return Err(SpecError::new("edges", format!("form a cycle: {}", path.join(" -> "))));
+        }
+        Ok(ValidatedPipeline { label, nodes, edges, discern: self.discern.clone() })
+    }
+}
+
+fn check_count(field: &str, is: usize, max: usize) -> Result<(), SpecError> {
+    if is > max { Err(SpecError::new(field, format!("is {is}; at most {max} are allowed"))) } else { Ok(()) }
+}
+
+impl Node {
+    fn resolve(&self, i: usize, vars: &BTreeMap<String, String>) -> Result<NodeCommand, SpecError> {
+        let field = |name: &str| format!("nodes[{i}].{name}");
+        let mut payload = match (&self.payload, self.command.split_first()) {
+            (Some(payload), None) => payload.clone(),
+            (None, Some((exec, argv))) => {
+                Payload::Native(NodeCommand { exec: exec.clone(), argv: argv.to_vec(), envp: Vec::new() })
+            }
+            (Some(_), Some(_)) => {
+                return Err(SpecError::new(field("command"), "stands beside `payload`; keep one of them"));
+            }
+            (None, None) => {
+                return Err(SpecError::new(
+                    field("command"),
+                    "is missing; write `command = [\"program\", \"argument\"]`",
+                ));
+            }
+        };
+        let Payload::Native(command) = &mut payload;
+        command.envp.extend(self.env.iter().map(|(k, v)| (k.clone(), v.clone())));
+        payload.substitute(vars);
+        payload.validate(&field("command"))?;
+        let Payload::Native(command) = payload;
+        Ok(command)
+    }
+}
+
+impl Edge {
+    fn resolve(
+        &self,
+        i: usize,
+        nodes: &[(String, NodeCommand)],
+        vars: &BTreeMap<String, String>,
+    ) -> Result<ValidatedEdge, SpecError> {
+        let find = |field: &str, node: &NodeRef| match node {
+            NodeRef::Position(n) if *n < nodes.len() => Ok(*n),
+            NodeRef::Position(n) => Err(SpecError::new(
+                format!("edges[{i}].{field}"),
+                format!("is {n}, but the nodes are 0 to {}", nodes.len() - 1),
+            )),
+            NodeRef::Label(label) => {
+                let label = super::command::substitute(label, vars);
+                nodes.iter().position(|(l, _)| *l == label).ok_or_else(|| {
+                    let known: Vec<&str> = nodes.iter().map(|(l, _)| l.as_str()).collect();
+                    SpecError::new(
+                        format!("edges[{i}].{field}"),
+                        format!("{label:?} is no node; there are {}", known.join(", ")),
+                    )
+                })
+            }
+        };
+        let from = find("from", &self.from)?;
+        let to = find("to", &self.to)?;
+        if !matches!(self.from_output.as_str(), "stdout" | "stderr") {
+            return Err(SpecError::new(
+                format!("edges[{i}].from_output"),
+                format!("{:?} is no output of {}; it has stdout and stderr", self.from_output, nodes[from].0),
+            ));
+        }
+        if self.to_input != "stdin" {
+            return Err(SpecError::new(
+                format!("edges[{i}].to_input"),
+                format!("{:?} is no input of {}; it has stdin", self.to_input, nodes[to].0),
+            ));
+        }
+        Ok(ValidatedEdge { from, from_output: self.from_output.clone(), to, to_input: self.to_input.clone() })
+    }
+}
+
+/// The nodes of one cycle, first and last the same; `None` where there is none.
+///
+/// Depth-first search with three colours: a node that is met again while it is still
+/// on the path closes a cycle.
+fn find_cycle(nodes: usize, edges: &[ValidatedEdge]) -> Option<Vec<usize>> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Colour {
+        New,
+        OnPath,
+        Done,
+    }
+    fn visit(n: usize, edges: &[ValidatedEdge], colour: &mut [Colour], path: &mut Vec<usize>) -> Option<Vec<usize>> {
+        colour[n] = Colour::OnPath;
+        path.push(n);
+        for edge in edges.iter().filter(|e| e.from == n) {
+            match colour[edge.to] {
+                Colour::Done => {}
+                Colour::OnPath => {
+                    let start = path.iter().position(|&p| p == edge.to).unwrap_or(0);
+                    return Some(path[start..].iter().copied().chain([edge.to]).collect());
+                }
+                Colour::New => {
+                    if let Some(cycle) = visit(edge.to, edges, colour, path) {
+                        return Some(cycle);
+                    }
+                }
+            }
+        }
+        path.pop();
+        colour[n] = Colour::Done;
+        None
+    }
+    let mut colour = vec![Colour::New; nodes];
+    (0..nodes).find_map(|n| if colour[n] == Colour::New { visit(n, edges, &mut colour, &mut Vec::new()) } else { None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<ValidatedPipeline, String> {
+        let vars = BTreeMap::from([("FILE".to_owned(), "/etc/hosts".to_owned())]);
+        let spec: PipelineSpec = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+        spec.validate(&vars).map_err(|e| e.to_string())
+    }
+
+    const TWO: &str =
+        "label='p'\n[[nodes]]\nlabel='a'\ncommand=['cat','${FILE}']\n[[nodes]]\nlabel='b'\ncommand=['wc']\n";
+
+    #[test]
+    fn a_pipeline_is_resolved() {
+        let got = check(&format!("{TWO}[[edges]]\nfrom='a'\nto=1\n")).unwrap();
+        assert_eq!(got.nodes[0].1.argv, ["/etc/hosts"]);
+        assert_eq!((got.edges[0].from, got.edges[0].to), (0, 1));
+        assert_eq!(got.edges[0].from_output, "stdout");
+    }
+
+    #[test]
+    fn the_long_form_of_a_node_works() {
+        let text = "label='p'\n[[nodes]]\nlabel='a'\npayload.native={exec='cat',argv=['x'],envp=[['A','${FILE}']]}\n";
+        let got = check(text).unwrap();
+        assert_eq!(got.nodes[0].1.envp, [("A".to_owned(), "/etc/hosts".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let edge = |e: &str| format!("{TWO}[[edges]]\n{e}\n");
+        let table = [
+            ("label='p'".to_owned(), "nodes: is empty"),
+            ("label='p'\n[[nodes]]\nlabel='a'".to_owned(), "nodes[0].command: is missing"),
+            (format!("{TWO}[[nodes]]\nlabel='a'\ncommand=['x']"), "nodes[2].label: \"a\" is taken"),
+            (edge("from='a'\nto='c'"), "edges[0].to: \"c\" is no node; there are a, b"),
+            (edge("from=2\nto='b'"), "edges[0].from: is 2, but the nodes are 0 to 1"),
+            (edge("from='a'\nto='b'\nfrom_output='out'"), "\"out\" is no output of a; it has stdout and stderr"),
+            (edge("from='a'\nto='b'\nto_input='in'"), "\"in\" is no input of b; it has stdin"),
+            (edge("from='a'\nto='a'"), "form a cycle: a -> a"),
+            (edge("from='a'\nto='b'\n[[edges]]\nfrom='b'\nto='a'"), "form a cycle: a -> b -> a"),
+            (edge("from='a'\nto='b'\n[[edges]]\nfrom=0\nto=1"), "edges[1]: stands there twice"),
+            (edge("from=true\nto='b'"), "a node's label, or its position"),
+            (format!("label='p'\n{}", "[[nodes]]\nlabel='a'\ncommand=['x']\n".repeat(65)), "nodes: is 65; at most 64"),
+        ];
+        for (text, want) in table {
+            let got = check(&text).unwrap_err();
+            assert!(got.contains(want), "{text}\n{got}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! A workspace: what its commands may see, use and reach.
+
+use std::collections::BTreeMap;
+use std::path::{Component, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{SpecError, check_label};
+
+/// A workspace as a person writes it.
+///
+/// ```toml
+/// label = "build"
+/// [permissions]
+/// networking = "none"
+/// [[paths]]
+/// path = "/srv/source"
+/// access = "read"
+/// ```
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkspaceSpec {
+    /// Name; the command line's argument wins over it.
+    pub label: String,
+    /// Limits of the processes.
+    pub soma: Soma,
+    /// What the commands may reach.
+    pub permissions: Permissions,
+    /// Milliseconds after which the workspace ends; none: it stays until stopped.
+    pub ttl: Option<u64>,
+    /// Host paths that are visible inside, beside the read-only system.
+    pub paths: Vec<PathGrant>,
+    /// Paths of the read-only system that are hidden.
+    pub hidden: Vec<PathBuf>,
+    /// Size of the private writable scratch (`/tmp`, `/work`) in bytes; default 1 GiB.
+    pub scratch_bytes: Option<u64>,
+    /// Environment of every command, beside `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
+    pub env: BTreeMap<String, String>,
+}
+
+/// Limits of a workspace's processes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Soma {
+    /// Limits by `setrlimit(2)`.
+    pub rlimits: ResourceLimits,
+    /// CPUs that the commands may use, by number; none: all.
+    pub cpu_affinity: Option<Vec<u32>>,
+}
+
+/// Limits by `setrlimit(2)`, soft and hard alike.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResourceLimits {
+    /// `RLIMIT_AS`: address space of each process, bytes.
+    pub mem_bytes: Option<u64>,
+    /// `RLIMIT_NPROC`: processes and threads of the workspace's user.
+    pub nproc: Option<u32>,
+    /// `RLIMIT_NOFILE`: open descriptors of each process.
+    pub nofile: Option<u32>,
+}
+
+/// What the commands of a workspace may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Permissions {
+    /// Network.
+    pub networking: Networking,
+    /// Files of the host beside the read-only system.
+    pub filesystem: Filesystem,
+    /// Inter-process communication with the outside.
+    pub ipc: IpcPolicy,
+    /// May see the host's processes.
+    pub processes: bool,
+}
+
+/// Network of a workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Networking {
+    /// No interface at all.
+    #[default]
+    None,
+    /// A loopback of its own.
+    Loopback,
+    /// Through the egress proxy.
+    Outbound,
+    /// The host's.
+    Full,
+}
+
+/// Files of the host that a workspace sees beside the read-only system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filesystem {
+    /// None.
+    #[default]
+    None,
+    /// What the caller could read, read-only, minus protected paths.
+    ReadOnly,
+    /// What the caller could write.
+    ReadWrite,
+}
+
+/// Sockets and buses outside that a workspace may use.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IpcPolicy {
+    /// Names of what is allowed.
+    pub allow: Vec<String>,
+}
+
+/// A path of the host that is visible inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PathGrant {
+    /// Absolute path on the host.
+    pub path: PathBuf,
+    /// Absolute path inside; the same where absent.
+    #[serde(default)]
+    pub target: Option<PathBuf>,
+    /// Read-only or writable.
+    #[serde(default)]
+    pub access: Access,
+}
+
+/// Access to a granted path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Read-only.
+    #[default]
+    Read,
+    /// Readable and writable.
+    Write,
+}
+
+/// Smallest scratch that a shell can work with.
+const SCRATCH_MIN: u64 = 64 * 1024;
+
+impl WorkspaceSpec {
+    /// Checks everything that can be checked before anything starts.
+    ///
+    /// # Errors
+    /// The first field that cannot be honoured, by its key path.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        check_label("label", &self.label)?;
+        let later = |field: &str, what: &str, now: &str| {
+            Err(SpecError::new(field, format!("{what} is not available yet; use {now}")))
+        };
+        match self.permissions.networking {
+            Networking::None | Networking::Loopback => {}
+            Networking::Outbound => return later("permissions.networking", "outbound", "`none` or `loopback`"),
+            Networking::Full => return later("permissions.networking", "full", "`none` or `loopback`"),
+        }
+        if self.permissions.filesystem != Filesystem::None {
+            return later("permissions.filesystem", "access to all of the host's files", "`none` and name `[[paths]]`");
+        }
+        if self.permissions.processes {
+            return later("permissions.processes", "a view of the host's processes", "`false`");
+        }
+        if !self.permissions.ipc.allow.is_empty() {
+            return later("permissions.ipc.allow", "a door to sockets of the host", "an empty list");
+        }
+        if self.scratch_bytes.is_some_and(|b| b < SCRATCH_MIN) {
+            return Err(SpecError::new("scratch_bytes", format!("is below the smallest scratch, {SCRATCH_MIN} bytes")));
+        }
+        if self.ttl == Some(0) {
+            return Err(SpecError::new("ttl", "is 0; leave it out for a workspace without an end"));
+        }
+        for (i, grant) in self.paths.iter().enumerate() {
+            check_path(&format!("paths[{i}].path"), &grant.path)?;
+            if let Some(target) = &grant.target {
+                check_path(&format!("paths[{i}].target"), target)?;
+            }
+        }
+        for (i, path) in self.hidden.iter().enumerate() {
+            check_path(&format!("hidden[{i}]"), path)?;
+        }
+        for key in self.env.keys() {
+            check_env_key("env", key)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_path(field: &str, path: &std::path::Path) -> Result<(), SpecError> {
+    if !path.is_absolute() {
+        return Err(SpecError::new(field, format!("{} is not absolute", path.display())));
+    }
+    if path.components().any(|c| c == Component::ParentDir) {
+        return Err(SpecError::new(field, format!("{} contains `..`; name the path itself", path.display())));
+    }
+    if path == std::path::Path::new("/") {
+        return Err(SpecError::new(field, "is the root; name the folders that are needed"));
+    }
+    Ok(())
+}
+
+/// A key of an environment is not empty and has neither `=` nor NUL.
+///
+/// # Errors
+/// What is wrong with it.
+pub(super) fn check_env_key(field: &str, key: &str) -> Result<(), SpecError> {
+    if key.is_empty() || key.contains(['=', '\0']) {
+        return Err(SpecError::new(field, format!("{key:?} cannot be the name of a variable")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> Result<(), String> {
+        let spec: WorkspaceSpec = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+        spec.validate().map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn table() {
+        let good =
+            ["label='a'", "label='a'\n[permissions]\nnetworking='loopback'", "label='a'\n[[paths]]\npath='/srv'"];
+        for text in good {
+            assert_eq!(spec(text), Ok(()), "{text}");
+        }
+        let bad = [
+            ("", "label: is empty"),
+            ("label='a'\ncolour='red'", "unknown field `colour`"),
+            ("label='a'\n[permissions]\nnetworking='full'", "permissions.networking: full is not available yet"),
+            ("label='a'\n[[paths]]\npath='srv'", "paths[0].path: srv is not absolute"),
+            ("label='a'\n[[paths]]\npath='/srv/../etc'", "contains `..`"),
+            ("label='a'\n[[paths]]\npath='/'", "is the root"),
+            ("label='a'\nttl=0", "ttl: is 0"),
+            ("label='a'\nscratch_bytes=1", "scratch_bytes"),
+            ("label='a'\nenv={'A=B'='x'}", "cannot be the name of a variable"),
+        ];
+        for (text, want) in bad {
+            let got = spec(text).unwrap_err();
+            assert!(got.contains(want), "{text}: {got}");
+        }
+    }
+}
