@@ -1,1 +1,87 @@
-//! (being written)
+//! The scaffold every Shipote service stands on: logging, confinement, bus, readiness,
+//! watchdog, reload and graceful stop.
+//!
+//! A service's `main` is one call of [`run`]: what must happen before confinement goes
+//! into `early`, what serves the bus into `start`. The scaffold knows no service: it gets
+//! a [`Definition`] and something that implements [`Parts`].
+//!
+//! Invariant: the order. Early work, then confinement, then the runtime's first thread;
+//! every object is served before the bus name is taken; readiness is said last; the
+//! watchdog is pinged only after the state actor has answered.
+#![forbid(unsafe_code)]
+
+mod authority;
+mod confine;
+mod health;
+mod lifecycle;
+mod logging;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use shipote_bus::Service;
+use shipote_bus::paths::ServicePaths;
+use shipote_confinement::Mechanism;
+
+pub use authority::{Authority, Caller, NotAuthorized};
+pub use health::mechanism_info;
+
+/// What the scaffold must know of a service before it starts.
+#[derive(Debug, Clone, Copy)]
+pub struct Definition {
+    /// Which service.
+    pub service: Service,
+    /// `CARGO_PKG_VERSION` of the service.
+    pub version: &'static str,
+}
+
+/// What `start` gets.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Bus connection, without the service's name yet: serve the objects on it.
+    pub connection: zbus::Connection,
+    /// Folders.
+    pub paths: ServicePaths,
+    /// How this process is confined.
+    pub confinement: Arc<[Mechanism]>,
+    /// Who may do what.
+    pub authority: Authority,
+}
+
+/// What the scaffold asks a running service for.
+pub trait Parts: Send + Sync + 'static {
+    /// Figures for `Health`, answered by the state actor itself: the watchdog relies on it.
+    fn figures(&self) -> impl Future<Output = Result<BTreeMap<String, u64>, String>> + Send;
+
+    /// Reads the configuration anew; what is running goes on.
+    fn reload(&self) -> impl Future<Output = Result<(), String>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Ends what must not outlive the service.
+    fn stop(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+}
+
+/// Runs a service until it is told to stop. Call it from `main`, before any thread exists:
+/// confinement binds the calling thread and what it starts.
+///
+/// `early` runs unconfined and gets the folders; `start` runs in the runtime, confined.
+pub fn run<E, P, F, R>(definition: Definition, early: E, start: F) -> ExitCode
+where
+    E: FnOnce(&ServicePaths) -> anyhow::Result<R>,
+    F: AsyncFnOnce(Context, R) -> anyhow::Result<P>,
+    P: Parts,
+{
+    logging::init(definition.service.binary());
+    match lifecycle::run(definition, early, start) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}: {error:#}", definition.service.binary());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! `org.shipote.Proxy1.Manager`, at the root object.
+
+use shipote_bus::NotAvailable;
+
+pub(crate) struct Manager;
+
+#[zbus::interface(name = "org.shipote.Proxy1.Manager")]
+impl Manager {
+    /// List the rules. Not available yet: answers `org.shipote.Error.NotAvailable`.
+    fn list(&self) -> Result<Vec<String>, NotAvailable> {
+        Err(NotAvailable::yet("proxy: List"))
+    }
+}

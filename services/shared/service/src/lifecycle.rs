@@ -1,0 +1,117 @@
+//! From start to stop, in the order that [`crate`] promises.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use sd_notify::NotifyState;
+use shipote_bus::paths::{self, ServicePaths};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::health::{HealthInterface, now_usec};
+use crate::{Authority, Context, Definition, Parts, confine};
+
+/// How long the state actor may take to answer the watchdog.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub(crate) fn run<E, P, F, R>(definition: Definition, early: E, start: F) -> anyhow::Result<()>
+where
+    E: FnOnce(&ServicePaths) -> anyhow::Result<R>,
+    F: AsyncFnOnce(Context, R) -> anyhow::Result<P>,
+    P: Parts,
+{
+    let service = definition.service;
+    let paths = ServicePaths::from_env(service.name());
+    for folder in [&paths.state, &paths.runtime] {
+        std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    let prepared = early(&paths)?;
+    let confinement: Arc<[_]> = confine::confine(service.name(), &paths)?.into();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the tokio runtime")?;
+    runtime.block_on(async {
+        let embedded = std::env::var(paths::BUS_ADDRESS_ENV).ok();
+        let builder = match &embedded {
+            Some(address) => zbus::connection::Builder::address(address.as_str()),
+            None => zbus::connection::Builder::system(),
+        };
+        let connection = builder
+            .build()
+            .await
+            .with_context(|| format!("connect to the bus {}", embedded.as_deref().unwrap_or("of the system")))?;
+        let context = Context {
+            authority: Authority::new(connection.clone(), embedded.is_some()),
+            connection: connection.clone(),
+            paths,
+            confinement: Arc::clone(&confinement),
+        };
+        let parts = Arc::new(start(context, prepared).await?);
+        let server = connection.object_server();
+        let health = HealthInterface {
+            parts: Arc::clone(&parts),
+            version: definition.version,
+            started: Instant::now(),
+            since: now_usec(),
+            confinement,
+        };
+        server.at(service.path(), health).await.context("serve org.shipote.Service1")?;
+        server.at(service.path(), zbus::fdo::ObjectManager).await.context("serve the object manager")?;
+        connection.request_name(service.bus_name()).await.with_context(|| {
+            format!("take the bus name {}; is another {} running?", service.bus_name(), service.binary())
+        })?;
+        notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+        tracing::info!("{} {} serves {}", service.binary(), definition.version, service.bus_name());
+        let ended = serve(&connection, parts.as_ref()).await;
+        notify(&[NotifyState::Stopping]);
+        parts.stop().await;
+        connection.graceful_shutdown().await;
+        ended
+    })
+}
+
+async fn serve<P: Parts>(connection: &zbus::Connection, parts: &P) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let mut hang_up = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
+    // half the interval, as sd_watchdog_enabled(3) recommends
+    let mut watchdog = sd_notify::watchdog_enabled().map(|every| tokio::time::interval(every / 2));
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hang_up.recv() => reload(parts).await,
+            () = connection.closed() => anyhow::bail!("the bus closed the connection"),
+            () = async { match &mut watchdog { Some(w) => { w.tick().await; } None => pending().await } } => {
+                match tokio::time::timeout(ANSWER_TIMEOUT, parts.figures()).await {
+                    Ok(Ok(_)) => notify(&[NotifyState::Watchdog]),
+                    Ok(Err(e)) => tracing::error!("watchdog withheld, the state actor failed: {e}"),
+                    Err(_) => tracing::error!("watchdog withheld, the state actor does not answer"),
+                }
+            }
+        }
+    }
+}
+
+async fn reload<P: Parts>(parts: &P) {
+    match NotifyState::monotonic_usec_now() {
+        Ok(stamp) => notify(&[NotifyState::Reloading, stamp]),
+        Err(e) => tracing::error!("read the monotonic clock for RELOADING=1: {e}"),
+    }
+    match parts.reload().await {
+        Ok(()) => {
+            tracing::info!("configuration reloaded");
+            notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+        }
+        Err(e) => {
+            tracing::error!("reload refused, the configuration from before goes on: {e}");
+            notify(&[NotifyState::Ready, NotifyState::Status("serving; the last reload was refused, see the log")]);
+        }
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!("tell the service manager {states:?}: {error}");
+    }
+}
