@@ -65,7 +65,7 @@ impl Loaded {
     {
         let interface = self.instance.get_export_index(&mut self.store, None, interface).unwrap();
         let index = self.instance.get_export_index(&mut self.store, Some(&interface), name).unwrap();
-        self.instance.get_typed_func(&mut self.store, &index).unwrap()
+        self.instance.get_typed_func(&mut self.store, index).unwrap()
     }
 
     fn metadata(&mut self) -> Metadata {
