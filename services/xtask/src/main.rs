@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bus_trial;
 mod vm;
 
 /// The project's own tasks.
@@ -26,12 +27,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Drive a message bus for a while and judge whether it can carry the embedded appliance.
+    BusTrial(bus_trial::Args),
     /// Build, boot and drive a Debian 13 virtual machine.
     Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
+        Task::BusTrial(args) => bus_trial::run(&args),
         Task::Vm(args) => vm::run(&args),
     };
     match result {
