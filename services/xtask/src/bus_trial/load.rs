@@ -62,7 +62,7 @@ async fn caller(trial: &Trial, seed: u64) -> Result<()> {
 
 async fn echo(trial: &Trial, bus: &Connection, number: u64) {
     // Mostly small; now and then one that does not fit a socket's buffer.
-    let length = if number % 4001 == 0 { 512 * 1024 } else { (number % 96) as usize };
+    let length = if number.is_multiple_of(4001) { 512 * 1024 } else { (number % 96) as usize };
     #[expect(clippy::cast_possible_truncation, reason = "any byte will do")]
     let bytes = vec![number as u8; length];
     let start = Instant::now();
