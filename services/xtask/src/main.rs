@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bus_trial;
+mod install;
 mod vm;
 
 /// The project's own tasks.
@@ -29,6 +30,8 @@ struct Cli {
 enum Task {
     /// Drive a message bus for a while and judge whether it can carry the embedded appliance.
     BusTrial(bus_trial::Args),
+    /// Lay out an installation below a folder.
+    Install(install::Args),
     /// Build, boot and drive a Debian 13 virtual machine.
     Vm(vm::Args),
 }
@@ -36,6 +39,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::BusTrial(args) => bus_trial::run(&args),
+        Task::Install(args) => install::run(&args),
         Task::Vm(args) => vm::run(&args),
     };
     match result {

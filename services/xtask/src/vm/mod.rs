@@ -1,8 +1,26 @@
-//! `cargo xtask vm`: a Debian 13 system virtual machine under QEMU.
+//! `cargo xtask vm`: a Debian 13 system virtual machine under QEMU, for what a build machine rarely has itself: systemd
+//! as PID 1, cgroup v2, polkit, a system bus.
+//!
+//! Three parts: this module builds (image, in [`image`]; the disk with the project's files, in [`stage`]) and writes down
+//! how the machine is started ([`qemu`]); `vm-tests/driver.py` starts it, talks to it and runs the scenarios; [`agent`]
+//! runs inside and executes commands that arrive over a virtio-serial port.
+//!
+//! Invariant: the cached image is never written to. A machine works on a copy that goes away with it, and it goes away
+//! with the process that started it, however that ends (`vm up` excepted, which `vm down` undoes).
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+
+mod accel;
+mod agent;
+mod driver;
+mod host;
+mod image;
+mod qemu;
+mod stage;
 
 /// Arguments of `cargo xtask vm`.
 #[derive(Debug, Parser)]
@@ -14,12 +32,97 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Build the machine's image and store it in the cache.
-    Build,
+    Build {
+        /// Build it anew even if the cache has it (newer packages).
+        #[arg(long)]
+        refresh: bool,
+    },
+    /// Boot a machine and leave it running until `vm down`.
+    Up {
+        #[command(flatten)]
+        stage: stage::Options,
+    },
+    /// Run a command in the machine that `vm up` left running, else in one booted for it.
+    Run {
+        #[command(flatten)]
+        stage: stage::Options,
+        /// The command and its arguments; a single argument is a shell's command line.
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Stop the machine that `vm up` left running.
+    Down,
+    /// Run scenarios of `vm-tests/` (all of them, or those named) in a fresh machine.
+    Test {
+        #[command(flatten)]
+        stage: stage::Options,
+        /// Scenarios, as file names without `.py`.
+        names: Vec<String>,
+        /// After a failure keep the machine until Enter is pressed; meanwhile `vm run` reaches it.
+        #[arg(long)]
+        hold: bool,
+    },
+    /// Inside the machine: execute what arrives over the control port.
+    #[command(hide = true)]
+    Agent,
 }
 
 /// Runs one action; the exit code is the command's own where a command ran in the machine.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    match args.action {
-        Action::Build => anyhow::bail!("the image builder is not available yet"),
+    match &args.action {
+        Action::Build { refresh } => {
+            host::require_tools()?;
+            let image = image::ensure(*refresh)?;
+            println!("{}", image.dir().display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Up { stage } => driver::up(&prepare(stage)?),
+        Action::Run { stage, command } => {
+            if driver::is_up() {
+                return driver::run(None, command);
+            }
+            driver::run(Some(&prepare(stage)?), command)
+        }
+        Action::Down => driver::down(),
+        Action::Test { stage, names, hold } => {
+            let scenarios = driver::scenarios(names)?;
+            driver::test(&prepare(stage)?, &scenarios, *hold)
+        }
+        Action::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// Everything a machine needs before it can start.
+fn prepare(options: &stage::Options) -> anyhow::Result<qemu::Machine> {
+    host::require_tools()?;
+    // the project is compiled first: a compile error should not wait for an image
+    let stage = stage::build(options)?;
+    let image = image::ensure(false)?;
+    let accel = accel::choose(&image)?;
+    qemu::Machine::describe(&image, &stage, accel)
+}
+
+/// Root of the source tree.
+pub(crate) fn repository() -> anyhow::Result<PathBuf> {
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    let root = manifest.ancestors().nth(2).context("find the source tree: xtask does not lie in services/xtask")?;
+    Ok(root.to_path_buf())
+}
+
+/// The cache of `cargo xtask vm`: `$SHIPOTE_CACHE/vm`, else `.cache/vm` in the source tree.
+fn cache() -> anyhow::Result<PathBuf> {
+    let base = match std::env::var_os("SHIPOTE_CACHE") {
+        Some(dir) => std::path::absolute(dir)?,
+        None => repository()?.join(".cache"),
+    };
+    let dir = base.join("vm");
+    std::fs::create_dir_all(&dir).with_context(|| format!("create the cache {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Lets time pass where there is nothing to wait on (no runtime runs in this program).
+#[expect(clippy::disallowed_methods, reason = "no runtime here that it could block")]
+fn pause(time: std::time::Duration) {
+    std::thread::sleep(time);
 }

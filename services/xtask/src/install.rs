@@ -1,0 +1,113 @@
+//! `cargo xtask install --destdir DIR`: the files of an installation, laid out as a distribution's package has them.
+//!
+//! The table below is the one place that says what goes where: packages and the test machine are made from it.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+
+use crate::vm::repository;
+
+/// Packages of the workspace whose binary, of the same name, is installed in `usr/bin`.
+const BINARIES: &[&str] = &["shipote", "shipote-machines", "shipote-plugins", "shipote-proxy", "shipote-workspaces"];
+
+/// Folder in the source tree, ending of the file names, folder in the installation.
+const DATA: &[(&str, &str, &str)] = &[
+    ("services/workspaces", ".service", "usr/lib/systemd/system"),
+    ("services/machines", ".service", "usr/lib/systemd/system"),
+    ("services/proxy", ".service", "usr/lib/systemd/system"),
+    ("services/plugins", ".service", "usr/lib/systemd/system"),
+    ("policies/sysusers.d", ".conf", "usr/lib/sysusers.d"),
+    ("policies/tmpfiles.d", ".conf", "usr/lib/tmpfiles.d"),
+    ("policies/dbus", ".conf", "usr/share/dbus-1/system.d"),
+    ("policies/dbus/system-services", ".service", "usr/share/dbus-1/system-services"),
+    ("policies/polkit", ".policy", "usr/share/polkit-1/actions"),
+    ("policies/polkit", ".rules", "usr/share/polkit-1/rules.d"),
+    ("policies/landlock", ".toml", "usr/share/shipote/policies/landlock"),
+    ("policies/plugins", ".json", "usr/share/shipote/policies/plugins"),
+];
+
+/// Arguments of `cargo xtask install`.
+#[derive(Debug, Parser)]
+pub(crate) struct Args {
+    /// Folder that stands for `/`.
+    #[arg(long, value_name = "DIR")]
+    destdir: PathBuf,
+    #[command(flatten)]
+    profile: Profile,
+}
+
+/// How the binaries are compiled.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Profile {
+    /// With optimisation.
+    #[arg(long)]
+    release: bool,
+}
+
+/// Runs `cargo xtask install`.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    install(&args.destdir, args.profile)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Compiles the binaries and lays out the installation below `destdir`.
+pub(crate) fn install(destdir: &Path, profile: Profile) -> anyhow::Result<()> {
+    let root = repository()?;
+    let bin = destdir.join("usr/bin");
+    for built in compile(&root, profile)? {
+        put(&built, &bin, 0o755)?;
+    }
+    for (from, ending, to) in DATA {
+        let from = root.join(from);
+        let Ok(entries) = fs::read_dir(&from) else { continue };
+        for entry in entries {
+            let path = entry.with_context(|| format!("read {}", from.display()))?.path();
+            if path.is_file() && path.to_string_lossy().ends_with(ending) {
+                put(&path, &destdir.join(to), 0o644)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn put(file: &Path, dir: &Path, mode: u32) -> anyhow::Result<()> {
+    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    let target = dir.join(file.file_name().context("install a file without a name")?);
+    fs::copy(file, &target).with_context(|| format!("copy {} to {}", file.display(), target.display()))?;
+    fs::set_permissions(&target, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("chmod {}", target.display()))
+}
+
+/// Compiles, and asks cargo where the binaries are: the target folder may be anywhere.
+fn compile(root: &Path, profile: Profile) -> anyhow::Result<Vec<PathBuf>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(root).args(["build", "--message-format=json-render-diagnostics"]);
+    command.args(BINARIES.iter().flat_map(|package| ["--package", package]));
+    if profile.release {
+        command.arg("--release");
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().context("run cargo build")?;
+    let output = child.stdout.take().context("read from cargo build")?;
+    let mut found = Vec::new();
+    for line in BufReader::new(output).lines() {
+        let message: serde_json::Value = serde_json::from_str(&line?).unwrap_or_default();
+        let Some(path) = message["executable"].as_str().map(PathBuf::from) else { continue };
+        if BINARIES.iter().any(|binary| path.file_name().is_some_and(|name| name == *binary)) {
+            found.push(path);
+        }
+    }
+    if !child.wait()?.success() {
+        bail!("compile the services: cargo build failed");
+    }
+    if found.len() != BINARIES.len() {
+        bail!("compile the services: cargo built {} of {} binaries", found.len(), BINARIES.len());
+    }
+    Ok(found)
+}

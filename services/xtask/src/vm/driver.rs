@@ -1,0 +1,149 @@
+//! Hands a described machine to the Python driver in `vm-tests/driver`, and remembers the machine that `vm up` left running.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::Deserialize;
+
+use super::qemu::Machine;
+
+/// What the driver writes down about the machine of `vm up`.
+#[derive(Debug, Deserialize)]
+struct Running {
+    pid: i32,
+    control_socket: PathBuf,
+    stage: Option<PathBuf>,
+}
+
+fn record() -> anyhow::Result<PathBuf> {
+    Ok(super::cache()?.join("up.json"))
+}
+
+/// The machine of `vm up`, if its driver is still there.
+fn running() -> Option<Running> {
+    let running: Running = serde_json::from_slice(&fs::read(record().ok()?).ok()?).ok()?;
+    running.control_socket.exists().then_some(running).filter(|r| kill(Pid::from_raw(r.pid), None).is_ok())
+}
+
+/// Whether `vm up` left a machine running.
+pub(super) fn is_up() -> bool {
+    running().is_some()
+}
+
+/// Whether the machine of `vm up` was made from this stage.
+pub(super) fn uses(stage: &Path) -> bool {
+    running().is_some_and(|r| r.stage.as_deref() == Some(stage))
+}
+
+fn driver(mode: &str) -> anyhow::Result<Command> {
+    let mut command = Command::new("python3");
+    // no compiled files in the source tree
+    command.env("PYTHONDONTWRITEBYTECODE", "1").arg("-u").arg(super::repository()?.join("vm-tests/driver")).arg(mode);
+    Ok(command)
+}
+
+/// Boots a machine that outlives this process.
+pub(super) fn up(machine: &Machine) -> anyhow::Result<ExitCode> {
+    if is_up() {
+        bail!("vm up: a machine is already running; `cargo xtask vm down` stops it");
+    }
+    let log = super::cache()?.join("up.log");
+    let errors = File::create(&log).with_context(|| format!("create {}", log.display()))?;
+    let mut child = driver("serve")?
+        .arg(machine.write()?)
+        .arg(record()?)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(errors)
+        .process_group(0)
+        .spawn()
+        .context("run the driver")?;
+    let output = child.stdout.take().context("read from the driver")?;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if line == "ready" {
+            println!("vm: up; `cargo xtask vm run -- CMD` runs commands in it, `cargo xtask vm down` stops it");
+            return Ok(ExitCode::SUCCESS);
+        }
+        eprintln!("{line}");
+    }
+    let status = child.wait()?;
+    bail!("vm up: the driver ended ({status}); see {}", log.display());
+}
+
+/// Runs a command in the machine given, else in that of `vm up`.
+pub(super) fn run(machine: Option<&Machine>, words: &[String]) -> anyhow::Result<ExitCode> {
+    let mut command = driver("run")?;
+    match (machine, running()) {
+        (Some(machine), _) => command.arg("--machine").arg(machine.write()?),
+        (None, Some(running)) => command.arg("--socket").arg(running.control_socket),
+        (None, None) => bail!("vm run: the machine has gone away"),
+    };
+    finish(command.arg("--").args(words))
+}
+
+/// Runs scenarios in one fresh machine.
+pub(super) fn test(machine: &Machine, scenarios: &[PathBuf], hold: bool) -> anyhow::Result<ExitCode> {
+    let mut command = driver("test")?;
+    command.arg(machine.write()?).args(scenarios);
+    if hold {
+        command.arg("--hold").arg(record()?);
+    }
+    finish(&mut command)
+}
+
+/// Waits for the driver, which ends by itself (and its machine with it) when this process is gone.
+fn finish(command: &mut Command) -> anyhow::Result<ExitCode> {
+    let status = command.env("SHIPOTE_VM_PARENT", std::process::id().to_string()).status().context("run the driver")?;
+    let code = status.code().with_context(|| format!("the driver ended: {status}"))?;
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// Stops the machine of `vm up`.
+pub(super) fn down() -> anyhow::Result<ExitCode> {
+    let Some(running) = running() else {
+        println!("vm: no machine is up");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let pid = Pid::from_raw(running.pid);
+    kill(pid, Signal::SIGTERM).context("stop the driver")?;
+    let end = Instant::now() + Duration::from_secs(30);
+    while kill(pid, None).is_ok() {
+        if Instant::now() > end {
+            bail!("vm down: the driver (process {pid}) does not end");
+        }
+        super::pause(Duration::from_millis(50));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Paths of the scenarios named, or of all.
+pub(super) fn scenarios(names: &[String]) -> anyhow::Result<Vec<PathBuf>> {
+    let dir = super::repository()?.join("vm-tests");
+    let mut all: Vec<PathBuf> = fs::read_dir(&dir)
+        .with_context(|| format!("read {}", dir.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "py"))
+        .collect();
+    all.sort();
+    if names.is_empty() {
+        return Ok(all);
+    }
+    names
+        .iter()
+        .map(|name| {
+            let wanted = dir.join(format!("{name}.py"));
+            let known =
+                || all.iter().filter_map(|p| p.file_stem()).map(|s| s.to_string_lossy()).collect::<Vec<_>>().join(", ");
+            if all.contains(&wanted) { Ok(wanted) } else { bail!("no scenario {name:?}; there are: {}", known()) }
+        })
+        .collect()
+}
