@@ -7,6 +7,7 @@
 //!
 //! One file per command, each with its arguments and `run(args) -> anyhow::Result<ExitCode>`.
 
+mod proxy;
 mod status;
 mod up;
 
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Start the embedded appliance in the foreground: a private bus and the services
     Up(up::UpArgs),
+    /// Compile proxy rules, and ask the running proxy
+    Proxy(proxy::ProxyArgs),
     /// Show what runs, since when, and how it is confined
     Status(status::StatusArgs),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(args) => up::run(args).await,
+        Command::Proxy(args) => proxy::run(args).await,
         Command::Status(args) => status::run(args).await,
     }
 }
