@@ -1,6 +1,8 @@
 //! Against two releases of the public crate that defines the protocol: its types read what ours write and the other
 //! way round, and for the older one both write the same bytes.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use shipote_agent_protocol as ours;
 use smolvm_protocol_0 as old;
 use smolvm_protocol_1 as new;

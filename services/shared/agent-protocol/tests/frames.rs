@@ -1,5 +1,7 @@
 //! The decoder: whatever arrives, in whatever pieces, it ends in a message or an error, with memory bounded by what came.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use proptest::prelude::*;
 use shipote_agent_protocol::{
     AgentRequest, FrameError, MAX_FRAME, encode, read_body, read_length, read_message, skip_body,

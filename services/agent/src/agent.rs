@@ -1,0 +1,48 @@
+//! What all connections share.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::sync::Semaphore;
+
+use crate::exec::Cgroups;
+use crate::files::Tree;
+use crate::power::Power;
+use crate::reaper::Reaper;
+
+/// Connections served at once.
+const CONNECTIONS: usize = 64;
+/// Bytes of request bodies held at once by all connections, in KiB: room for one of the largest and some small ones.
+const BODIES_KIB: usize = 40 * 1024;
+
+pub(crate) struct Agent {
+    /// What a connection must begin with.
+    pub(crate) secret: Option<String>,
+    /// What file requests can reach.
+    pub(crate) tree: Arc<Tree>,
+    pub(crate) reaper: Arc<Reaper>,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) power: Power,
+    pub(crate) connections: Arc<Semaphore>,
+    pub(crate) bodies: Arc<Semaphore>,
+}
+
+impl Agent {
+    pub(crate) fn new(
+        root: &Path,
+        secret: Option<String>,
+        cgroups: Cgroups,
+        power: Power,
+    ) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            secret,
+            tree: Arc::new(Tree::open(root).with_context(|| format!("open {}", root.display()))?),
+            reaper: Arc::default(),
+            cgroups,
+            power,
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            bodies: Arc::new(Semaphore::new(BODIES_KIB)),
+        }))
+    }
+}

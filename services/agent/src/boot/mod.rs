@@ -1,0 +1,71 @@
+//! From the kernel's hand to a listening agent.
+//!
+//! What stands between power-on and the first answer is kept short: the few mounts and modules that vsock and commands
+//! need come first, the rest once the host has been told.
+
+mod modules;
+mod mounts;
+mod settings;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use shipote_agent_protocol::ports;
+
+use crate::agent::Agent;
+use crate::exec::Cgroups;
+use crate::power::Power;
+use crate::{listen, reaper, runtime};
+
+/// Runs as PID 1. Does not return unless the machine cannot be served, which ends it.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let result = serve();
+    if let Err(error) = &result {
+        eprintln!("shipote-agent: {error:#}; the machine ends");
+        Power::Machine.off();
+    }
+    result
+}
+
+fn serve() -> anyhow::Result<()> {
+    mounts::first()?;
+    modules::load(Path::new(modules::FIRST))?;
+    let settings = settings::take(Path::new(settings::PATH))?;
+    if let Some(name) = &settings.hostname {
+        rustix::system::sethostname(name.as_bytes()).context("set the host name")?;
+    }
+    let cgroups = match mounts::cgroups() {
+        Ok(()) => Cgroups::beneath(PathBuf::from(mounts::CGROUPS)),
+        Err(error) => {
+            eprintln!("shipote-agent: mount cgroups: {error:#}; commands are ended by process group only");
+            Cgroups::none()
+        }
+    };
+    runtime()?.block_on(async {
+        let agent = Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine)?;
+        tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
+        let listener = listen::vsock(ports::AGENT_CONTROL).context("listen on vsock")?;
+        let serving = tokio::spawn(async move { listen::serve(&listener, &agent).await });
+        // What follows may block for a moment; connections wait in the socket's queue meanwhile.
+        tokio::task::spawn_blocking(|| {
+            if let Err(error) = listen::knock(ports::AGENT_READY) {
+                eprintln!("shipote-agent: tell the host: {error}; it will find out by asking");
+            }
+            if let Err(error) = later() {
+                eprintln!("shipote-agent: {error:#}");
+            }
+        });
+        serving.await.context("serve")
+    })
+}
+
+/// What no first answer needs.
+fn later() -> anyhow::Result<()> {
+    mounts::rest()?;
+    modules::load(Path::new(modules::LATER))?;
+    // Loopback comes up with its address; no library is worth this one call at boot.
+    let _ = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).spawn().context("bring up lo")?;
+    Ok(())
+}

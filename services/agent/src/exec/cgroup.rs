@@ -1,0 +1,63 @@
+//! One cgroup a command (cgroup v2), so that nothing it started outlives it, in whatever session it hides.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Makes cgroups for commands, where the agent may.
+pub(crate) struct Cgroups {
+    root: Option<PathBuf>,
+    next: AtomicU64,
+    /// Cgroups of ended commands that still had members when last looked at.
+    ended: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+/// A command's cgroup; removed when dropped, or as soon after as its last member has died.
+pub(crate) struct Cgroup {
+    path: PathBuf,
+    ended: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+impl Cgroups {
+    /// Commands get none: a process that is not PID 1 of a machine owns no part of the hierarchy.
+    pub(crate) fn none() -> Self {
+        Self { root: None, next: AtomicU64::new(1), ended: Arc::default() }
+    }
+
+    /// Commands get one beneath `root`.
+    pub(crate) fn beneath(root: PathBuf) -> Self {
+        Self { root: Some(root), ..Self::none() }
+    }
+
+    /// A new cgroup, and the file that a process joins it by.
+    pub(crate) fn create(&self) -> std::io::Result<Option<(Arc<Cgroup>, File)>> {
+        let Some(root) = &self.root else { return Ok(None) };
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.retain(|path| std::fs::remove_dir(path).is_err());
+        drop(ended);
+        let path = root.join(format!("exec-{}", self.next.fetch_add(1, Ordering::Relaxed)));
+        std::fs::create_dir(&path)?;
+        let cgroup = Cgroup { path, ended: Arc::clone(&self.ended) };
+        let join = File::options().write(true).open(cgroup.path.join("cgroup.procs"))?;
+        Ok(Some((Arc::new(cgroup), join)))
+    }
+}
+
+impl Cgroup {
+    /// Kills every member.
+    pub(crate) fn kill(&self) {
+        if let Err(error) = std::fs::write(self.path.join("cgroup.kill"), "1") {
+            eprintln!("shipote-agent: kill {}: {error}", self.path.display());
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        if std::fs::remove_dir(&self.path).is_err() {
+            let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+            ended.push(std::mem::take(&mut self.path));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Waits for every child: those that a request started and those that the kernel hands to PID 1.
+//!
+//! There is one place that waits, so that no wait takes another's child. A child is first looked at without being
+//! reaped: until then its process group's number cannot be given to anyone else, and the rest of the group is killed
+//! under that number safely.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+use tokio::signal::unix::{Signal as Stream, SignalKind};
+use tokio::sync::oneshot;
+
+use crate::exec::Cgroup;
+
+/// A command: its process group and, in a machine, its cgroup.
+struct Entry {
+    exited: oneshot::Sender<i32>,
+    cgroup: Option<Arc<Cgroup>>,
+    /// Whether the rest of the group ends with its leader.
+    whole_group: bool,
+}
+
+/// All children that a request started and that have not been reaped.
+#[derive(Default)]
+pub(crate) struct Reaper {
+    children: Mutex<HashMap<i32, Entry>>,
+}
+
+/// Orphans of commands come to this process, as they do to PID 1.
+pub(crate) fn become_subreaper() {
+    if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
+        eprintln!("shipote-agent: become subreaper: {error}; orphans of commands are left to the system");
+    }
+}
+
+/// The signal that tells of ended children; to be had before the first child is started.
+pub(crate) fn signal() -> std::io::Result<Stream> {
+    tokio::signal::unix::signal(SignalKind::child())
+}
+
+impl Reaper {
+    fn children(&self) -> MutexGuard<'_, HashMap<i32, Entry>> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes charge of a child that leads a process group. Must be called on the runtime's thread before anything is
+    /// awaited after the child was started, so that it cannot be reaped unknown. The exit code comes through the
+    /// receiver: 128 + n for death by signal n.
+    pub(crate) fn adopt(&self, pid: i32, cgroup: Option<Arc<Cgroup>>, whole_group: bool) -> oneshot::Receiver<i32> {
+        let (exited, receiver) = oneshot::channel();
+        self.children().insert(pid, Entry { exited, cgroup, whole_group });
+        receiver
+    }
+
+    /// Kills a command with everything it started; nothing happens if it has been reaped.
+    pub(crate) fn kill(&self, pid: i32) {
+        if let Some(entry) = self.children().get(&pid) {
+            kill_all(pid, entry.cgroup.as_deref());
+        }
+    }
+
+    /// Reaps for as long as the process lives.
+    pub(crate) async fn run(self: Arc<Self>, mut ended: Stream) {
+        while ended.recv().await.is_some() {
+            self.reap();
+        }
+    }
+
+    fn reap(&self) {
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) = waitid(Id::All, look) {
+            let entry = self.children().remove(&pid.as_raw());
+            if let Some(Entry { cgroup, whole_group: true, .. }) = &entry {
+                kill_all(pid.as_raw(), cgroup.as_deref());
+            }
+            let code = match waitpid(pid, None) {
+                Ok(WaitStatus::Exited(_, code)) => code,
+                Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
+                // waitid has just shown it to be dead.
+                _ => 255,
+            };
+            if let Some(entry) = entry {
+                // Nobody listens for background commands.
+                let _ = entry.exited.send(code);
+            }
+        }
+    }
+}
+
+fn kill_all(leader: i32, cgroup: Option<&Cgroup>) {
+    // The group may have ended already; the cgroup holds those that left it.
+    let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+    if let Some(cgroup) = cgroup {
+        cgroup.kill();
+    }
+}

@@ -1,0 +1,72 @@
+//! Requests that one answer settles.
+
+use std::time::Duration;
+
+use shipote_agent_protocol::{AgentRequest, AgentResponse, PROTOCOL_VERSION, StorageStatus, codes};
+
+use crate::agent::Agent;
+
+/// What a request for an image is told: this build keeps no image store.
+const NO_STORE: &str = "this agent keeps no images; run commands in its own root (VmExec)";
+
+/// Answers everything that is neither an exec, a session, a file nor the end.
+pub(crate) async fn answer(agent: &Agent, request: AgentRequest) -> AgentResponse {
+    match request {
+        AgentRequest::Ping => AgentResponse::Pong { version: PROTOCOL_VERSION },
+        AgentRequest::StorageStatus => storage(agent),
+        AgentRequest::NetworkTest { url } => network(&url).await,
+        AgentRequest::FormatStorage => {
+            AgentResponse::error(codes::FORMAT_FAILED, "the machine has no storage disk; give it one")
+        }
+        AgentRequest::ListImages => AgentResponse::ok_with(serde_json::json!([])),
+        AgentRequest::GarbageCollect { dry_run, .. } => {
+            AgentResponse::ok_with(serde_json::json!({"freed_bytes": 0, "dry_run": dry_run}))
+        }
+        AgentRequest::Query { image } => {
+            AgentResponse::error(codes::NOT_FOUND, format_args!("image {image}: none here"))
+        }
+        AgentRequest::Pull { .. } => AgentResponse::error(codes::PULL_FAILED, NO_STORE),
+        AgentRequest::Run { image, .. } => {
+            AgentResponse::error(codes::RUN_FAILED, format_args!("image {image}: {NO_STORE}"))
+        }
+        AgentRequest::PrepareOverlay { .. } => AgentResponse::error(codes::OVERLAY_FAILED, NO_STORE),
+        AgentRequest::CleanupOverlay { .. } => AgentResponse::ok(),
+        AgentRequest::ExportLayer { .. } => AgentResponse::error(codes::EXPORT_FAILED, NO_STORE),
+        other => AgentResponse::error(codes::INTERNAL_ERROR, format_args!("{} is not answered here", other.method())),
+    }
+}
+
+fn storage(agent: &Agent) -> AgentResponse {
+    match rustix::fs::fstatvfs(agent.tree.root()) {
+        Ok(stat) => AgentResponse::ok_with(StorageStatus {
+            ready: false,
+            total_bytes: stat.f_blocks * stat.f_frsize,
+            used_bytes: (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
+            layer_count: 0,
+            image_count: 0,
+        }),
+        Err(error) => AgentResponse::error(codes::STATUS_FAILED, error),
+    }
+}
+
+/// Whether anything could be reached at all: without a network device the answer is known.
+async fn network(url: &str) -> AgentResponse {
+    let devices = std::fs::read_dir("/sys/class/net")
+        .map_or(0, |entries| entries.filter_map(Result::ok).filter(|entry| entry.file_name() != "lo").count());
+    let error = if devices == 0 {
+        "the machine has no network device".to_owned()
+    } else {
+        match url.parse::<std::net::SocketAddr>() {
+            Err(_) => "only ADDRESS:PORT can be tried: the agent resolves no names".to_owned(),
+            Ok(address) => {
+                let connecting = tokio::net::TcpStream::connect(address);
+                match tokio::time::timeout(Duration::from_secs(5), connecting).await {
+                    Ok(Ok(_)) => return AgentResponse::ok_with(serde_json::json!({"url": url, "reachable": true})),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(_) => "no answer within 5 s".to_owned(),
+                }
+            }
+        }
+    };
+    AgentResponse::ok_with(serde_json::json!({"url": url, "reachable": false, "error": error}))
+}
