@@ -13,6 +13,8 @@ import time
 
 # Files go in pieces of this size.
 PIECE = 48 * 1024
+# So many pieces are sent before the first one's answer is waited for.
+AHEAD = 8
 # An agent that has not answered this long after a command's own time limit is lost.
 GRACE = 60
 
@@ -85,16 +87,25 @@ class Control:
 
     def write_file(self, path, chunks, mode):
         """Writes a file in the machine from an iterable of bytes."""
-        append = False
+        append, pending = False, set()
         for chunk in itertools.chain(chunks, [b""]):
             data = base64.b64encode(chunk).decode()
-            number = self._send({"op": "write", "path": path, "data": data, "append": append, "mode": mode})
+            pending.add(self._send({"op": "write", "path": path, "data": data, "append": append, "mode": mode}))
             append = True
+            # several pieces on their way at a time: a round trip costs more than a piece
+            if len(pending) >= AHEAD:
+                self._written(pending)
+        while pending:
+            self._written(pending)
+
+    def _written(self, pending):
+        """Waits for one of the pieces on their way."""
+        answer = self._receive(time.monotonic() + GRACE)
+        while answer["id"] not in pending:
             answer = self._receive(time.monotonic() + GRACE)
-            while answer["id"] != number:
-                answer = self._receive(time.monotonic() + GRACE)
-            if answer["event"] != "done":
-                raise RuntimeError(answer["message"])
+        pending.remove(answer["id"])
+        if answer["event"] != "done":
+            raise RuntimeError(answer["message"])
 
     def _send(self, request, lead=b""):
         if self.socket is None:

@@ -41,8 +41,14 @@ pub fn drop_capabilities(keep: CapabilitySet) -> Result<Mechanism, Error> {
         }
     }
     let kept = before.permitted & keep;
-    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
-        .map_err(Error::system("capset"))?;
+    // A unit's system call filter may forbid capset (it is among systemd's @privileged), and where the service manager has
+    // already given no more than is kept there is nothing to ask for. What is inheritable of it then stays so: without an
+    // ambient set and with no_new_privs it is gained by nobody.
+    let settled = before.effective == kept && before.permitted == kept && kept.contains(before.inheritable);
+    if !settled {
+        set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
+            .map_err(Error::system("capset"))?;
+    }
     Ok(match (left_in_bounding, kept.is_empty()) {
         (0, true) => Mechanism::enforced("capabilities", "none left"),
         (0, false) => Mechanism::enforced("capabilities", format!("kept {}", names(kept))),

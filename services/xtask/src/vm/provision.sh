@@ -6,6 +6,7 @@ systemctl is-system-running --wait >/dev/null || true
 cp -r --no-preserve=ownership /mnt/host/root/. /
 systemd-sysusers
 systemd-tmpfiles --create shipote.conf
+journalctl --update-catalog
 systemctl daemon-reload
 busctl call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig >/dev/null
 cd /usr/lib/systemd/system

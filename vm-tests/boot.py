@@ -1,0 +1,104 @@
+# The four services run from their own unit files, confined, none of them as root, and answer on the system bus.
+
+SERVICES = {
+    "plugins": "org.shipote.Plugins1",
+    "workspaces": "org.shipote.Workspaces1",
+    "machines": "org.shipote.Machines1",
+    "proxy": "org.shipote.Proxy1",
+}
+
+
+def path_of(bus_name):
+    return "/" + bus_name.replace(".", "/")
+
+
+def health(bus_name):
+    return machine.succeed(f"busctl call {bus_name} {path_of(bus_name)} org.shipote.Service1 Health")
+
+
+def main_pid(service):
+    return machine.succeed(f"systemctl show -P MainPID shipote-{service}.service").strip()
+
+
+start_all()
+machine.wait_for_unit("multi-user.target")
+
+for service, bus_name in SERVICES.items():
+    unit = f"shipote-{service}.service"
+    with subtest(f"{unit} is active"):
+        machine.wait_for_unit(unit, timeout=120)
+
+    with subtest(f"{unit} says in the journal that it serves"):
+        machine.succeed(f"journalctl -q -b -u {unit} --grep 'serves {bus_name}' | grep -q serves")
+
+    with subtest(f"{bus_name} has a tree and documented interfaces"):
+        assert path_of(bus_name) in machine.succeed(f"busctl tree --list {bus_name}").splitlines()
+        interfaces = machine.succeed(f"busctl introspect {bus_name} {path_of(bus_name)}")
+        for interface in ("org.freedesktop.DBus.ObjectManager", "org.shipote.Service1", f"{bus_name}.Manager"):
+            assert interface in interfaces, f"{interface} is missing:\n{interfaces}"
+
+    with subtest(f"{bus_name} answers Health"):
+        assert "running" in health(bus_name)
+
+    with subtest(f"{unit} runs as a user of its own, without new privileges"):
+        pid = main_pid(service)
+        assert machine.succeed(f"systemctl show -P User {unit}").strip() == f"shipote-{service}"
+        assert machine.succeed(f"stat -c %U /proc/{pid}").strip() == f"shipote-{service}"
+        status = machine.succeed(f"cat /proc/{pid}/status")
+        assert "NoNewPrivs:\t1" in status, status
+        capabilities = "0000000000000400" if service == "proxy" else "0000000000000000"
+        assert f"CapEff:\t{capabilities}" in status, status
+        assert "Seccomp:\t2" in status, status
+
+    with subtest(f"{unit} reports its own confinement"):
+        # a(sss): name, state and reason of each mechanism
+        report = machine.succeed(f"busctl get-property {bus_name} {path_of(bus_name)} org.shipote.Service1 Confinement")
+        print(f"     {report.strip()}")
+        for mechanism in ("capabilities", "no-new-privileges", "landlock", "seccomp"):
+            assert f'"{mechanism}" "enforced"' in report, report
+
+    with subtest(f"{unit} has a low exposure"):
+        limit = 25 if service == "workspaces" else 15
+        machine.succeed(f"systemd-analyze security --no-pager --threshold={limit} {unit} > /tmp/security")
+        print("     " + machine.succeed("tail -n 1 /tmp/security").strip())
+
+with subtest("nobody but a service's user may own its name"):
+    for bus_name in SERVICES.values():
+        call = "org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus RequestName su"
+        refusal = machine.fail(f"busctl call {call} {bus_name} 0 2>&1")
+        assert "not allowed" in refusal.lower() or "denied" in refusal.lower(), refusal
+
+with subtest("a service is started by the first call to its name"):
+    machine.succeed("systemctl stop shipote-plugins.service")
+    machine.require_unit_state("shipote-plugins.service", "inactive")
+    assert "running" in health("org.shipote.Plugins1")
+    machine.require_unit_state("shipote-plugins.service")
+
+with subtest("a killed service is back, and leaves no process behind"):
+    for service, bus_name in SERVICES.items():
+        before = main_pid(service)
+        machine.succeed(f"kill -KILL {before}")
+        machine.wait_until_succeeds(
+            f'pid=$(systemctl show -P MainPID shipote-{service}.service); test "$pid" -gt 0 -a "$pid" != {before}', timeout=60
+        )
+        machine.wait_for_unit(f"shipote-{service}.service", timeout=60)
+        assert "running" in health(bus_name)
+        assert machine.succeed(f"pgrep -u shipote-{service} -x shipote-{service} | wc -l").strip() == "1"
+
+with subtest("a reload is announced and answered"):
+    for service in SERVICES:
+        machine.succeed(f"systemctl reload shipote-{service}.service", timeout=60)
+        machine.require_unit_state(f"shipote-{service}.service")
+
+with subtest("a service that hangs is ended by the watchdog's limit, not before"):
+    for service in SERVICES:
+        assert machine.get_unit_property(f"shipote-{service}.service", "WatchdogUSec") == "1min"
+
+with subtest("after a reboot all services run again"):
+    machine.shutdown()
+    machine.start()
+    machine.wait_for_unit("multi-user.target")
+    for service, bus_name in SERVICES.items():
+        machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
+        assert "running" in health(bus_name)
+    assert machine.succeed("systemctl --failed --no-legend --plain").strip() == ""
