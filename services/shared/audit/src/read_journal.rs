@@ -61,7 +61,14 @@ fn arguments(query: &Query) -> Vec<String> {
     arguments.extend(query.until.map(|time| format!("--until={}", at(time))));
     arguments.extend(query.limit.map(|limit| format!("--lines={limit}")));
     if query.follow {
-        arguments.push("--follow".to_owned());
+        // By itself `--follow` means this boot only (since systemd 251). Only `--merge` undoes that in every release,
+        // and where the two are at odds (251 to 253), `--boot=all` reconciles them. `--merge` in turn would bring in
+        // what other machines have sent here: hence the match.
+        arguments.extend(["--follow", "--merge", "--boot=all"].map(str::to_owned));
+        let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        if !machine.trim().is_empty() {
+            arguments.push(format!("_MACHINE_ID={}", machine.trim()));
+        }
         if query.limit.is_none() {
             arguments.push("--no-tail".to_owned());
         }
@@ -171,6 +178,13 @@ mod tests {
             "_SYSTEMD_UNIT=shipote-proxy.service".to_owned(),
         ];
         assert_eq!(arguments(&query), expected);
+        let following = arguments(&Query { follow: true, ..Query::default() });
+        for option in ["--follow", "--merge", "--boot=all", "--no-tail"] {
+            assert!(following.iter().any(|argument| argument == option), "{option}");
+        }
+        assert!(
+            !arguments(&Query { follow: true, limit: Some(1), ..Query::default() }).contains(&"--no-tail".to_owned())
+        );
         let unknown = Query { action: Some("nonsense".to_owned()), ..Query::default() };
         assert_eq!(arguments(&unknown).last().map(String::as_str), Some("SHIPOTE_ACTION=nonsense"));
     }

@@ -194,10 +194,11 @@ fn messages() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn what_is_written_is_read(
-        bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40_000), 0..6),
-        sizes in prop::collection::vec(1..30_000_usize, 1..8),
+        bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20_000), 0..4),
+        sizes in prop::collection::vec(1..15_000_usize, 1..8),
     ) {
         let bytes = wire(&bodies);
         let mut rest = bytes.as_slice();
@@ -214,7 +215,9 @@ proptest! {
         }
         prop_assert_eq!(next_cancelled(&mut reader).expect("end"), None);
     }
+}
 
+proptest! {
     #[test]
     fn any_bytes_end_in_an_end_or_an_error(
         pieces in prop::collection::vec(prop::collection::vec(prop_oneof![3 => Just(0), 1 => any::<u8>()], 0..40), 0..20),
