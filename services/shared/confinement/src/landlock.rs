@@ -19,6 +19,8 @@ const FILES: ABI = ABI::V8;
 /// What may be done beneath one path. Each right says all that it allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PathAccess {
+    /// List directories, nothing else.
+    List,
     /// Read files and list directories.
     Read,
     /// [`PathAccess::Read`] and execute.
@@ -38,6 +40,7 @@ impl PathAccess {
         let devices = AccessFs::MakeChar | AccessFs::MakeBlock;
         let write = AccessFs::from_write(FILES) & !devices;
         match self {
+            Self::List => AccessFs::ReadDir.into(),
             Self::Read => read,
             Self::Execute => read | AccessFs::Execute,
             Self::Use => read | touch,

@@ -1,1 +1,39 @@
-//! (being written)
+//! Sandboxed commands: a workspace is a set of namespaces with a root of its own, and commands are
+//! started in it one by one.
+//!
+//! Three kinds of process, each doing little:
+//!
+//! ```text
+//!   service ── control socket ──▶ spawner     forked in main, one thread, keeps the service's rights
+//!      │                             │ clone3: user, mount, pid, ipc, uts, net, cgroup namespaces
+//!      └──── keeper socket ───────▶ keeper    PID 1 of one workspace: builds its root, reaps, reports
+//!                                    │ clone3
+//!                                 command     landlock, seccomp, no capability, its own session
+//! ```
+//!
+//! The [`Spawner`] exists because a service confines itself, and a confined process can neither mount
+//! nor cheaply fork once it has grown. Forking a small single-threaded process costs the same however
+//! large the service is.
+//!
+//! Not for: cgroup hierarchies and limits (a workspace is put into a cgroup it is given), policy on who
+//! may run what, and restarting.
+//!
+//! Invariants: a command is never started with less than its workspace's report says is enforced; no
+//! process, mount or descriptor outlives its workspace, and no workspace its service (a closed socket
+//! ends it); a command's environment, descriptors and signal state are exactly what was asked for.
+
+mod client;
+mod error;
+mod keeper;
+mod probe;
+mod spawner;
+mod spec;
+mod sys;
+mod wire;
+
+pub use client::{Event, ExitStream, Keeper, Spawned};
+pub use error::{SandboxError, Step};
+pub use probe::probe;
+pub use shipote_confinement::{Enforcement, Mechanism};
+pub use spawner::{Spawner, SpawnerConfig};
+pub use spec::{Access, CommandSpec, Network, PathGrant, Rlimits, SandboxSpec, Stdio, Terminal, Usage};

@@ -1,0 +1,299 @@
+//! Starting one command.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use shipote_confinement::seccomp::Filter;
+
+use super::{Ids, WORK};
+use crate::error::{Failure, Step};
+use crate::spec::{Rlimits, Terminal};
+use crate::sys::{self, Side};
+use crate::wire::Command;
+
+/// Where a name is looked up when the environment has no PATH.
+const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+/// Descriptors of the keeper that a command gets are moved above its own numbers before they are placed.
+const ABOVE: RawFd = 1024;
+
+/// A command on its way to running its program.
+pub(super) struct Started {
+    pub(super) pid: i32,
+    pub(super) pidfd: OwnedFd,
+    /// Empty at end of file: the program runs. Else a step and an error number.
+    pub(super) status: OwnedFd,
+    /// The master of its terminal.
+    pub(super) terminal: Option<OwnedFd>,
+}
+
+/// What every command of the workspace has in common.
+pub(super) struct Common {
+    pub(super) ids: Ids,
+    pub(super) rlimits: Rlimits,
+    pub(super) nofile: u64,
+    pub(super) filter: Option<Filter>,
+}
+
+/// Everything that the child needs, made before it exists: it must not allocate more than it has to.
+struct Plan<'a> {
+    candidates: Vec<CString>,
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+    cwd: CString,
+    stdio: [RawFd; 3],
+    terminal: bool,
+    descriptors: Vec<(RawFd, RawFd)>,
+    limits: Vec<(libc::__rlimit_resource_t, u64)>,
+    common: &'a Common,
+    status: RawFd,
+}
+
+/// Starts `command`; whether its program could be executed is read from the status pipe.
+pub(super) fn start(command: &Command, given: Vec<OwnedFd>, common: &Common) -> Result<Started, Failure> {
+    let text = |text: &str| {
+        CString::new(text).map_err(|_| {
+            Failure::new(Step::Request, "text with a NUL byte", io::Error::from_raw_os_error(libc::EINVAL))
+        })
+    };
+    let mut given = given.into_iter();
+    let mut next = |wanted: bool| if wanted { given.next().map(Some).ok_or(()) } else { Ok(None) };
+    let missing = |()| {
+        let error = io::Error::from_raw_os_error(libc::EBADMSG);
+        Failure::new(Step::Request, "fewer descriptors than announced", error)
+    };
+    let [a, b, c] = command.stdio;
+    let stdio = [next(a).map_err(missing)?, next(b).map_err(missing)?, next(c).map_err(missing)?];
+    let cgroup = next(command.cgroup).map_err(missing)?;
+    let mut further = Vec::with_capacity(command.descriptors.len());
+    for number in &command.descriptors {
+        if !(3..ABOVE).contains(number) {
+            let error = io::Error::from_raw_os_error(libc::EBADF);
+            return Err(Failure::new(Step::Descriptors, format!("number {number}, from 3 to 1023"), error));
+        }
+        let fd = next(true).map_err(missing)?.ok_or(()).map_err(missing)?;
+        let fd = rustix::io::fcntl_dupfd_cloexec(&fd, ABOVE)
+            .map_err(|error| Failure::new(Step::Descriptors, format!("number {number}"), error))?;
+        further.push((fd, *number));
+    }
+
+    let terminal = match command.terminal {
+        None => None,
+        Some(size) => Some(open_terminal(size, common.ids).map_err(|e| Failure::new(Step::Terminal, "/dev/ptmx", e))?),
+    };
+    let (status, report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .and_then(|(read, write)| Ok((read, rustix::io::fcntl_dupfd_cloexec(&write, ABOVE)?)))
+        .map_err(|error| Failure::new(Step::Process, "pipe", error))?;
+
+    let argv =
+        std::iter::once(&command.exec).chain(&command.argv).map(|arg| text(arg)).collect::<Result<Vec<_>, _>>()?;
+    let env = command.env.iter().map(|(key, value)| text(&format!("{key}={value}"))).collect::<Result<Vec<_>, _>>()?;
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+    };
+    let slave = terminal.as_ref().map(|(_, slave)| slave.as_raw_fd());
+    let plan = Plan {
+        candidates: candidates(command).iter().map(|path| text(path)).collect::<Result<_, _>>()?,
+        argv: pointers(&argv),
+        envp: pointers(&env),
+        cwd: text(if command.cwd.is_empty() { "/work" } else { &command.cwd })?,
+        stdio: std::array::from_fn(|index| match (slave, &stdio[index]) {
+            (Some(slave), _) => slave,
+            (None, Some(fd)) => fd.as_raw_fd(),
+            // The keeper's own 0, 1 and 2 are /dev/null.
+            (None, None) => 0,
+        }),
+        terminal: slave.is_some(),
+        descriptors: further.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect(),
+        limits: limits(common, command.rlimits),
+        common,
+        status: report.as_raw_fd(),
+    };
+    // SAFETY: the keeper has one thread, and the child ends in exec or exit.
+    let side = unsafe { sys::clone3(0, cgroup.as_ref().map(AsFd::as_fd)) };
+    let step = if cgroup.is_some() { Step::Cgroup } else { Step::Process };
+    match side.map_err(|error| Failure::new(step, command.exec.clone(), error))? {
+        Side::Parent { pid, pidfd } => Ok(Started { pid, pidfd, status, terminal: terminal.map(|(master, _)| master) }),
+        Side::Child => {
+            let (step, error) = become_command(&plan);
+            let message = [step as u8, 0, 0, 0, 0];
+            let mut message = message;
+            message[1..].copy_from_slice(&error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
+            // SAFETY: the descriptor is open until this process ends.
+            let _ = rustix::io::write(unsafe { BorrowedFd::borrow_raw(plan.status) }, &message);
+            sys::exit(127)
+        }
+    }
+}
+
+/// What the status pipe says: None when the program runs.
+pub(super) fn outcome(status: BorrowedFd<'_>) -> Option<(Step, i32)> {
+    const STEPS: [Step; 9] = [
+        Step::Process,
+        Step::Terminal,
+        Step::Descriptors,
+        Step::Limits,
+        Step::Ids,
+        Step::Capabilities,
+        Step::Directory,
+        Step::Seccomp,
+        Step::Exec,
+    ];
+    let mut message = [0_u8; 5];
+    match rustix::io::read(status, &mut message) {
+        Ok(5) => {
+            let errno = i32::from_ne_bytes([message[1], message[2], message[3], message[4]]);
+            let step = STEPS.into_iter().find(|step| *step as u8 == message[0]).unwrap_or(Step::Process);
+            Some((step, errno))
+        }
+        _ => None,
+    }
+}
+
+/// The child's part: never returns but with the step that failed.
+fn become_command(plan: &Plan<'_>) -> (Step, io::Error) {
+    let Err(failed) = prepare(plan) else {
+        return (Step::Exec, execute(plan));
+    };
+    failed
+}
+
+fn prepare(plan: &Plan<'_>) -> Result<(), (Step, io::Error)> {
+    let at = |step| move |error: rustix::io::Errno| (step, io::Error::from(error));
+    rustix::process::setsid().map_err(at(Step::Process))?;
+    for (number, fd) in (0..).zip(plan.stdio) {
+        duplicate(fd, number).map_err(|error| (Step::Descriptors, error))?;
+    }
+    if plan.terminal {
+        // SAFETY: descriptor 0 has just been placed.
+        let terminal = unsafe { BorrowedFd::borrow_raw(0) };
+        rustix::process::ioctl_tiocsctty(terminal).map_err(at(Step::Terminal))?;
+    }
+    sys::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    for (fd, number) in &plan.descriptors {
+        duplicate(*fd, *number).map_err(|error| (Step::Descriptors, error))?;
+    }
+    for (resource, value) in &plan.limits {
+        sys::limit(*resource, *value).map_err(|error| (Step::Limits, error))?;
+    }
+    let ids = plan.common.ids;
+    if ids.keeper == 0 {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(WORK), rustix::fs::Gid::from_raw(WORK));
+        rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(at(Step::Ids))?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(at(Step::Ids))?;
+    }
+    let none = rustix::thread::CapabilitySet::empty();
+    let none = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+    rustix::thread::set_capabilities(None, none).map_err(at(Step::Capabilities))?;
+    rustix::process::chdir(plan.cwd.as_c_str()).map_err(at(Step::Directory))?;
+    if let Some(filter) = &plan.common.filter {
+        filter.install().map_err(|error| (Step::Seccomp, error))?;
+    }
+    sys::block_signals(false);
+    Ok(())
+}
+
+/// Tries each candidate, and tells a program that is there but cannot run from one that is not.
+fn execute(plan: &Plan<'_>) -> io::Error {
+    let mut answer = libc::ENOENT;
+    for path in &plan.candidates {
+        // SAFETY: argv and envp end with a null pointer and point into strings that outlive the call.
+        unsafe { libc::execve(path.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr()) };
+        match io::Error::last_os_error().raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => {}
+            Some(libc::EACCES) => answer = libc::EACCES,
+            Some(other) => {
+                answer = other;
+                break;
+            }
+            None => {}
+        }
+    }
+    io::Error::from_raw_os_error(answer)
+}
+
+/// dup2(2), which leaves the target open across exec; a descriptor already in place is marked so.
+fn duplicate(fd: RawFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: the command's own descriptors; nothing else in this process owns these numbers.
+    let done = unsafe { if fd == number { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, number) } };
+    if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn candidates(command: &Command) -> Vec<String> {
+    if command.exec.contains('/') {
+        return vec![command.exec.clone()];
+    }
+    let path = command.env.iter().find(|(key, _)| key == "PATH").map_or(PATH, |(_, value)| value);
+    // An empty entry means the working directory in old shells; here it means nothing.
+    path.split(':').filter(|entry| !entry.is_empty()).map(|entry| format!("{entry}/{}", command.exec)).collect()
+}
+
+fn limits(common: &Common, asked: Rlimits) -> Vec<(libc::__rlimit_resource_t, u64)> {
+    let limits = common.rlimits.tightened_by(asked);
+    [
+        (libc::RLIMIT_AS, limits.mem_bytes),
+        (libc::RLIMIT_NPROC, limits.nproc),
+        // The keeper raised its own to take descriptors in.
+        (libc::RLIMIT_NOFILE, Some(limits.nofile.unwrap_or(common.nofile))),
+        (libc::RLIMIT_FSIZE, limits.fsize_bytes),
+        (libc::RLIMIT_CPU, limits.cpu_seconds),
+        (libc::RLIMIT_CORE, Some(limits.core_bytes.unwrap_or(0))),
+    ]
+    .into_iter()
+    .filter_map(|(resource, value)| Some((resource, value?)))
+    .collect()
+}
+
+/// A terminal of the workspace's devpts: master and slave, the slave belonging to the command's user.
+fn open_terminal(size: Terminal, ids: Ids) -> io::Result<(OwnedFd, OwnedFd)> {
+    // The node belongs to whoever opens the master.
+    // SAFETY: numbers only.
+    unsafe { libc::setfsuid(WORK) };
+    let master = rustix::pty::openpt(
+        rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+    );
+    // SAFETY: numbers only.
+    unsafe { libc::setfsuid(ids.keeper) };
+    let master = master?;
+    rustix::pty::unlockpt(&master)?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(
+        &master,
+        rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC,
+    )?;
+    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&slave, size)?;
+    Ok((master, slave))
+}
+
+/// Looks for a child that has ended and leaves it to be reaped, so that its pid still means it.
+pub(super) fn ended() -> Ended {
+    // SAFETY: siginfo_t is plain bytes, of which the kernel fills the pid.
+    let (done, pid) = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let done = libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT);
+        (done, info.si_pid())
+    };
+    match (done, pid) {
+        (0, 0) => Ended::NoneNow,
+        (0, pid) => Ended::Child(pid),
+        _ => Ended::NoChildren,
+    }
+}
+
+/// Reaps a child that has ended: its wait status and what it used.
+pub(super) fn reap(pid: i32) -> (i32, libc::rusage) {
+    let mut status = 0;
+    // SAFETY: rusage is plain numbers; both outlive the call.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::wait4(pid, &raw mut status, 0, &raw mut usage);
+        (status, usage)
+    }
+}
+
+/// What looking for a child that has ended found.
+pub(super) enum Ended {
+    Child(i32),
+    NoneNow,
+    NoChildren,
+}

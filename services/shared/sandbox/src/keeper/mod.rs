@@ -1,0 +1,230 @@
+//! The keeper: PID 1 of one workspace.
+//!
+//! It is a copy of the spawner without an exec, so making it costs one clone3. It builds the root, gives
+//! up what it no longer needs, and then starts, signals and reaps commands as its socket tells it. When
+//! the socket closes it ends, and the kernel ends every process of its pid namespace with it.
+
+mod command;
+mod root;
+mod serve;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::thread::CapabilitySet;
+use shipote_confinement::{Domain, Handled, Mechanism, PathAccess, drop_capabilities, seccomp};
+
+use crate::error::{Failure, Step};
+use crate::spawner::Identity;
+use crate::spec::{Access, Network, SandboxSpec};
+use crate::sys;
+use crate::wire::{self, Reply};
+
+/// The uid and gid of commands inside.
+pub(crate) const WORK: u32 = 1000;
+
+/// What a keeper is given at birth.
+pub(crate) struct Seat<'a> {
+    /// Its connection to the service.
+    pub(crate) socket: BorrowedFd<'a>,
+    /// One byte comes out of it when the ids are mapped, none when they could not be.
+    pub(crate) mapped: BorrowedFd<'a>,
+    pub(crate) spec: &'a SandboxSpec,
+    pub(crate) identity: Identity,
+    /// Soft limit of open descriptors that the service had.
+    pub(crate) nofile: u64,
+}
+
+/// The uid of the keeper inside: 0 where it has a range of ids, else that of its commands.
+#[derive(Debug, Clone, Copy)]
+struct Ids {
+    keeper: u32,
+}
+
+/// The keeper's whole life. The process ends with it.
+pub(crate) fn run(seat: &Seat<'_>) -> ! {
+    let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| live(seat)));
+    sys::exit(if lived.is_ok() { 0 } else { 70 })
+}
+
+fn live(seat: &Seat<'_>) {
+    sys::keep_only(&[seat.socket.as_raw_fd(), seat.mapped.as_raw_fd()]);
+    sys::name_process(c"shipote-keeper");
+    let mut byte = [0_u8; 1];
+    if !matches!(rustix::io::read(seat.mapped, &mut byte), Ok(1)) {
+        return;
+    }
+    sys::close_range(seat.mapped.as_raw_fd() as u32, seat.mapped.as_raw_fd() as u32, 0);
+    match set_up(seat) {
+        Ok((mechanisms, common)) => {
+            if seat.spec.strict && mechanisms.iter().any(|mechanism| !mechanism.is_enforced()) {
+                let _ = wire::send(seat.socket, &Reply::NotEnforced { mechanisms }, &[]);
+            } else if wire::send(seat.socket, &Reply::Ready { mechanisms }, &[]).is_ok() {
+                serve::serve(seat.socket, &common);
+            }
+        }
+        Err(failure) => {
+            let _ = wire::send(seat.socket, &Reply::Refused { failure }, &[]);
+        }
+    }
+}
+
+fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure> {
+    let spec = seat.spec;
+    let mut report: Vec<Mechanism> = ["user", "mount", "pid", "ipc", "uts", "network", "cgroup"]
+        .map(|kind| Mechanism::enforced(format!("{kind}-namespace"), ""))
+        .into();
+    let ids = Ids { keeper: if matches!(seat.identity, Identity::Range(_)) { 0 } else { WORK } };
+    report.push(become_first(seat.identity)?);
+    report.extend(root::build(spec, ids)?);
+    rustix::system::sethostname(spec.hostname.as_bytes())
+        .map_err(|error| Failure::new(Step::Root, "host name", error))?;
+    if spec.network == Network::Loopback {
+        loopback_up().map_err(|error| Failure::new(Step::Network, "lo", error))?;
+    }
+    set_affinity(&spec.cpu_affinity).map_err(|error| Failure::new(Step::Limits, "CPU affinity", error))?;
+    report.push(match &spec.cgroup {
+        Some(path) => Mechanism::enforced("cgroup", path.display().to_string()),
+        None => Mechanism::missing("cgroup", "none was given; resources are limited per process only"),
+    });
+    report.push(Mechanism::enforced("rlimits", ""));
+    report.extend(confine(spec)?);
+    let (filter, seccomp) = match seccomp::command_filter() {
+        Ok(filter) if seccomp_available() => (Some(filter), Mechanism::enforced("seccomp", "allow-list")),
+        Ok(_) => (None, Mechanism::missing("seccomp", "the kernel has no filters")),
+        Err(error) => (None, Mechanism::missing("seccomp", error.to_string())),
+    };
+    report.push(seccomp);
+    Ok((report, command::Common { ids, rlimits: spec.rlimits, nofile: seat.nofile, filter }))
+}
+
+/// Takes the keeper's own ids, and shuts its memory off from what will run beside it.
+fn become_first(identity: Identity) -> Result<Mechanism, Failure> {
+    let named = |error: rustix::io::Errno| Failure::new(Step::Ids, "of the keeper", error);
+    let mechanism = match identity {
+        Identity::Range(base) => {
+            let (uid, gid) = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
+            rustix::thread::set_thread_groups(&[]).map_err(named)?;
+            rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(named)?;
+            rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(named)?;
+            Mechanism::enforced("host-ids", format!("{base} to {}", base + 65_535))
+        }
+        Identity::Caller { uid, .. } => Mechanism::degraded(
+            "host-ids",
+            format!("commands are uid {uid} on the host, as every other workspace; setting ids needs privilege"),
+        ),
+    };
+    sys::set_not_dumpable();
+    Ok(mechanism)
+}
+
+/// Gives up what the keeper does not need to serve, for itself and so for every command.
+fn confine(spec: &SandboxSpec) -> Result<Vec<Mechanism>, Failure> {
+    let refused = |step, error: &shipote_confinement::Error| {
+        Failure::new(step, error.to_string(), io::Error::from_raw_os_error(libc::EPERM))
+    };
+    // Commands inherit the empty bounding set. What the keeper itself still holds each command drops
+    // before its program runs.
+    clear_bounding_set();
+    rustix::thread::set_no_new_privs(true)
+        .map_err(|error| Failure::new(Step::Capabilities, "no new privileges", error))?;
+    let domain = domain(spec).map_err(|error| refused(Step::Landlock, &error))?;
+    let landlock = domain.restrict().map_err(|error| refused(Step::Landlock, &error))?;
+    // SYS_ADMIN over its own namespaces is for telling the service the pids of its children; landlock
+    // already forbids what else it is for, mounting.
+    let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL | CapabilitySet::SYS_ADMIN;
+    drop_capabilities(needed).map_err(|error| refused(Step::Capabilities, &error))?;
+    Ok(vec![
+        landlock,
+        Mechanism::enforced("no-new-privileges", ""),
+        Mechanism::enforced("capabilities", "none, and none to gain"),
+    ])
+}
+
+/// Empties the bounding set; the capabilities that are held stay.
+fn clear_bounding_set() {
+    for number in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if rustix::thread::remove_capability_from_bounding_set(capability).is_err() {
+            break;
+        }
+    }
+}
+
+/// The landlock domain of a workspace, once its root is in place.
+fn domain(spec: &SandboxSpec) -> Result<Domain, shipote_confinement::Error> {
+    let handled = Handled { signals: true, abstract_unix: true, ..Handled::default() };
+    let mut domain = Domain::new(handled)?.allow_path(Path::new("/"), PathAccess::List)?;
+    let fixed = [
+        ("/usr", PathAccess::Execute),
+        ("/bin", PathAccess::Execute),
+        ("/sbin", PathAccess::Execute),
+        ("/lib", PathAccess::Execute),
+        ("/lib32", PathAccess::Execute),
+        ("/lib64", PathAccess::Execute),
+        ("/libx32", PathAccess::Execute),
+        ("/nix/store", PathAccess::Execute),
+        ("/run/current-system", PathAccess::Execute),
+        ("/etc", PathAccess::Read),
+        ("/proc", PathAccess::Use),
+        ("/dev", PathAccess::Use),
+        ("/dev/shm", PathAccess::All),
+        ("/tmp", PathAccess::All),
+        ("/work", PathAccess::All),
+    ];
+    for (path, access) in fixed {
+        // A link leads to what has a rule of its own.
+        if std::fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_symlink()) {
+            domain = domain.allow_path(Path::new(path), access)?;
+        }
+    }
+    for grant in &spec.paths {
+        let access = match grant.access {
+            Access::Read => PathAccess::Execute,
+            Access::Write => PathAccess::All,
+        };
+        domain = domain.allow_path(grant.target.as_ref().unwrap_or(&grant.path), access)?;
+    }
+    Ok(domain)
+}
+
+/// Whether the kernel takes filters: it then tells a filter at address 0 (EFAULT) from an unknown
+/// operation (EINVAL), see seccomp(2).
+fn seccomp_available() -> bool {
+    // SAFETY: the null pointer is refused before anything is installed.
+    let done = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0 as libc::c_ulong, std::ptr::null::<u8>())
+    };
+    done == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
+}
+
+fn loopback_up() -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: ifreq is plain bytes, for which zero is valid; the kernel reads the name and the flags.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn set_affinity(cpus: &[usize]) -> io::Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    for cpu in cpus {
+        if *cpu >= rustix::thread::CpuSet::MAX_CPU {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        set.set(*cpu);
+    }
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}

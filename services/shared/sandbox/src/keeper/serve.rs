@@ -1,0 +1,247 @@
+//! The keeper at work: one loop over its socket, its children and their status pipes.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::command::{self, Common, Ended};
+use crate::error::{Failure, Step};
+use crate::spec::Usage;
+use crate::wire::{self, Reply, Request};
+
+/// A command that has not been reaped.
+struct Running {
+    pid: i32,
+    /// Until it is known whether its program runs.
+    pending: Option<Pending>,
+    exec: String,
+}
+
+struct Pending {
+    status: OwnedFd,
+    pidfd: OwnedFd,
+    terminal: Option<OwnedFd>,
+}
+
+struct Keeper<'a> {
+    socket: BorrowedFd<'a>,
+    common: &'a Common,
+    running: HashMap<u64, Running>,
+    ids: HashMap<i32, u64>,
+    ending: Option<Ending>,
+}
+
+struct Ending {
+    deadline: Instant,
+    killed: bool,
+    reaped: u32,
+}
+
+/// Serves until the socket closes or an end was asked for and everything is reaped.
+pub(super) fn serve(socket: BorrowedFd<'_>, common: &Common) {
+    let Ok(children) = children_signal() else { return };
+    let mut keeper = Keeper { socket, common, running: HashMap::new(), ids: HashMap::new(), ending: None };
+    // An error is a socket that closed: there is nobody left to serve.
+    let _ = keeper.run(children.as_fd());
+}
+
+/// A descriptor that is readable when a child has ended. Every signal is blocked since the spawner.
+fn children_signal() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised before use; the kernel makes a descriptor that nothing else owns.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+impl Keeper<'_> {
+    fn run(&mut self, children: BorrowedFd<'_>) -> io::Result<()> {
+        loop {
+            let pending: Vec<u64> =
+                self.running.iter().filter(|(_, running)| running.pending.is_some()).map(|(id, _)| *id).collect();
+            let (asked, ended, decided) = {
+                let socket = self.socket;
+                let mut watched =
+                    vec![PollFd::new(&socket, PollFlags::IN), PollFd::from_borrowed_fd(children, PollFlags::IN)];
+                watched.extend(
+                    pending
+                        .iter()
+                        .filter_map(|id| self.running[id].pending.as_ref())
+                        .map(|pending| PollFd::new(&pending.status, PollFlags::IN)),
+                );
+                match poll(&mut watched, self.timeout().as_ref()) {
+                    Ok(_) => {}
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(error) => return Err(error.into()),
+                }
+                let ready = |index: usize| !watched[index].revents().is_empty();
+                let decided: Vec<u64> =
+                    pending.iter().enumerate().filter(|(index, _)| ready(index + 2)).map(|(_, id)| *id).collect();
+                (ready(0), ready(1), decided)
+            };
+            for id in decided {
+                self.decide(id)?;
+            }
+            if ended {
+                let mut buffer = [0_u8; 1024];
+                while rustix::io::read(children, &mut buffer).is_ok() {}
+            }
+            // Without a signal too: an end that is under way has a deadline.
+            if (ended || self.ending.is_some()) && self.reap()? {
+                return Ok(());
+            }
+            if asked && !self.request()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let ending = self.ending.as_ref()?;
+        let left = if ending.killed {
+            Duration::from_millis(50)
+        } else {
+            ending.deadline.saturating_duration_since(Instant::now())
+        };
+        Timespec::try_from(left).ok()
+    }
+
+    /// Reads one request; false when there will be no more.
+    fn request(&mut self) -> io::Result<bool> {
+        let Some((request, descriptors)) = wire::receive::<Request>(self.socket)? else { return Ok(false) };
+        match request {
+            Request::Spawn { id, command } => self.spawn(id, &command, descriptors)?,
+            Request::Signal { sequence, id, signal } => {
+                let errno = self.signal(id, signal).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
+                wire::send(self.socket, &Reply::Signalled { sequence, errno }, &[])?;
+            }
+            Request::End { grace_ms } => {
+                if self.ending.is_none() {
+                    everyone(libc::SIGTERM);
+                    // One that is stopped could not react.
+                    everyone(libc::SIGCONT);
+                }
+                let deadline = Instant::now() + Duration::from_millis(grace_ms);
+                self.ending = Some(Ending { deadline, killed: false, reaped: 0 });
+            }
+        }
+        Ok(true)
+    }
+
+    fn spawn(&mut self, id: u64, command: &wire::Command, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        let started = if self.running.contains_key(&id) || self.ending.is_some() {
+            let (errno, object) = if self.ending.is_some() {
+                (libc::ESHUTDOWN, "workspace is ending".to_owned())
+            } else {
+                (libc::EEXIST, format!("id {id} is in use"))
+            };
+            Err(Failure::new(Step::Request, object, io::Error::from_raw_os_error(errno)))
+        } else {
+            command::start(command, descriptors, self.common)
+        };
+        match started {
+            Ok(started) => {
+                let pending = Pending { status: started.status, pidfd: started.pidfd, terminal: started.terminal };
+                self.ids.insert(started.pid, id);
+                let running = Running { pid: started.pid, pending: Some(pending), exec: command.exec.clone() };
+                self.running.insert(id, running);
+                Ok(())
+            }
+            Err(failure) => wire::send(self.socket, &Reply::NotSpawned { id, failure }, &[]),
+        }
+    }
+
+    /// Reads a status pipe: the program runs, or it does not and is forgotten.
+    fn decide(&mut self, id: u64) -> io::Result<()> {
+        let Some(running) = self.running.get_mut(&id) else { return Ok(()) };
+        let Some(pending) = running.pending.take() else { return Ok(()) };
+        match command::outcome(pending.status.as_fd()) {
+            None => {
+                let mut given = vec![pending.pidfd.as_fd()];
+                given.extend(pending.terminal.as_ref().map(AsFd::as_fd));
+                let reply = Reply::Spawned { id, terminal: pending.terminal.is_some() };
+                wire::send_about(self.socket, &reply, &given, running.pid)
+            }
+            Some((step, errno)) => {
+                let object = std::mem::take(&mut running.exec);
+                // It is reaped as a child nobody asks for.
+                self.ids.remove(&running.pid);
+                self.running.remove(&id);
+                let failure = Failure { step, errno, object };
+                wire::send(self.socket, &Reply::NotSpawned { id, failure }, &[])
+            }
+        }
+    }
+
+    fn signal(&self, id: u64, signal: i32) -> io::Result<()> {
+        let running = self.running.get(&id).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        // Every command leads a session and so a process group of its own. It may not have come so far.
+        // SAFETY: numbers only; the process is not reaped yet, so the number is still its own.
+        let done = unsafe { if libc::kill(-running.pid, signal) == 0 { 0 } else { libc::kill(running.pid, signal) } };
+        if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Reaps all that has ended, commands and orphans. True when an end that was asked for is complete.
+    fn reap(&mut self) -> io::Result<bool> {
+        loop {
+            match command::ended() {
+                Ended::Child(pid) => {
+                    let id = self.ids.get(&pid).copied();
+                    if let Some(id) = id {
+                        // First whether it ever ran its program, while its pid is still its own.
+                        self.decide(id)?;
+                    }
+                    let (status, usage) = command::reap(pid);
+                    if let Some(ending) = &mut self.ending {
+                        ending.reaped += 1;
+                    }
+                    if let Some(id) = id
+                        && self.running.remove(&id).is_some()
+                    {
+                        self.ids.remove(&pid);
+                        self.exited(id, status, &usage)?;
+                    }
+                }
+                Ended::NoneNow => break,
+                Ended::NoChildren => {
+                    let Some(ending) = &self.ending else { break };
+                    wire::send(self.socket, &Reply::Ended { reaped: ending.reaped }, &[])?;
+                    return Ok(true);
+                }
+            }
+        }
+        if let Some(ending) = &mut self.ending
+            && Instant::now() >= ending.deadline
+        {
+            ending.killed = true;
+            everyone(libc::SIGKILL);
+        }
+        Ok(false)
+    }
+
+    fn exited(&self, id: u64, status: i32, usage: &libc::rusage) -> io::Result<()> {
+        let usec = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
+        let usage = Usage {
+            user_usec: usec(usage.ru_utime),
+            system_usec: usec(usage.ru_stime),
+            max_rss_kib: usage.ru_maxrss as u64,
+        };
+        let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+        let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
+        wire::send(self.socket, &Reply::Exited { id, code, signal, usage }, &[])
+    }
+}
+
+/// Signals every process of the workspace but the keeper.
+fn everyone(signal: i32) {
+    // SAFETY: numbers only. From PID 1 of a pid namespace, -1 means all others in it.
+    unsafe { libc::kill(-1, signal) };
+}
