@@ -7,9 +7,24 @@
 //!
 //! One file per command, each with its arguments and `run(args) -> anyhow::Result<ExitCode>`.
 
+mod audit;
+mod capabilities;
+mod discern;
+mod flow;
+mod generate;
+mod health;
+mod kill;
+mod logs;
+mod output;
+mod pipeline;
 mod proxy;
+mod ps;
+mod run;
+mod signals;
+mod spec;
 mod status;
 mod up;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -31,6 +46,32 @@ enum Command {
     Proxy(proxy::ProxyArgs),
     /// Show what runs, since when, and how it is confined
     Status(status::StatusArgs),
+    /// Create, list, show and stop workspaces
+    Workspace(workspace::WorkspaceArgs),
+    /// Run a command in a workspace
+    Run(run::RunArgs),
+    /// List commands
+    Ps(ps::PsArgs),
+    /// Show the kept output of a command
+    Logs(logs::LogsArgs),
+    /// Send a signal to a command
+    Kill(kill::KillArgs),
+    /// Run, list and stop pipelines
+    Pipeline(pipeline::PipelineArgs),
+    /// List and read the tapped edges of pipelines
+    Flow(flow::FlowArgs),
+    /// Say what kind of data a file is
+    Discern(discern::DiscernArgs),
+    /// Ask every service how it is
+    Health(health::HealthArgs),
+    /// Show what this host lets Shipote enforce
+    Capabilities(capabilities::CapabilitiesArgs),
+    /// Show who changed what
+    Audit(audit::AuditArgs),
+    /// Write completions for a shell to standard output
+    Completions(generate::CompletionsArgs),
+    /// Write the manual pages to a folder
+    Man(generate::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -56,5 +97,18 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(args).await,
         Command::Proxy(args) => proxy::run(args).await,
         Command::Status(args) => status::run(args).await,
+        Command::Workspace(args) => workspace::run(args).await,
+        Command::Run(args) => run::run(args).await,
+        Command::Ps(args) => ps::run(args).await,
+        Command::Logs(args) => logs::run(args).await,
+        Command::Kill(args) => kill::run(args).await,
+        Command::Pipeline(args) => pipeline::run(args).await,
+        Command::Flow(args) => flow::run(args).await,
+        Command::Discern(args) => discern::run(args).await,
+        Command::Health(args) => health::run(args).await,
+        Command::Capabilities(args) => capabilities::run(args).await,
+        Command::Audit(args) => audit::run(args).await,
+        Command::Completions(args) => Ok(generate::completions(&args)),
+        Command::Man(args) => generate::man(&args),
     }
 }

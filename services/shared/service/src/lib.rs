@@ -21,6 +21,7 @@ use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use shipote_audit::Audit;
 use shipote_bus::Service;
 use shipote_bus::paths::ServicePaths;
 use shipote_confinement::Mechanism;
@@ -48,6 +49,8 @@ pub struct Context {
     pub confinement: Arc<[Mechanism]>,
     /// Who may do what.
     pub authority: Authority,
+    /// Where mutations are recorded.
+    pub audit: Arc<Audit>,
 }
 
 /// What the scaffold asks a running service for.

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sd_notify::NotifyState;
+use shipote_audit::Audit;
 use shipote_bus::paths::{self, ServicePaths};
+use shipote_config::AuditMode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::health::{HealthInterface, now_usec};
@@ -40,7 +42,9 @@ where
             .build()
             .await
             .with_context(|| format!("connect to the bus {}", embedded.as_deref().unwrap_or("of the system")))?;
+        let audit = open_audit(service, &paths)?;
         let context = Context {
+            audit: Arc::new(audit),
             authority: Authority::new(connection.clone(), embedded.is_some()),
             connection: connection.clone(),
             paths,
@@ -108,6 +112,20 @@ async fn reload<P: Parts>(parts: &P) {
             notify(&[NotifyState::Ready, NotifyState::Status("serving; the last reload was refused, see the log")]);
         }
     }
+}
+
+/// Where records go and whether they are required, from `[audit]` of the configuration.
+fn open_audit(service: shipote_bus::Service, paths: &ServicePaths) -> anyhow::Result<Audit> {
+    let loaded: shipote_config::Loaded<serde::de::IgnoredAny> =
+        shipote_config::load(&paths.config.join("shipote.toml"), Some(service.name()))
+            .context("read the configuration")?;
+    let section = loaded.audit;
+    let file = section.file.unwrap_or_else(|| paths.state.join("audit.jsonl"));
+    Ok(Audit::builder(&file)
+        .identifier(service.binary())
+        .required(section.mode == AuditMode::Required)
+        .sync(section.sync)
+        .open())
 }
 
 fn notify(states: &[NotifyState<'_>]) {

@@ -1,0 +1,135 @@
+//! `shipote audit`: who changed what, when, and how it ended.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use shipote_audit::{Audit, Destination, Entry, Query};
+use shipote_bus::{Service, paths};
+
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  shipote audit --since 10m\n  shipote audit --action 'workspace.*' --user 1000 --json"
+)]
+pub(crate) struct AuditArgs {
+    /// Only what this user (uid) asked for
+    #[arg(long, value_name = "UID")]
+    user: Option<u32>,
+    /// Only this action, or a pattern: `workspace.create`, `workspace`, `*.stop`
+    #[arg(long, value_name = "ACTION")]
+    action: Option<String>,
+    /// Only what concerns this object
+    #[arg(long, value_name = "NAME")]
+    object: Option<String>,
+    /// Only the last so much time: `90s`, `10m`, `2h`, `3d`
+    #[arg(long, value_name = "TIME", value_parser = ago)]
+    since: Option<Duration>,
+    /// Only the newest N
+    #[arg(short = 'n', long, value_name = "N")]
+    limit: Option<usize>,
+    /// State folder of the embedded appliance
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Print one JSON object a record
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reads a span of time such as `10m`; for clap.
+fn ago(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));
+    let scale = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err("write a number and s, m, h or d, as in 10m".to_owned()),
+    };
+    let count: u64 = number.parse().map_err(|_| format!("{number:?} is no number"))?;
+    Ok(Duration::from_secs(count.saturating_mul(scale)))
+}
+
+pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
+    tokio::task::spawn_blocking(move || read(&args)).await?
+}
+
+fn read(args: &AuditArgs) -> anyhow::Result<ExitCode> {
+    let query = Query {
+        user: args.user,
+        action: args.action.clone(),
+        object: args.object.clone(),
+        since: args.since.and_then(|ago| SystemTime::now().checked_sub(ago)),
+        limit: args.limit,
+        ..Query::default()
+    };
+    let mut entries = Vec::new();
+    for source in sources(args.state.as_deref()) {
+        for entry in shipote_audit::read(&source, &query).context("read audit records")? {
+            entries.push(entry.context("read audit records")?);
+        }
+    }
+    entries.sort_by_key(|e| e.time_us);
+    if let Some(limit) = args.limit {
+        entries.drain(..entries.len().saturating_sub(limit));
+    }
+    if args.json {
+        entries.iter().try_for_each(output::json)?;
+    } else {
+        let head = &["TIME", "UID", "ACTION", "OBJECT", "RESULT", "DOOR"];
+        output::print_table(head, entries.iter().map(row).collect(), "no audit record fits");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where records are: the journal where the host has one, and the files of the services of
+/// an embedded appliance, which write there where there is none.
+fn sources(state: Option<&Path>) -> Vec<Destination> {
+    let state = state.map_or_else(embedded_state, Path::to_path_buf);
+    let mut all: Vec<Destination> = Service::ALL
+        .iter()
+        .map(|s| state.join(s.name()).join("audit.jsonl"))
+        .filter(|file| file.exists())
+        .map(Destination::File)
+        .collect();
+    if let Destination::Journal = Audit::open(Path::new("/dev/null")).destination() {
+        all.push(Destination::Journal);
+    }
+    all
+}
+
+/// The running appliance says where its state is; else where it would be.
+fn embedded_state() -> PathBuf {
+    let file = paths::embedded_runtime().join(paths::APPLIANCE_FILE);
+    let said = std::fs::read(file).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    let state = said.as_ref().and_then(|v| v.get("state")).and_then(|v| v.as_str());
+    state.map_or_else(paths::embedded_state, PathBuf::from)
+}
+
+fn row(entry: &Entry) -> Vec<String> {
+    let time = i64::try_from(entry.time_us).ok().and_then(|t| jiff::Timestamp::from_microsecond(t).ok());
+    vec![
+        time.map(|t| t.strftime("%Y-%m-%d %H:%M:%S").to_string()).unwrap_or_default(),
+        entry.uid.map(|u| u.to_string()).unwrap_or_default(),
+        entry.action.clone(),
+        entry.object.clone(),
+        entry.result.chars().take(60).collect(),
+        entry.door.clone(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_of_time() {
+        assert_eq!(ago("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(ago("2h"), Ok(Duration::from_secs(7200)));
+        for bad in ["", "10", "m", "1é", "1w"] {
+            assert!(ago(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! `shipote flow`: tapped edges of pipelines, while they run and for a while after.
+
+use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use serde_json::json;
+use shipote_bus::workspaces::FlowInfo;
+
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(crate) struct FlowArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the tapped edges: type, throughput, socket
+    List {
+        /// Only those of this pipeline
+        #[arg(long, value_name = "ID")]
+        pipeline: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Copy an edge's bytes to standard output: replay first, then live, until the producer ends
+    #[command(after_help = "Example:\n  shipote flow tail \"$(shipote flow list --json | jq -r .flows[0].socket)\"")]
+    Tail {
+        /// Flow socket, as listed
+        socket: PathBuf,
+    },
+}
+
+pub(crate) async fn run(args: FlowArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::List { pipeline, json } => {
+            let manager = output::workspaces().await?;
+            let mut flows = manager.list_flows(BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+            flows.retain(|f| pipeline.as_ref().is_none_or(|p| f.pipeline.ends_with(&p.to_ascii_uppercase())));
+            if json {
+                output::json(&json!({"flows": flows}))?;
+            } else {
+                let socket = |f: &FlowInfo| f.socket.clone();
+                let rows = flows.iter().map(|f| row(f).into_iter().chain([socket(f)]).collect()).collect();
+                let head: Vec<&str> = HEAD.iter().copied().chain(["SOCKET"]).collect();
+                output::print_table(
+                    &head,
+                    rows,
+                    "no edge is tapped; `shipote pipeline run --tap FILE` taps all of them",
+                );
+            }
+        }
+        Command::Tail { socket } => {
+            let stream = UnixStream::connect(&socket).with_context(|| {
+                format!("subscribe to {}; `shipote flow list` shows the living sockets", socket.display())
+            })?;
+            crate::logs::copy(stream.into(), None).await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) const HEAD: &[&str] = &["EDGE", "STATE", "TYPE", "MIME", "CONFIDENCE", "BYTES", "PER SECOND"];
+
+pub(crate) fn row(flow: &FlowInfo) -> Vec<String> {
+    let output = if flow.from_output == "stdout" { String::new() } else { format!(".{}", flow.from_output) };
+    let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    vec![
+        format!("{}{output} -> {}", flow.from, flow.to),
+        flow.state.clone(),
+        or_dash(&flow.ty),
+        or_dash(&flow.mime),
+        format!("{:.2}", flow.confidence),
+        output::bytes(flow.bytes_total as f64),
+        output::bytes(flow.bytes_per_sec),
+    ]
+}

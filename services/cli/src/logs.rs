@@ -1,0 +1,62 @@
+//! `shipote logs`: the kept output of a command.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  id=$(shipote run --detach -- sh -c 'echo hello; sleep 5')\n  shipote logs -f $id\n\n\
+    Output is kept where it was not handed to the caller: of detached commands, and of\nthe nodes of pipelines where nothing else takes it."
+)]
+pub(crate) struct LogsArgs {
+    /// Command's id, or the last six characters or more of it
+    id: String,
+    /// Go on until the command ends
+    #[arg(short, long)]
+    follow: bool,
+    /// Which stream
+    #[arg(long, default_value = "both", value_parser = ["stdout", "stderr", "both"])]
+    stream: String,
+    /// Only the last N bytes; 0 for all that is kept
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    tail: u64,
+    /// Print one JSON object a chunk
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: LogsArgs) -> anyhow::Result<ExitCode> {
+    let manager = output::workspaces().await?;
+    let options = BTreeMap::from([("follow", args.follow.into()), ("tail", args.tail.into())]);
+    let log = manager.open_log(&args.id, &args.stream, options).await.map_err(|e| output::refusal(&e))?;
+    copy(log.into(), args.json.then_some(args.id)).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Copies a descriptor to standard output until its end; with an id, as JSON chunks.
+pub(crate) async fn copy(from: OwnedFd, json_id: Option<String>) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || {
+        let mut from = File::from(from);
+        let Some(id) = json_id else {
+            return match io::copy(&mut from, &mut io::stdout().lock()) {
+                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+                _ => Ok(()),
+            };
+        };
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match from.read(&mut buffer)? {
+                0 => return Ok(()),
+                n => output::json(&json!({"id": id, "data": String::from_utf8_lossy(&buffer[..n])}))?,
+            }
+        }
+    })
+    .await?
+}

@@ -1,0 +1,205 @@
+//! `shipote run`: one command in a workspace. Standard input, output and error are handed
+//! over as descriptors, so not a byte goes through us or over the bus.
+
+mod terminal;
+
+use std::io::IsTerminal;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde_json::json;
+use shipote_bus::workspaces::{Completion, ManagerProxy, RunOptions, WorkspacesError};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::output;
+use crate::signals::Forwarded;
+use crate::spec::{key_value, read_spec};
+
+/// Exit status where Shipote itself fails, as of env(1) and docker-run(1).
+const STATUS_FAILED: u8 = 125;
+const STATUS_NOT_EXECUTABLE: u8 = 126;
+const STATUS_NOT_FOUND: u8 = 127;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  shipote run -- uname -a\n  echo hello | shipote run -- tr a-z A-Z\n  \
+    shipote run -t -- bash\n  shipote run -w build --timeout 60 -- make test\n\n\
+    Exit status: the command's own; 128 + N if signal N ended it; 124 after --timeout;\n\
+    125 if Shipote failed, 126 if the program cannot be executed, 127 if it is not there.")]
+pub(crate) struct RunArgs {
+    /// Workspace, by name or id; without it the command has one of its own, which ends with it
+    #[arg(short, long, value_name = "WS")]
+    workspace: Option<String>,
+    /// Hand over standard input (the default; with --detach there is none)
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give it a terminal of the workspace's own
+    #[arg(short, long, conflicts_with = "detach")]
+    tty: bool,
+    /// Environment, beside the workspace's
+    #[arg(short, long, value_name = "K=V", value_parser = key_value)]
+    env: Vec<(String, String)>,
+    /// Working folder inside the workspace [default: /work]
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<String>,
+    /// End it after so many seconds
+    #[arg(long, value_name = "S")]
+    timeout: Option<f64>,
+    /// Leave it running, print its id; `shipote logs` shows its output
+    #[arg(short, long)]
+    detach: bool,
+    /// Spec (TOML) of the workspace that is made for it
+    #[arg(short = 'f', long, value_name = "FILE", conflicts_with = "workspace")]
+    file: Option<PathBuf>,
+    /// Refuse where a mechanism of isolation is degraded or missing
+    #[arg(long)]
+    strict: bool,
+    /// Name in lists [default: the program's]
+    #[arg(long)]
+    label: Option<String>,
+    /// Print one JSON object when it has ended (detached: when it has started)
+    #[arg(long)]
+    json: bool,
+    /// Program and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+pub(crate) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    Ok(match run_command(&args).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("shipote: {error:#}");
+            ExitCode::from(STATUS_FAILED)
+        }
+    })
+}
+
+async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let spec = args.file.as_deref().map(read_spec).transpose()?;
+    let terminal = if args.tty { Some(terminal::size()) } else { None };
+    let mut env: Vec<String> = args.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    if let (Some(_), Ok(term)) = (terminal, std::env::var("TERM")) {
+        env.push(format!("TERM={term}"));
+    }
+    let timeout_ms = match args.timeout {
+        Some(seconds) if seconds > 0.0 && seconds.is_finite() => Some((seconds * 1000.0) as u64),
+        Some(seconds) => anyhow::bail!("run: --timeout {seconds} is no time; give seconds above 0"),
+        None => None,
+    };
+    let options = RunOptions {
+        env: Some(env),
+        cwd: args.cwd.clone(),
+        terminal,
+        timeout_ms,
+        strict: Some(args.strict),
+        label: args.label.clone(),
+        spec,
+    };
+    let argv: Vec<&str> = args.command.iter().map(String::as_str).collect();
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let stdio = if args.detach || args.tty {
+        Vec::new()
+    } else {
+        vec![stdin.as_fd().into(), stdout.as_fd().into(), stderr.as_fd().into()]
+    };
+    // before the command starts, so that no Ctrl-C falls in between
+    let signals = Forwarded::listen()?;
+    let manager = output::workspaces().await?;
+    let workspace = args.workspace.as_deref().unwrap_or_default();
+    let (_, id, descriptors) = match manager.run(workspace, &argv, &options, stdio).await {
+        Ok(started) => started,
+        Err(error) => return refused(&error, args),
+    };
+    let mut descriptors = descriptors.into_iter().map(OwnedFd::from);
+    if args.detach {
+        if args.json {
+            output::json(&json!({"id": id, "command": args.command}))?;
+        } else {
+            println!("{id}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let completion = descriptors.next().ok_or_else(|| anyhow::anyhow!("run: the service sent no completion"))?;
+    let session = match descriptors.next() {
+        Some(master) => Some(terminal::Session::start(master)?),
+        None => None,
+    };
+    let ended = wait(&manager, &id, completion, signals, session.as_ref()).await;
+    if let Some(session) = session {
+        session.end();
+    }
+    let ended = ended?;
+    if !ended.message.is_empty() {
+        eprintln!("shipote: {}", ended.message);
+    }
+    if ended.reason == "timeout" {
+        eprintln!(
+            "shipote: run {:?}: it was ended after {} s; allow more with --timeout",
+            argv[0],
+            args.timeout.unwrap_or_default()
+        );
+    }
+    if args.json {
+        output::json(&ended)?;
+    }
+    // tokio would wait for a thread that reads standard input
+    std::process::exit(ended.exit_status & 0xff)
+}
+
+fn refused(error: &WorkspacesError, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let status = match error {
+        WorkspacesError::CommandNotFound(_) => STATUS_NOT_FOUND,
+        WorkspacesError::CommandNotExecutable(_) => STATUS_NOT_EXECUTABLE,
+        _ => STATUS_FAILED,
+    };
+    let text = output::refusal(error).to_string();
+    eprintln!("shipote: {text}");
+    if args.json {
+        output::json(&json!({"exit_status": status, "reason": "refused", "message": text}))?;
+    }
+    Ok(ExitCode::from(status))
+}
+
+/// Waits for the completion; signals that reach us go to the command.
+async fn wait(
+    manager: &ManagerProxy<'_>,
+    id: &str,
+    completion: OwnedFd,
+    mut signals: Forwarded,
+    session: Option<&terminal::Session>,
+) -> anyhow::Result<Completion> {
+    let reader = read_completion(completion);
+    tokio::pin!(reader);
+    loop {
+        tokio::select! {
+            ended = &mut reader => return ended,
+            signal = signals.next() => {
+                // it may have ended in this very moment, which the completion will say
+                let _ = manager.signal_command(id, signal).await;
+            }
+            () = async { match session { Some(s) => s.resized().await, None => std::future::pending().await } } => {
+                if let Some(session) = session {
+                    session.resize();
+                }
+            }
+        }
+    }
+}
+
+/// The one line of JSON that says how it ended.
+pub(crate) async fn read_completion(descriptor: OwnedFd) -> anyhow::Result<Completion> {
+    rustix::io::ioctl_fionbio(&descriptor, true)?;
+    let mut text = String::new();
+    pipe::Receiver::from_owned_fd(descriptor)?.read_to_string(&mut text).await?;
+    if text.is_empty() {
+        anyhow::bail!("wait for the command: the workspaces service went away; its log says why");
+    }
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// Standard output is for people to read, not for a pipe.
+pub(crate) fn on_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}

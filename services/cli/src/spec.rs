@@ -1,0 +1,34 @@
+//! Reading what people hand over: spec files and KEY=VALUE pairs.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use shipote_bus::workspaces::SPEC_MAX;
+
+/// Reads a spec; `-` is standard input. Refuses what is too large before it is read whole.
+pub(crate) fn read_spec(path: &Path) -> anyhow::Result<String> {
+    let name = path.display();
+    let mut bytes = Vec::new();
+    let limit = SPEC_MAX as u64 + 1;
+    if path == Path::new("-") {
+        std::io::stdin().take(limit).read_to_end(&mut bytes).context("read the spec from standard input")?;
+    } else {
+        let file = std::fs::File::open(path).with_context(|| format!("read spec {name}"))?;
+        file.take(limit).read_to_end(&mut bytes).with_context(|| format!("read spec {name}"))?;
+    }
+    if bytes.len() > SPEC_MAX {
+        bail!("read spec {name}: it is larger than {SPEC_MAX} bytes; a spec is a text of some lines");
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        anyhow::anyhow!("read spec {name}: byte {} is not UTF-8; save it as UTF-8", e.utf8_error().valid_up_to())
+    })
+}
+
+/// Splits `KEY=VALUE`; for clap.
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("it is not KEY=VALUE".to_owned()),
+    }
+}

@@ -1,0 +1,144 @@
+//! `shipote workspace`: create, list, show and stop workspaces.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+use shipote_bus::service::MechanismInfo;
+use shipote_bus::workspaces::WorkspaceProxy;
+
+use crate::output;
+use crate::spec::read_spec;
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkspaceArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a workspace: namespaces, a root of its own, private scratch
+    #[command(after_help = "Example:\n  shipote workspace create build -f build.toml")]
+    Create {
+        /// Name, unique among the living
+        name: String,
+        /// Spec (TOML); `-` is standard input
+        #[arg(short = 'f', long, value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Refuse where a mechanism of isolation is degraded or missing
+        #[arg(long)]
+        strict: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the living workspaces
+    List {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one workspace: spec, isolation, commands
+    Show {
+        /// Name or id
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// End every command of a workspace, and the workspace
+    Stop {
+        /// Name or id
+        name: String,
+        /// Milliseconds between SIGTERM and SIGKILL; 0 kills at once
+        #[arg(long, value_name = "MS", default_value_t = 1000)]
+        grace: u64,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Create { name, file, strict, json } => create(&name, file, strict, json).await?,
+        Command::List { json } => list(json).await?,
+        Command::Show { name, json } => show(&name, json).await?,
+        Command::Stop { name, grace, json } => {
+            let manager = output::workspaces().await?;
+            let reaped =
+                manager.stop_workspace(&name, grace, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+            if json {
+                output::json(&json!({"name": name, "reaped": reaped}))?;
+            } else {
+                println!("stopped {name}, {reaped} processes ended");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn create(name: &str, file: Option<PathBuf>, strict: bool, json: bool) -> anyhow::Result<()> {
+    let spec = file.map(|f| read_spec(&f)).transpose()?.unwrap_or_default();
+    let manager = output::workspaces().await?;
+    let options = BTreeMap::from([("strict", strict.into())]);
+    let (_, id, isolation) = manager.create_workspace(name, &spec, options).await.map_err(|e| output::refusal(&e))?;
+    if json {
+        return output::json(&json!({"id": id, "name": name, "isolation": isolation}));
+    }
+    println!("created {name} ({id})");
+    for weak in isolation.iter().filter(|m| m.state != "enforced") {
+        eprintln!("shipote: {} is {}: {}", weak.name, weak.state, weak.reason);
+    }
+    Ok(())
+}
+
+async fn list(json: bool) -> anyhow::Result<()> {
+    let manager = output::workspaces().await?;
+    let all = manager.list_workspaces(BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+    if json {
+        return output::json(&json!({"workspaces": all}));
+    }
+    let rows = all
+        .into_iter()
+        .map(|w| {
+            vec![w.name, w.state, w.commands.to_string(), output::duration(w.uptime_ms / 1000), w.uid.to_string(), w.id]
+        })
+        .collect();
+    output::print_table(
+        &["NAME", "STATE", "COMMANDS", "UPTIME", "UID", "ID"],
+        rows,
+        "no workspace lives; `shipote workspace create NAME` makes one",
+    );
+    Ok(())
+}
+
+async fn show(name: &str, json: bool) -> anyhow::Result<()> {
+    let manager = output::workspaces().await?;
+    let path = manager.get_workspace(name).await.map_err(|e| output::refusal(&e))?;
+    let object = WorkspaceProxy::builder(manager.inner().connection()).path(path).build().await?;
+    let commands = manager.list_commands(name, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+    let isolation: Vec<MechanismInfo> = object.isolation().await?;
+    let (id, label, state, spec) =
+        (object.id().await?, object.name().await?, object.state().await?, object.spec().await?);
+    if json {
+        return output::json(&json!({
+            "id": id, "name": label, "state": state, "spec": spec, "isolation": isolation, "commands": commands,
+        }));
+    }
+    println!("{label} ({id}) is {state}\n\nSpec:");
+    spec.lines().for_each(|line| println!("  {line}"));
+    println!("\nIsolation:");
+    output::print_table(&["MECHANISM", "STATE", "DETAIL"], isolation_rows(isolation), "none is reported");
+    println!("\nCommands:");
+    output::print_table(crate::ps::HEAD, commands.into_iter().map(crate::ps::row).collect(), "none yet");
+    Ok(())
+}
+
+/// Rows of a table of mechanisms.
+pub(crate) fn isolation_rows(all: Vec<MechanismInfo>) -> Vec<Vec<String>> {
+    all.into_iter().map(|m| vec![m.name, m.state, m.reason]).collect()
+}
