@@ -68,11 +68,7 @@ impl<'t> Document<'t> {
         let index = self.sources.partition_point(|source| source.base <= offset).saturating_sub(1);
         let source = &self.sources[index];
         let within = offset.saturating_sub(source.base).min(source.text.len());
-        let before = &source.text.as_bytes()[..within];
-        let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        let column = String::from_utf8_lossy(&before[line_start..]).chars().count() + 1;
-        (&source.name, (line, column))
+        (&source.name, end_of(&source.text.as_bytes()[..within]))
     }
 
     /// The span of the value at `path`, or of the deepest value on the way to it.
@@ -104,6 +100,13 @@ impl<'t> Document<'t> {
         }
         below(value.get_ref(), name, &mut trail)
     }
+}
+
+/// Line and column, both from 1, of what follows `before`; the column in characters.
+pub(crate) fn end_of(before: &[u8]) -> (usize, usize) {
+    let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    (line, String::from_utf8_lossy(&before[line_start..]).chars().count() + 1)
 }
 
 fn child<'v, 't>(value: &'v DeValue<'t>, step: &Step) -> Option<&'v Spanned<DeValue<'t>>> {

@@ -6,7 +6,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue, Error, ValueDeserializer};
 
 use crate::DEFAULT_LIMIT;
-use crate::document::{Document, Step};
+use crate::document::{Document, Step, end_of};
 use crate::error::{ConfigError, ErrorKind};
 use crate::explain::{Explanation, explain, unknown_key};
 
@@ -38,12 +38,9 @@ pub(crate) fn check_text<'b>(bytes: &'b [u8], name: &str, limit: usize) -> Resul
         return Err(ConfigError::new(ErrorKind::TooLarge, name, None, &reason, "split it or shorten it"));
     }
     std::str::from_utf8(bytes).map_err(|error| {
-        let good = &bytes[..error.valid_up_to()];
-        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
-        let start = good.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
-        let column = String::from_utf8_lossy(&good[start..]).chars().count() + 1;
+        let position = end_of(&bytes[..error.valid_up_to()]);
         let reason = format!("the byte 0x{:02x} is not UTF-8 text", bytes[error.valid_up_to()]);
-        ConfigError::new(ErrorKind::NotUtf8, name, Some((line, column)), &reason, "save the file as UTF-8")
+        ConfigError::new(ErrorKind::NotUtf8, name, Some(position), &reason, "save the file as UTF-8")
     })
 }
 

@@ -130,6 +130,12 @@ fn the_error_names_the_file_that_holds_the_value() {
             "shipote.toml:1:9: proxy: found a value of type integer, expected a table; write a section `[proxy]`",
         ),
         (
+            Some("[audit]\nmode = 'required'"),
+            &[("50-audit.toml", "[audit]\nsnyc = true")],
+            Some("proxy"),
+            "shipote.toml.d/50-audit.toml:2:1: audit.snyc: unknown key `snyc`; did you mean `sync`?",
+        ),
+        (
             Some("[audit]\nmode = 'requierd'"),
             &[],
             Some("proxy"),
