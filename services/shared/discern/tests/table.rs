@@ -16,7 +16,8 @@ fn kinds_are_told_apart() {
         block[257..262].copy_from_slice(b"ustar");
         block
     };
-    let rows: &[(&[u8], bool, &str, f32, Option<&str>)] = &[
+    type Row<'a> = (&'a [u8], bool, &'a str, f32, Option<&'a str>);
+    let rows: &[Row<'_>] = &[
         (b"", true, "bytes", 0.0, None),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", false, "png", 0.99, Some("gallery")),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", false, "jpeg", 0.99, Some("gallery")),

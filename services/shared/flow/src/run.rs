@@ -1,0 +1,322 @@
+//! The thread of a junction: take a chunk, hand it on, serve subscribers, sleep.
+//!
+//! ```text
+//!            ┌──────────────────────────────────────────────────┐
+//!            ▼                                                  │ progress
+//!   deliver what is owed ─▶ serve subscribers ─▶ take the next ─┤
+//!   to consumers                                 chunk, if      │ none
+//!                                                · all was      ▼
+//!                                                  delivered   poll(2): source, sinks (for room
+//!                                                · no lossless  and for their readers' end),
+//!                                                  tap stalls   listeners, sockets, wake-up,
+//!                                                · the bucket   the bucket's and the sample's
+//!                                                  has tokens   due time
+//! ```
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::CHUNK_BYTES;
+use crate::bucket::TokenBucket;
+use crate::edge::Edge;
+use crate::event::{EndReason, FlowEvent};
+use crate::inlet::Inlet;
+use crate::junction::Control;
+use crate::pipe::{Moved, Pipe, Trash, tee};
+use crate::tap::TapState;
+
+/// Rounds between two looks at listeners and hang-ups while bytes flow without a pause.
+const ROUNDS: usize = 8;
+
+/// Moved at once where nothing has to be kept.
+const UNTAPPED_BYTES: usize = 1 << 20;
+
+pub(crate) struct Run {
+    /// Closed when the source has ended or no consumer is left.
+    pub(crate) inlet: Option<Inlet>,
+    pub(crate) edges: Vec<Edge>,
+    /// Bytes at the beginning of the source that are in the taps' histories already and that the
+    /// one consumer has still to be given.
+    pub(crate) owed: usize,
+    pub(crate) bucket: Option<TokenBucket>,
+    pub(crate) trash: Rc<Trash>,
+    pub(crate) control: Arc<Control>,
+}
+
+/// What a round came to.
+#[derive(Debug, Default)]
+pub(crate) struct Step {
+    pub(crate) progress: bool,
+    /// The next chunk is wanted as soon as there is one.
+    pub(crate) hungry: bool,
+    /// The bucket has to fill first.
+    pub(crate) wait: Option<Duration>,
+}
+
+enum Taken {
+    Bytes(usize),
+    Nothing,
+    End,
+}
+
+/// A pipe that the next chunk goes into: an edge's stage, or its tap's history.
+struct Target {
+    edge: usize,
+    stage: bool,
+    pipe: Pipe,
+}
+
+impl Run {
+    pub(crate) fn run(mut self) {
+        let mut rounds = 0;
+        loop {
+            self.obey();
+            let now = Instant::now();
+            let step = self.advance(now);
+            if self.is_over() {
+                return;
+            }
+            if step.progress && rounds < ROUNDS {
+                rounds += 1;
+                continue;
+            }
+            rounds = 0;
+            self.wait(&step, now);
+        }
+    }
+
+    fn obey(&mut self) {
+        if self.control.taps_are_to_close() {
+            for edge in &mut self.edges {
+                edge.tap = None;
+            }
+        }
+        if self.inlet.is_none() && self.control.is_to_finish() {
+            let now = Instant::now();
+            for tap in self.edges.iter_mut().filter_map(|edge| edge.tap.as_mut()) {
+                // Who has connected in time is in the queue.
+                tap.accept_all(now);
+                tap.stop_listening();
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.inlet.is_none() && self.edges.iter().all(|edge| edge.tap.as_ref().is_none_or(TapState::is_over))
+    }
+
+    fn live(&self) -> usize {
+        self.edges.iter().filter(|edge| edge.is_live()).count()
+    }
+
+    fn advance(&mut self, now: Instant) -> Step {
+        let mut step = Step { progress: self.deliver(), ..Step::default() };
+        for tap in self.edges.iter_mut().filter_map(|edge| edge.tap.as_mut()) {
+            step.progress |= tap.serve(now);
+        }
+        let live = self.live();
+        if live == 0 {
+            // The producer learns of it by SIGPIPE or EPIPE.
+            step.progress |= self.inlet.take().is_some();
+        }
+        let idle = self.owed == 0 && self.edges.iter().all(|edge| !edge.is_live() || edge.outlet.is_idle());
+        let stalled = self.edges.iter_mut().filter_map(Edge::live_tap).any(|tap| tap.stalls());
+        if self.inlet.is_none() || !idle || stalled {
+            return step;
+        }
+        let limit = match self.bucket.as_mut().map_or(Ok(u64::MAX), |bucket| bucket.allowance(now)) {
+            Ok(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+            Err(wait) => {
+                step.wait = Some(wait);
+                return step;
+            }
+        };
+        step.hungry = true;
+        match self.take(limit, live, now) {
+            Taken::Nothing => {}
+            Taken::Bytes(bytes) => {
+                step.progress = true;
+                if let Some(bucket) = &mut self.bucket {
+                    bucket.spend(bytes as u64);
+                }
+            }
+            Taken::End => {
+                step.progress = true;
+                self.inlet = None;
+                for edge in &mut self.edges {
+                    edge.end(EndReason::Eof);
+                }
+            }
+        }
+        step
+    }
+
+    /// Hands consumers what they are owed; whether any took something.
+    fn deliver(&mut self) -> bool {
+        let mut progress = false;
+        for edge in self.edges.iter_mut().filter(|edge| edge.is_live()) {
+            loop {
+                let moved = match &self.inlet {
+                    Some(inlet) if self.owed > 0 => edge.outlet.push(Some(inlet.reader()), self.owed),
+                    _ if !edge.outlet.is_idle() => edge.outlet.drain(),
+                    _ => break,
+                };
+                let took = edge.took(moved);
+                self.owed -= took.min(self.owed);
+                progress |= took > 0 || !edge.is_live();
+                if took == 0 {
+                    break;
+                }
+            }
+            if !edge.is_live() {
+                self.owed = 0;
+            }
+        }
+        progress
+    }
+
+    /// Takes up to `limit` bytes from the source.
+    fn take(&mut self, limit: usize, live: usize, now: Instant) -> Taken {
+        let Some(inlet) = &mut self.inlet else { return Taken::Nothing };
+        match inlet.feed() {
+            Ok(None) => {}
+            Ok(Some(errno)) => {
+                for edge in &self.edges {
+                    let reason = format!("the source cannot be spliced from: {errno}");
+                    edge.events.send(FlowEvent::Copied { id: edge.outlet.id, reason });
+                }
+            }
+            Err(errno) => return self.fail("read from the source", errno),
+        }
+        let chunk = self.edges.iter_mut().filter_map(Edge::live_tap).map(|tap| tap.chunk_bytes()).min();
+        match chunk {
+            None if live == 1 => self.pass(limit.min(UNTAPPED_BYTES)),
+            _ => self.take_chunk(limit.min(chunk.unwrap_or(CHUNK_BYTES)), live, now),
+        }
+    }
+
+    /// One consumer and no tap: nothing has to be kept.
+    fn pass(&mut self, limit: usize) -> Taken {
+        let (Some(inlet), Some(edge)) = (&self.inlet, self.edges.iter_mut().find(|edge| edge.is_live())) else {
+            return Taken::Nothing;
+        };
+        let moved = edge.outlet.push(Some(inlet.reader()), limit);
+        match (moved, edge.took(moved)) {
+            (Moved::End, _) => Taken::End,
+            (_, 0) => Taken::Nothing,
+            (_, bytes) => Taken::Bytes(bytes),
+        }
+    }
+
+    fn take_chunk(&mut self, limit: usize, live: usize, now: Instant) -> Taken {
+        let mut targets = self.targets(live);
+        let Some(inlet) = &self.inlet else { return Taken::Nothing };
+        // What fits into the smallest pipe fits into all.
+        targets.sort_by_key(|target| target.pipe.capacity);
+        let mut len = None;
+        let mut end = Taken::Nothing;
+        for target in &targets {
+            match tee(inlet.reader(), &target.pipe.writer, len.unwrap_or(limit)) {
+                Moved::Bytes(bytes) if len.is_none() => len = Some(bytes),
+                Moved::Bytes(bytes) if len == Some(bytes) => {}
+                Moved::End if len.is_none() => {
+                    end = Taken::End;
+                    break;
+                }
+                Moved::Later if len.is_none() => break,
+                other => {
+                    self.put_back(targets, None);
+                    return self.fail_by(other);
+                }
+            }
+        }
+        self.put_back(targets, len);
+        let Some(len) = len else { return end };
+        self.look(len, now);
+        if live == 1 {
+            self.owed = len;
+        } else if let Some(moved) = self.drop_from_source(len) {
+            return self.fail_by(moved);
+        }
+        for tap in self.edges.iter_mut().filter_map(Edge::live_tap) {
+            tap.settle();
+        }
+        Taken::Bytes(len)
+    }
+
+    /// An empty pipe for each tap and, with several consumers, for each of those.
+    fn targets(&mut self, live: usize) -> Vec<Target> {
+        let mut targets = Vec::with_capacity(self.edges.len() * 2);
+        for (at, edge) in self.edges.iter_mut().enumerate().filter(|(_, edge)| edge.is_live()) {
+            if let Some(tap) = &mut edge.tap {
+                match tap.vacant() {
+                    Some(pipe) => targets.push(Target { edge: at, stage: false, pipe }),
+                    None => edge.tap = None,
+                }
+            }
+            if live > 1 {
+                match edge.outlet.take_stage() {
+                    Ok(pipe) => targets.push(Target { edge: at, stage: true, pipe }),
+                    Err(errno) => edge.fail("open a pipe for the consumer's bytes", errno),
+                }
+            }
+        }
+        targets
+    }
+
+    /// Puts the pipes where they belong, with the `len` bytes of a chunk in them or empty.
+    fn put_back(&mut self, targets: Vec<Target>, len: Option<usize>) {
+        for Target { edge, stage, pipe } in targets {
+            let edge = &mut self.edges[edge];
+            match (stage, edge.tap.as_mut()) {
+                (true, _) => edge.outlet.put_stage(pipe, len.unwrap_or(0)),
+                (false, Some(tap)) => match len {
+                    Some(len) => tap.history.commit(pipe, len),
+                    None => tap.history.give_back(pipe),
+                },
+                (false, None) => {}
+            }
+        }
+    }
+
+    /// Lets samplers see what has just been taken and is still in the source.
+    fn look(&mut self, len: usize, now: Instant) {
+        let Some(inlet) = &self.inlet else { return };
+        for edge in &mut self.edges {
+            if let Some(tap) = edge.live_tap() {
+                tap.look(inlet.reader(), len, now);
+            }
+        }
+    }
+
+    /// With several consumers all have references of their own; the source's are let go.
+    fn drop_from_source(&mut self, mut len: usize) -> Option<Moved> {
+        let inlet = self.inlet.as_ref()?;
+        while len > 0 {
+            match self.trash.drop_from(inlet.reader(), len) {
+                Moved::Bytes(bytes) => len -= bytes.min(len),
+                other => return Some(other),
+            }
+        }
+        None
+    }
+
+    fn fail_by(&mut self, moved: Moved) -> Taken {
+        let errno = match moved {
+            Moved::Refused(errno) => errno,
+            _ => rustix::io::Errno::NOBUFS,
+        };
+        self.fail("copy references to a chunk", errno)
+    }
+
+    fn fail(&mut self, what: &str, errno: rustix::io::Errno) -> Taken {
+        for edge in &mut self.edges {
+            if edge.is_live() {
+                edge.fail(what, errno);
+            }
+        }
+        self.inlet = None;
+        Taken::Nothing
+    }
+}
