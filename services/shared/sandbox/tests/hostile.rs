@@ -1,5 +1,7 @@
 //! What a command in a workspace cannot do, one test a sentence.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Nothing outlives its owner, and nothing is left behind.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs::{self, File};

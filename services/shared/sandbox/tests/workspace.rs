@@ -1,5 +1,7 @@
 //! What a workspace is for: commands run in it, with what they were given and nothing else.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::collections::HashSet;
