@@ -8,7 +8,8 @@
 //!
 //! Invariant: [`Audit::record`] returns `Ok` only when the journal's socket or the file has taken the whole record. A
 //! record in the file is one line written by one call, so writers never mix and a torn line never takes a neighbour
-//! with it.
+//! with it. What journald does with a record it has taken is its own affair: a unit that writes records should say
+//! `LogRateLimitIntervalSec=0`, for journald drops, unknown to the sender, what exceeds its rate limit.
 //!
 //! How a service uses it: before the change [`Audit::ready`] (refuse the change if it fails: it only fails where records
 //! are required), after it [`Audit::record`] with the outcome. A refused change is recorded too.
