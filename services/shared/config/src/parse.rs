@@ -54,8 +54,11 @@ pub(crate) fn deserialize<T: DeserializeOwned>(
     let mut ignored: Option<Vec<Step>> = None;
     let tree = ValueDeserializer::from(Spanned::new(span, DeValue::Table(table)));
     let mut note = |path: serde_ignored::Path<'_>| {
-        if ignored.is_none() {
-            ignored = Some(ignored_steps(&path));
+        let steps = ignored_steps(&path);
+        // The whole being ignored is no mistake in the text: the caller asked for `IgnoredAny`, to look at the common
+        // section only.
+        if ignored.is_none() && !steps.is_empty() {
+            ignored = Some(steps);
         }
     };
     let result: Result<T, serde_path_to_error::Error<Error>> =

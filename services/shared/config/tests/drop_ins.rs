@@ -148,6 +148,15 @@ fn the_error_names_the_file_that_holds_the_value() {
 }
 
 #[test]
+fn the_common_section_can_be_had_alone() {
+    let (_folder, path) = installed(Some("[proxy]\nanything = 1\n[audit]\nsync = true"), &[]);
+    for section in ["proxy", "machines"] {
+        let loaded = load::<serde::de::IgnoredAny>(&path, Some(section)).expect("valid");
+        assert!(loaded.audit.sync);
+    }
+}
+
+#[test]
 fn a_missing_key_names_the_section() {
     let (folder, path) = installed(Some("\n[proxy]\n"), &[]);
     let error = load::<Needs>(&path, Some("proxy")).expect_err("refused").to_string();
