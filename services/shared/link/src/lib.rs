@@ -1,1 +1,70 @@
-//! (being written)
+//! Links WebAssembly components that know each other only by interface.
+//!
+//! A plugin implements one [`Interface`] (its *plug*) and may call others (its *sockets*). From a root interface a
+//! [`Tree`] is built of everything that can be reached; loading it instantiates each plugin once, in a store of its own,
+//! and wires every import to whatever implements it. How many plugins may implement an interface is its [`Cardinality`],
+//! counted over the plugins that loaded. The host calls the root through [`Head::dispatch`] (values of any type) or
+//! [`Head::typed`] (types known when the host is compiled).
+//!
+//! It is for hosts that run code they don't trust. It is not a registry, it stores and compiles nothing, and it knows no
+//! particular ABI.
+//!
+//! Invariants:
+//! * Whatever a plugin does, the host gets a value: a trap, an overrun deadline or a refused allocation is that plugin's
+//!   error, leaves the other answers whole, and the plugin's next call finds a fresh instance.
+//! * A plugin that calls another sees the other's failure as an error value (`shipote:link/errors`), never as a trap.
+//! * A call never waits for a plugin longer than its deadline. As the graph has no cycle, locks are taken in one order.
+//! * What is linked has the types that its interface declares; that is checked at load.
+//!
+//! ```
+//! use shipote_link::{Answers, Cardinality, Function, Interface, Plugin, Runtime, Tree, ValueType};
+//! use wasmtime::component::{Component, Linker, Val};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let runtime = Runtime::new(wasmtime::Config::new())?;
+//! let component = Component::new(runtime.engine(), wat::parse_str(r#"(component
+//!     (core module $m (func (export "f") (result i32) i32.const 42))
+//!     (core instance $i (instantiate $m))
+//!     (func $f (result u32) (canon lift (core func $i "f")))
+//!     (instance $e (export "get-value" (func $f)))
+//!     (export "my:package/example" (instance $e)))"#)?)?;
+//! let interface = Interface::new("root", "my:package/example", Cardinality::ExactlyOne)
+//!     .function(Function::new("get-value", [], Some(ValueType::U32)));
+//! let (tree, errors) = Tree::new("root", [Ok(interface)], [Ok(Plugin::new("foo", "root", component, || ()))]);
+//! assert!(errors.is_empty());
+//! let (head, errors) = tree.load(&runtime, &Linker::new(runtime.engine())).map_err(|(error, _)| error)?;
+//! assert!(errors.is_empty());
+//! match head.dispatch("get-value", &[])? {
+//!     Answers::ExactlyOne(answer) => assert_eq!(answer?, Some(Val::U32(42))),
+//!     other => panic!("{other:?}"),
+//! }
+//! # Ok(()) }
+//! ```
+#![forbid(unsafe_code)]
+
+mod dispatch;
+mod error;
+mod instance;
+mod interface;
+mod load;
+mod plugin;
+mod resource;
+mod runtime;
+mod signature;
+mod socket;
+mod state;
+mod tree;
+mod value_type;
+mod wire;
+mod wit;
+
+pub use dispatch::{Answers, Head, Typed};
+pub use error::{CallError, DispatchError, Failure, LoadError, PartialResult, TreeError};
+pub use interface::{Cardinality, Function, Interface, Kind};
+pub use plugin::{Limits, Plugin, SourceError};
+pub use runtime::Runtime;
+pub use signature::Signature;
+pub use state::State;
+pub use tree::Tree;
+pub use value_type::ValueType;
+pub use wit::WitError;

@@ -1,0 +1,227 @@
+//! Loading a tree: from the leaves up, each interface and each plugin once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, ComponentExportIndex, Linker};
+
+use crate::dispatch::Head;
+use crate::error::{LoadError, PartialResult};
+use crate::instance::{Loaded, Parts};
+use crate::interface::Interface;
+use crate::plugin::{Plugin, SourceError};
+use crate::runtime::Runtime;
+use crate::signature::{Signature, resources_of};
+use crate::socket;
+use crate::state::State;
+use crate::tree::Tree;
+
+/// An interface with the plugins that implement it.
+pub(crate) struct Provider<T: 'static> {
+    pub(crate) interface: Arc<Interface>,
+    pub(crate) plugins: Vec<Arc<Loaded<T>>>,
+    /// Numbers by which importers know the interface's resources.
+    pub(crate) kinds: Vec<(String, u32)>,
+}
+
+struct Loader<'a, T: Send + 'static> {
+    tree: Tree<T>,
+    runtime: &'a Runtime,
+    linker: &'a Linker<State<T>>,
+    /// What became of each interface that was reached.
+    done: BTreeMap<String, Result<Arc<Provider<T>>, LoadError>>,
+    errors: Vec<LoadError>,
+    kinds: u32,
+}
+
+impl<T: Send + 'static> Tree<T> {
+    /// Loads what the root reaches. `linker` offers what every plugin may import from the host.
+    ///
+    /// # Errors
+    /// Why the root did not load, with everything that contributed.
+    #[allow(clippy::result_large_err, reason = "happens once a tree, and is to be taken apart")]
+    pub fn load(self, runtime: &Runtime, linker: &Linker<State<T>>) -> PartialResult<Head<T>, LoadError> {
+        let root = self.root.clone();
+        let mut loader = Loader { tree: self, runtime, linker, done: BTreeMap::new(), errors: Vec::new(), kinds: 0 };
+        match loader.interface(&root) {
+            Ok(provider) => Ok((Head::new(runtime.clone(), provider), loader.errors)),
+            Err(error) => {
+                loader.errors.retain(|other| *other != error);
+                Err((error, loader.errors))
+            }
+        }
+    }
+}
+
+impl<T: Send + 'static> Loader<'_, T> {
+    fn interface(&mut self, id: &str) -> Result<Arc<Provider<T>>, LoadError> {
+        if let Some(done) = self.done.get(id) {
+            return done.clone();
+        }
+        let outcome = self.interface_anew(id);
+        if let Err(error) = &outcome {
+            self.errors.push(error.clone());
+        }
+        self.done.insert(id.to_owned(), outcome.clone());
+        outcome
+    }
+
+    fn interface_anew(&mut self, id: &str) -> Result<Arc<Provider<T>>, LoadError> {
+        let missing = || LoadError::MissingInterface { interface: id.to_owned() };
+        let interface = Arc::clone(self.tree.interfaces.get(id).ok_or_else(missing)?);
+        let mut kinds = Vec::new();
+        for resource in &interface.resources {
+            self.kinds += 1;
+            kinds.push((resource.clone(), self.kinds));
+        }
+        let mut plugins = Vec::new();
+        for plugin in self.tree.plugged_into(id) {
+            let Some(plugin) = self.tree.plugins.remove(&plugin) else { continue };
+            match self.plugin(&interface, &kinds, plugin) {
+                Ok(loaded) => plugins.push(Arc::new(loaded)),
+                Err(error) => self.errors.push(error),
+            }
+        }
+        if !interface.cardinality.admits(plugins.len()) {
+            let (expected, found) = (interface.cardinality, plugins.len());
+            return Err(LoadError::Cardinality { interface: id.to_owned(), expected, found });
+        }
+        Ok(Arc::new(Provider { interface, plugins, kinds }))
+    }
+
+    fn plugin(
+        &mut self,
+        interface: &Arc<Interface>,
+        kinds: &[(String, u32)],
+        plugin: Plugin<T>,
+    ) -> Result<Loaded<T>, LoadError> {
+        let about = About { plugin: plugin.id.clone(), interface: interface.id.clone() };
+        if let Some(path) = self.tree.loops.get(&plugin.id) {
+            let About { plugin, interface } = about;
+            return Err(LoadError::Loop { plugin, interface, path: path.clone() });
+        }
+        let mut providers = Vec::new();
+        for socket in &plugin.sockets {
+            providers.push(self.interface(socket).map_err(|error| about.socket(socket, &error))?);
+        }
+        let component = (plugin.source)(self.runtime.engine()).map_err(|error| about.source(error))?;
+        let functions = about.functions(interface, &component)?;
+        let resources = about.resources(interface, kinds, &component)?;
+        let mut linker = self.linker.clone();
+        for provider in &providers {
+            socket::offer(&mut linker, &component, provider, &self.tree.wires)
+                .map_err(|(import, reason)| about.import(import, reason))?;
+        }
+        let pre = linker.instantiate_pre(&component).map_err(|error| {
+            let import = self.undeclared(&component, &providers);
+            about.import(import, format!("{error:#}"))
+        })?;
+        let parts = Parts {
+            id: plugin.id.into(),
+            interface: Arc::clone(interface),
+            runtime: self.runtime.clone(),
+            pre,
+            functions,
+            resources,
+            data: plugin.data,
+            limits: plugin.limits,
+        };
+        Loaded::start(parts).map_err(|reason| {
+            let About { plugin, interface } = about;
+            LoadError::Start { plugin, interface, reason }
+        })
+    }
+
+    /// The first import that no socket offers, for an error message.
+    fn undeclared(&self, component: &Component, providers: &[Arc<Provider<T>>]) -> String {
+        let ty = component.component_type();
+        let paths = |path: &str| self.tree.interfaces.values().find(|known| known.path == path);
+        let name = ty
+            .imports(self.runtime.engine())
+            .map(|(name, _)| name)
+            .find(|name| paths(name).is_some() && !providers.iter().any(|provider| provider.interface.path == **name));
+        name.map_or_else(
+            || "from the host".to_owned(),
+            |name| format!("{name:?}, which the plugin does not declare as a socket"),
+        )
+    }
+}
+
+/// Names for error messages.
+struct About {
+    plugin: String,
+    interface: String,
+}
+
+impl About {
+    fn socket(&self, socket: &str, error: &LoadError) -> LoadError {
+        let (plugin, interface) = (self.plugin.clone(), self.interface.clone());
+        LoadError::InvalidSocket { plugin, interface, socket: socket.to_owned(), reason: error.to_string() }
+    }
+
+    fn source(&self, error: SourceError) -> LoadError {
+        let (plugin, interface) = (self.plugin.clone(), self.interface.clone());
+        match error {
+            SourceError::Read(reason) => LoadError::Read { plugin, interface, reason },
+            SourceError::Invalid(reason) => LoadError::InvalidComponent { plugin, interface, reason },
+        }
+    }
+
+    fn import(&self, import: String, reason: String) -> LoadError {
+        let (plugin, interface) = (self.plugin.clone(), self.interface.clone());
+        LoadError::ImportNotSatisfied { plugin, interface, import, reason }
+    }
+
+    fn missing(&self, export: String) -> LoadError {
+        let (plugin, interface) = (self.plugin.clone(), self.interface.clone());
+        LoadError::ExportMissing { plugin, interface, export }
+    }
+
+    /// Where the component exports the interface's functions, each of the type that the interface says.
+    fn functions(&self, interface: &Interface, component: &Component) -> Result<Vec<ComponentExportIndex>, LoadError> {
+        let engine = component.engine();
+        let ty = component.component_type();
+        let Some(ComponentItem::ComponentInstance(exported)) =
+            ty.get_export(engine, &interface.path).map(|item| item.ty)
+        else {
+            return Err(self.missing(interface.path.clone()));
+        };
+        let resources = resources_of(&exported, engine);
+        let outer = component.get_export_index(None, &interface.path);
+        let mut indices = Vec::new();
+        for function in &interface.functions {
+            let export = format!("{}#{}", interface.path, function.name);
+            let Some(ComponentItem::ComponentFunc(func)) =
+                exported.get_export(engine, &function.name).map(|item| item.ty)
+            else {
+                return Err(self.missing(export));
+            };
+            let found = Signature::of(&func, &resources);
+            if found != function.signature {
+                let (expected, found) = (function.signature.to_string(), found.to_string());
+                let (plugin, interface) = (self.plugin.clone(), self.interface.clone());
+                return Err(LoadError::ExportType { plugin, interface, export, expected, found });
+            }
+            let index = outer.as_ref().and_then(|outer| component.get_export_index(Some(outer), &function.name));
+            indices.push(index.ok_or_else(|| self.missing(export))?);
+        }
+        Ok(indices)
+    }
+
+    fn resources(
+        &self,
+        interface: &Interface,
+        kinds: &[(String, u32)],
+        component: &Component,
+    ) -> Result<Vec<(ComponentExportIndex, u32)>, LoadError> {
+        let outer = component.get_export_index(None, &interface.path);
+        kinds
+            .iter()
+            .map(|(name, kind)| {
+                let index = outer.as_ref().and_then(|outer| component.get_export_index(Some(outer), name));
+                Ok((index.ok_or_else(|| self.missing(format!("{}#{name}", interface.path)))?, *kind))
+            })
+            .collect()
+    }
+}
