@@ -288,7 +288,7 @@ impl Keeper {
     ///
     /// # Errors
     /// [`SandboxError::Ended`] when it ended by itself meanwhile.
-    pub async fn end(self, grace: Duration) -> Result<u32, SandboxError> {
+    pub async fn end(&self, grace: Duration) -> Result<u32, SandboxError> {
         let (answer, wait) = oneshot::channel();
         {
             let mut waiting = self.shared.waiting();

@@ -1,0 +1,326 @@
+//! The actor: the one place where the state lives. Calls come in from the bus, inputs come
+//! back from effects, and nothing else touches the state.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use shipote_bus::spec::{ValidatedPipeline, WorkspaceSpec};
+use shipote_bus::workspaces::FlowInfo;
+use tokio::sync::{mpsc, oneshot};
+use ulid::Ulid;
+
+use crate::effects::{Effects, Handed};
+use crate::error::Error;
+use crate::state::{
+    Command, Effect, Input, NewCommand, NewPipeline, Outcome, Pipeline, RequestId, State, Target, Timer, Usec,
+    Workspace,
+};
+
+/// Calls that may wait for the actor; past that the bus side waits.
+const CALLS_MAX: usize = 1024;
+
+type Answer<T> = oneshot::Sender<T>;
+
+/// What the bus asks.
+pub(crate) enum Call {
+    Create {
+        spec: Box<WorkspaceSpec>,
+        strict: bool,
+        uid: u32,
+    },
+    Run {
+        target: Target,
+        strict: bool,
+        uid: u32,
+        command: Box<NewCommand>,
+        handed: Handed,
+    },
+    RunPipeline {
+        target: Target,
+        strict: bool,
+        uid: u32,
+        tap: bool,
+        pipeline: Box<ValidatedPipeline>,
+        id: Ulid,
+        handed: Handed,
+    },
+    Signal {
+        command: String,
+        signal: i32,
+    },
+    StopWorkspace {
+        workspace: String,
+        grace: Duration,
+    },
+    StopPipeline {
+        pipeline: String,
+        grace: Duration,
+    },
+}
+
+/// An outcome with what belongs to it.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) outcome: Outcome,
+    /// Master of the terminal that the started command has.
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
+/// Questions that change nothing: a closure that sees the state.
+type Question = Box<dyn FnOnce(&State, &dyn FlowSource) + Send>;
+
+/// Where figures of flows come from; they are not the state machine's.
+pub(crate) trait FlowSource {
+    /// All tapped edges.
+    fn flows(&self) -> Vec<FlowInfo>;
+}
+
+enum Message {
+    Call(Call, Answer<Result<Done, Error>>),
+    Question(Question),
+}
+
+/// What the objects on the bus must learn.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Workspace(Box<Workspace>),
+    WorkspaceGone(Ulid),
+    Command(Box<Command>),
+    CommandForgotten(Ulid),
+    Pipeline(Box<Pipeline>, Vec<(String, String, i32)>),
+    PipelineForgotten(Ulid),
+}
+
+/// A way to talk to the actor; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    messages: mpsc::Sender<Message>,
+}
+
+fn gone<T>(_: T) -> Error {
+    Error::Failed("the state actor has ended; the service is stopping".to_owned())
+}
+
+impl Handle {
+    /// Asks for a mutation and waits for its outcome.
+    pub(crate) async fn call(&self, call: Call) -> Result<Done, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.messages.send(Message::Call(call, answer)).await.map_err(gone)?;
+        answered.await.map_err(gone)?
+    }
+
+    /// Looks at the state.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&State, &dyn FlowSource) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let question: Question = Box::new(move |state, flows| {
+            let _ = answer.send(question(state, flows));
+        });
+        self.messages.send(Message::Question(question)).await.map_err(gone)?;
+        answered.await.map_err(gone)
+    }
+}
+
+/// The actor itself.
+pub(crate) struct Actor<E> {
+    state: State,
+    effects: E,
+    messages: mpsc::Receiver<Message>,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    inputs_sender: mpsc::UnboundedSender<Input>,
+    changes: mpsc::UnboundedSender<Change>,
+    waiting: HashMap<RequestId, Answer<Result<Done, Error>>>,
+    next_request: u64,
+}
+
+impl<E: Effects> Actor<E> {
+    /// An actor with its handle. `inputs` is the channel by which the effects answer: what is
+    /// in it is bounded by the number of living commands.
+    pub(crate) fn new(
+        effects: E,
+        inputs: (mpsc::UnboundedSender<Input>, mpsc::UnboundedReceiver<Input>),
+        changes: mpsc::UnboundedSender<Change>,
+    ) -> (Self, Handle) {
+        let (sender, messages) = mpsc::channel(CALLS_MAX);
+        let actor = Actor {
+            state: State::default(),
+            effects,
+            messages,
+            inputs: inputs.1,
+            inputs_sender: inputs.0,
+            changes,
+            waiting: HashMap::new(),
+            next_request: 0,
+        };
+        (actor, Handle { messages: sender })
+    }
+
+    /// Works until the last handle is gone.
+    pub(crate) async fn run(mut self) {
+        loop {
+            tokio::select! {
+                biased;
+                Some(input) = self.inputs.recv() => self.step(input),
+                message = self.messages.recv() => match message {
+                    Some(Message::Call(call, answer)) => self.call(call, answer),
+                    Some(Message::Question(question)) => question(&self.state, &self.effects),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn call(&mut self, call: Call, answer: Answer<Result<Done, Error>>) {
+        self.next_request += 1;
+        let request = RequestId(self.next_request);
+        self.waiting.insert(request, answer);
+        let input = match call {
+            Call::Create { spec, strict, uid } => Input::Create { request, id: Ulid::generate(), spec, strict, uid },
+            Call::Run { target, strict, uid, command, handed } => {
+                self.effects.hand_over(command.id, handed);
+                Input::Run { request, target, strict, uid, commands: vec![*command], pipeline: None }
+            }
+            Call::RunPipeline { target, strict, uid, tap, pipeline, id, handed } => {
+                self.effects.hand_over(id, handed);
+                let ValidatedPipeline { label, nodes, edges, discern } = *pipeline;
+                let commands = nodes
+                    .into_iter()
+                    .map(|(label, command)| NewCommand {
+                        id: Ulid::generate(),
+                        label,
+                        command,
+                        cwd: None,
+                        terminal: None,
+                        timeout: None,
+                    })
+                    .collect();
+                let pipeline = Some(NewPipeline { id, label, edges, discern, tap });
+                Input::Run { request, target, strict, uid, commands, pipeline }
+            }
+            Call::Signal { command, signal } => Input::Signal { request, command, signal },
+            Call::StopWorkspace { workspace, grace } => Input::StopWorkspace { request, workspace, grace },
+            Call::StopPipeline { pipeline, grace } => Input::StopPipeline { request, pipeline, grace },
+        };
+        self.step(input);
+    }
+
+    fn step(&mut self, input: Input) {
+        for effect in self.state.handle(input, now()) {
+            self.perform(effect);
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let state = &self.state;
+        match effect {
+            Effect::StartKeeper { workspace } => {
+                if let Some(workspace) = state.workspaces.get(&workspace) {
+                    self.effects.start_keeper(workspace);
+                }
+            }
+            Effect::EndKeeper { workspace, grace } => self.effects.end_keeper(workspace, grace),
+            Effect::Wire { pipeline } => {
+                if let Some(pipeline) = state.pipelines.get(&pipeline) {
+                    let labels: Vec<&str> = pipeline
+                        .nodes
+                        .iter()
+                        .map(|n| state.commands.get(n).map_or("", |c| c.what.label.as_str()))
+                        .collect();
+                    self.effects.wire(pipeline, &labels);
+                }
+            }
+            Effect::StartCommand { command } => {
+                if let Some(command) = state.commands.get(&command)
+                    && let Some(workspace) = state.workspaces.get(&command.workspace)
+                {
+                    self.effects.start_command(workspace, command);
+                }
+            }
+            Effect::Signal { workspace, command, signal } => self.effects.signal(workspace, command, signal),
+            Effect::After { delay, input } => {
+                let inputs = self.inputs_sender.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    let _ = inputs.send(match input {
+                        Timer::Deadline(command) => Input::Deadline { command },
+                        Timer::Escalate(command) => Input::Escalate { command },
+                        Timer::Ttl(workspace) => Input::TtlExpired { workspace },
+                    });
+                });
+            }
+            Effect::Reply { request, result } => {
+                if let Some(answer) = self.waiting.remove(&request) {
+                    let result = result.map(|outcome| {
+                        let terminal = match outcome {
+                            Outcome::Started(id) => self.effects.take_terminal(id),
+                            _ => None,
+                        };
+                        Done { outcome, terminal }
+                    });
+                    // a caller that went away has nobody left to tell
+                    let _ = answer.send(result);
+                }
+            }
+            Effect::DropDescriptors { command } => self.effects.drop_descriptors(command),
+            Effect::Complete { id, status, reason, message } => self.effects.complete(id, status, reason, message),
+            Effect::WorkspaceChanged { workspace } => {
+                if let Some(workspace) = state.workspaces.get(&workspace) {
+                    self.publish(Change::Workspace(Box::new(workspace.clone())));
+                }
+            }
+            Effect::WorkspaceGone { workspace } => {
+                self.effects.forget_keeper(workspace);
+                self.publish(Change::WorkspaceGone(workspace));
+            }
+            Effect::CommandChanged { command } => {
+                if let Some(command) = state.commands.get(&command) {
+                    self.publish(Change::Command(Box::new(command.clone())));
+                }
+            }
+            Effect::CommandForgotten { command } => {
+                self.effects.forget_log(command);
+                self.publish(Change::CommandForgotten(command));
+            }
+            Effect::PipelineChanged { pipeline } => {
+                if let Some(pipeline) = state.pipelines.get(&pipeline) {
+                    if pipeline.exit_status.is_some() {
+                        self.effects.pipeline_ended(pipeline.what.id);
+                    }
+                    self.publish(Change::Pipeline(Box::new(pipeline.clone()), node_list(state, pipeline)));
+                }
+            }
+            Effect::PipelineForgotten { pipeline } => {
+                self.effects.forget_flows(pipeline);
+                self.publish(Change::PipelineForgotten(pipeline));
+            }
+        }
+    }
+
+    fn publish(&self, change: Change) {
+        // the publisher ends only with the service
+        let _ = self.changes.send(change);
+    }
+}
+
+/// Label, command id and process id of each node.
+pub(crate) fn node_list(state: &State, pipeline: &Pipeline) -> Vec<(String, String, i32)> {
+    let nodes = pipeline.nodes.iter().filter_map(|n| state.commands.get(n));
+    nodes.map(|c| (c.what.label.clone(), c.what.id.to_string(), c.pid)).collect()
+}
+
+/// Figures for `Health`.
+pub(crate) fn figures(state: &State) -> BTreeMap<String, u64> {
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    BTreeMap::from([
+        ("workspaces".to_owned(), count(state.workspaces.len())),
+        ("commands".to_owned(), count(state.living())),
+        ("pipelines".to_owned(), count(state.pipelines.values().filter(|p| p.exit_status.is_none()).count())),
+    ])
+}
+
+pub(crate) fn now() -> Usec {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,61 @@
+//! From the state to what goes over the bus.
+
+use shipote_bus::Service;
+use shipote_bus::workspaces::{CommandInfo, PipelineInfo, WorkspaceInfo};
+use ulid::Ulid;
+use zbus::OwnedObjectPath;
+
+use crate::actor::now;
+use crate::state::{Command, Pipeline, Workspace};
+
+/// Object of a workspace, command or pipeline. A ULID is a valid path element.
+pub(super) fn object_path(kind: &str, id: Ulid) -> OwnedObjectPath {
+    let path = format!("{}/{kind}/{id}", Service::Workspaces.path());
+    OwnedObjectPath::try_from(path).expect("a ULID has only letters and digits")
+}
+
+pub(super) fn workspace(workspace: &Workspace, commands: usize) -> WorkspaceInfo {
+    WorkspaceInfo {
+        id: workspace.id.to_string(),
+        name: workspace.name.clone(),
+        state: workspace.phase.as_str().to_owned(),
+        commands: u32::try_from(commands).unwrap_or(u32::MAX),
+        created: workspace.created,
+        uptime_ms: now().saturating_sub(workspace.created) / 1000,
+        uid: workspace.uid,
+        ephemeral: workspace.ephemeral,
+    }
+}
+
+pub(super) fn command(command: &Command, log_bytes: Option<u64>) -> CommandInfo {
+    let argv = [&command.what.command.exec].into_iter().chain(&command.what.command.argv).cloned().collect();
+    CommandInfo {
+        id: command.what.id.to_string(),
+        workspace: command.workspace_name.clone(),
+        label: command.what.label.clone(),
+        argv,
+        pid: command.pid,
+        state: command.phase.as_str().to_owned(),
+        exit_status: command.exit_status,
+        reason: command.reason.to_owned(),
+        started: command.started,
+        ended: command.ended,
+        uid: command.uid,
+        pipeline: command.pipeline.map(|p| p.to_string()).unwrap_or_default(),
+        log_bytes,
+    }
+}
+
+pub(super) fn pipeline(pipeline: &Pipeline, nodes: Vec<(String, String, i32)>) -> PipelineInfo {
+    PipelineInfo {
+        id: pipeline.what.id.to_string(),
+        label: pipeline.what.label.clone(),
+        workspace: pipeline.workspace_name.clone(),
+        state: if pipeline.exit_status.is_some() { "ended" } else { "running" }.to_owned(),
+        exit_status: pipeline.exit_status,
+        nodes,
+        taps: if pipeline.what.tap { u32::try_from(pipeline.what.edges.len()).unwrap_or(u32::MAX) } else { 0 },
+        started: pipeline.started,
+        uid: pipeline.uid,
+    }
+}

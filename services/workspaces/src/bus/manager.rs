@@ -1,0 +1,473 @@
+//! `org.shipote.Workspaces1.Manager`, at the root object.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use shipote_audit::{Door, Event, Record};
+use shipote_bus::service::MechanismInfo;
+use shipote_bus::spec::{NodeCommand, PipelineSpec, WorkspaceSpec, check_label};
+use shipote_bus::workspaces::{
+    CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RunOptions, SPEC_MAX, WorkspaceInfo,
+    WorkspacesError,
+};
+use shipote_service::{Caller, mechanism_info};
+use ulid::Ulid;
+use zbus::message::Header;
+use zbus::{OwnedObjectPath, OwnedVariant};
+
+use super::convert;
+use super::objects::Doors;
+use crate::actor::{Call, Done, node_list};
+use crate::effects::{Handed, LogStore, Selection};
+use crate::error::Error;
+use crate::state::{NewCommand, Outcome, Target};
+
+/// polkit: run commands in workspaces.
+pub(super) const ACTION_RUN: &str = "org.shipote.workspaces.run";
+/// polkit: create and stop workspaces.
+pub(super) const ACTION_MANAGE: &str = "org.shipote.workspaces.manage";
+
+/// Most arguments of one command, and most bytes of them together (half of what the kernel
+/// takes, execve(2), so that the environment has room).
+const ARGUMENTS_MAX: usize = 4096;
+const ARGUMENT_BYTES_MAX: usize = 1024 * 1024;
+
+type Options = HashMap<String, OwnedVariant>;
+
+/// The root object.
+pub(crate) struct Manager {
+    pub(crate) doors: Doors,
+    pub(crate) logs: LogStore,
+    pub(crate) capabilities: Vec<MechanismInfo>,
+}
+
+/// Does a mutation with its audit record: refused before it starts where records are
+/// required and cannot be taken, recorded with its outcome.
+pub(super) async fn audited(
+    doors: &Doors,
+    event: Event,
+    object: &str,
+    caller: Caller,
+    call: Call,
+) -> Result<Done, Error> {
+    doors.audit.ready().map_err(|e| Error::Audit(e.to_string()))?;
+    let result = doors.actor.call(call).await;
+    let record = Record::new(event, object, caller.uid, Door::Bus).outcome(&result);
+    if let Err(error) = doors.audit.record(&record) {
+        tracing::error!("record {event:?} of {object}: {error}");
+    }
+    result
+}
+
+#[zbus::interface(name = "org.shipote.Workspaces1.Manager")]
+impl Manager {
+    /// Creates a workspace. `name` wins over the spec's label; `spec` is TOML, empty for the
+    /// defaults. Options: `strict` (b): refuse where a mechanism of isolation is degraded or
+    /// missing. Returns the object, its id, and how its commands are isolated.
+    #[zbus(out_args("workspace", "id", "isolation"))]
+    async fn create_workspace(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        spec: &str,
+        options: Options,
+    ) -> Result<(OwnedObjectPath, String, Vec<MechanismInfo>), WorkspacesError> {
+        let strict = flag(&options, "strict", &["strict"])?;
+        let mut spec = parse_workspace(spec)?;
+        if !name.is_empty() {
+            name.clone_into(&mut spec.label);
+        }
+        spec.validate().map_err(|e| Error::InvalidSpec(format!("create workspace: {e}")))?;
+        let caller = self.doors.authority.check(&header, ACTION_MANAGE).await.map_err(Error::from)?;
+        let label = spec.label.clone();
+        let call = Call::Create { spec: Box::new(spec), strict, uid: caller.uid };
+        let done = audited(&self.doors, Event::WorkspaceCreate, &label, caller, call).await?;
+        let Outcome::Created(id) = done.outcome else { return Err(unexpected().into()) };
+        let isolation = self
+            .doors
+            .actor
+            .ask(move |state, _| {
+                state.workspaces.get(&id).map(|w| w.mechanisms.iter().map(mechanism_info).collect()).unwrap_or_default()
+            })
+            .await?;
+        Ok((convert::object_path("workspace", id), id.to_string(), isolation))
+    }
+
+    /// Lists the living workspaces, oldest first. No options yet.
+    #[zbus(out_args("workspaces"))]
+    async fn list_workspaces(&self, options: Options) -> Result<Vec<WorkspaceInfo>, WorkspacesError> {
+        known(&options, &[])?;
+        let list = self.doors.actor.ask(|state, _| {
+            let all = state.workspaces.values();
+            all.map(|w| convert::workspace(w, state.living_in(w.id).count())).collect()
+        });
+        Ok(list.await?)
+    }
+
+    /// The object of a workspace, by name or id.
+    #[zbus(out_args("workspace"))]
+    async fn get_workspace(&self, workspace: String) -> Result<OwnedObjectPath, WorkspacesError> {
+        let id = self.doors.actor.ask(move |state, _| state.find_workspace(&workspace).map(|w| w.id)).await??;
+        Ok(convert::object_path("workspace", id))
+    }
+
+    /// Ends every command of a workspace, named by name or id (SIGTERM, then SIGKILL after
+    /// `grace_ms` milliseconds; 0: at once), and the workspace. Returns the number of
+    /// processes that were ended. No options yet.
+    #[zbus(out_args("reaped"))]
+    async fn stop_workspace(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        workspace: String,
+        grace_ms: u64,
+        options: Options,
+    ) -> Result<u32, WorkspacesError> {
+        known(&options, &[])?;
+        let caller = self.doors.authority.check(&header, ACTION_MANAGE).await.map_err(Error::from)?;
+        let call = Call::StopWorkspace { workspace: workspace.clone(), grace: Duration::from_millis(grace_ms) };
+        match audited(&self.doors, Event::WorkspaceStop, &workspace, caller, call).await?.outcome {
+            Outcome::Reaped(count) => Ok(count),
+            _ => Err(unexpected().into()),
+        }
+    }
+
+    /// Runs a command. `workspace` is a name or an id; empty: a workspace of its own that ends
+    /// with it. `argv` is the program (a path, or a name looked up in the workspace's `PATH`)
+    /// and its arguments. `stdio` holds standard input, output and error, or nothing: then
+    /// input is empty and output is kept in a log. Options: `env` (as, each `KEY=VALUE`),
+    /// `cwd` (s), `terminal` ((qq), columns and rows: the command gets a terminal of the
+    /// workspace, `stdio` must be empty), `timeout_ms` (t), `strict` (b), `label` (s), `spec`
+    /// (s, TOML: of the workspace that is made for it).
+    ///
+    /// Answers when the program runs. Returns its object, its id, and descriptors: the first
+    /// yields one line of JSON (`id`, `exit_status`, `reason`, `message`) when it has ended,
+    /// the second, where a terminal was asked for, is the terminal's master.
+    #[zbus(out_args("command", "id", "descriptors"))]
+    async fn run(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        workspace: String,
+        argv: Vec<String>,
+        options: RunOptions,
+        stdio: Vec<zbus::OwnedFd>,
+    ) -> Result<(OwnedObjectPath, String, Vec<zbus::OwnedFd>), WorkspacesError> {
+        let command = new_command(argv, &options)?;
+        let stdio = three(stdio)?;
+        if command.terminal.is_some() && stdio.is_some() {
+            let text = "run: a command with a terminal takes no other descriptors; hand over none";
+            return Err(Error::InvalidArgument(text.to_owned()).into());
+        }
+        let strict = options.strict.unwrap_or(false);
+        let target = target(workspace, options.spec.as_deref().unwrap_or_default())?;
+        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let (completed, completion) = pipe()?;
+        let object = command.command.exec.clone();
+        let handed = Handed { stdio, completion: Some(completion) };
+        let call = Call::Run { target, strict, uid: caller.uid, command: Box::new(command), handed };
+        let done = audited(&self.doors, Event::CommandRun, &object, caller, call).await?;
+        let Outcome::Started(id) = done.outcome else { return Err(unexpected().into()) };
+        let descriptors = [Some(completed), done.terminal].into_iter().flatten().map(Into::into).collect();
+        Ok((convert::object_path("command", id), id.to_string(), descriptors))
+    }
+
+    /// Lists commands, living and ended, oldest first; of one workspace (name or id) or, where
+    /// it is empty, of all. No options yet.
+    #[zbus(out_args("commands"))]
+    async fn list_commands(&self, workspace: String, options: Options) -> Result<Vec<CommandInfo>, WorkspacesError> {
+        known(&options, &[])?;
+        let logs = self.logs.clone();
+        let list = self.doors.actor.ask(move |state, _| -> Result<Vec<CommandInfo>, Error> {
+            let only = if workspace.is_empty() { None } else { Some(state.find_workspace(&workspace)?.id) };
+            let all = state.commands.values().filter(|c| only.is_none_or(|id| c.workspace == id));
+            Ok(all.map(|c| convert::command(c, logs.bytes(c.what.id))).collect())
+        });
+        Ok(list.await??)
+    }
+
+    /// Sends a signal (1 to 64, signal(7)) to a command's process group. The id may be shortened
+    /// to its last six characters or more.
+    async fn signal_command(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        command: String,
+        signal: i32,
+    ) -> Result<(), WorkspacesError> {
+        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let call = Call::Signal { command: command.clone(), signal };
+        audited(&self.doors, Event::CommandSignal, &command, caller, call).await?;
+        Ok(())
+    }
+
+    /// A pipe with a command's kept output; end of file at its end. `stream` is `stdout`,
+    /// `stderr` or `both` (in order of arrival). Options: `tail` (t): only the last bytes,
+    /// 0 for all that is kept; `follow` (b): go on until the command ends.
+    #[zbus(out_args("output"))]
+    async fn open_log(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        command: String,
+        stream: &str,
+        options: Options,
+    ) -> Result<zbus::OwnedFd, WorkspacesError> {
+        self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let follow = flag(&options, "follow", &["follow", "tail"])?;
+        let tail = match options.get("tail") {
+            Some(value) => u64::try_from(value).map_err(|_| wrong_type("tail", "t"))?,
+            None => 0,
+        };
+        let (stdout, stderr) = match stream {
+            "both" | "" => (true, true),
+            "stdout" => (true, false),
+            "stderr" => (false, true),
+            other => {
+                let text = format!("read a log: stream {other:?} does not exist; there are stdout, stderr and both");
+                return Err(Error::InvalidArgument(text).into());
+            }
+        };
+        let wanted = command.clone();
+        let found = self.doors.actor.ask(move |state, _| state.find_command(&wanted).map(|c| c.what.id)).await?;
+        // an earlier instance's commands are known by their whole id only
+        let id = match (found, Ulid::from_string(&command)) {
+            (Ok(id), _) | (Err(_), Ok(id)) => id,
+            (Err(error), Err(_)) => return Err(error.into()),
+        };
+        match self.logs.read(id, Selection { stdout, stderr, tail, follow }) {
+            Ok(Some(fd)) => Ok(fd.into()),
+            Ok(None) => Err(Error::NoSuchCommand(format!(
+                "{command} (with a log: the output of a command that was handed descriptors is not kept)"
+            ))
+            .into()),
+            Err(error) => Err(Error::Failed(format!("read the log of command {command}: {error}")).into()),
+        }
+    }
+
+    /// Runs a pipeline. `workspace` as in `Run` (the spec's where empty); `spec` is TOML;
+    /// `variables` are put for `${KEY}` in it; `stdio` as in `Run`: the input goes to the first
+    /// node without an edge into it, output and error come from every node without an edge.
+    /// Options: `tap` (b): sample, meter and offer every edge; `strict` (b).
+    ///
+    /// Answers when all nodes run. Returns the object, its id, label and process id of each
+    /// node, and a descriptor that yields the completion, as in `Run`.
+    #[zbus(out_args("pipeline", "id", "pids", "descriptors"))]
+    #[allow(clippy::type_complexity, clippy::too_many_arguments)]
+    async fn run_pipeline(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        workspace: String,
+        spec: &str,
+        variables: BTreeMap<String, String>,
+        options: Options,
+        stdio: Vec<zbus::OwnedFd>,
+    ) -> Result<(OwnedObjectPath, String, Vec<(String, i32)>, Vec<zbus::OwnedFd>), WorkspacesError> {
+        let tap = flag(&options, "tap", &["strict", "tap"])?;
+        let strict = flag(&options, "strict", &["strict", "tap"])?;
+        check_size(spec)?;
+        let parsed: PipelineSpec =
+            shipote_config::parse(spec, "pipeline").map_err(|e| Error::InvalidSpec(format!("run pipeline: {e}")))?;
+        let pipeline =
+            parsed.validate(&variables).map_err(|e| Error::InvalidSpec(format!("run pipeline: pipeline: {e}")))?;
+        let workspace = if workspace.is_empty() { parsed.workspace.unwrap_or_default() } else { workspace };
+        let target = target(workspace, "")?;
+        let stdio = three(stdio)?;
+        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let (completed, completion) = pipe()?;
+        let id = Ulid::generate();
+        let label = pipeline.label.clone();
+        let handed = Handed { stdio, completion: Some(completion) };
+        let call = Call::RunPipeline { target, strict, uid: caller.uid, tap, pipeline: Box::new(pipeline), id, handed };
+        audited(&self.doors, Event::PipelineRun, &label, caller, call).await?;
+        let pids = self
+            .doors
+            .actor
+            .ask(move |state, _| {
+                let nodes = state.pipelines.get(&id).map(|p| node_list(state, p)).unwrap_or_default();
+                nodes.into_iter().map(|(label, _, pid)| (label, pid)).collect()
+            })
+            .await?;
+        Ok((convert::object_path("pipeline", id), id.to_string(), pids, vec![completed.into()]))
+    }
+
+    /// Ends every node of a pipeline (SIGTERM, then SIGKILL after `grace_ms` milliseconds; 0: at
+    /// once). Returns the number of nodes. No options yet.
+    #[zbus(out_args("reaped"))]
+    async fn stop_pipeline(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        pipeline: String,
+        grace_ms: u64,
+        options: Options,
+    ) -> Result<u32, WorkspacesError> {
+        known(&options, &[])?;
+        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let call = Call::StopPipeline { pipeline: pipeline.clone(), grace: Duration::from_millis(grace_ms) };
+        match audited(&self.doors, Event::PipelineStop, &pipeline, caller, call).await?.outcome {
+            Outcome::Reaped(count) => Ok(count),
+            _ => Err(unexpected().into()),
+        }
+    }
+
+    /// Lists pipelines, running and ended, oldest first. No options yet.
+    #[zbus(out_args("pipelines"))]
+    async fn list_pipelines(&self, options: Options) -> Result<Vec<PipelineInfo>, WorkspacesError> {
+        known(&options, &[])?;
+        let list = self
+            .doors
+            .actor
+            .ask(|state, _| state.pipelines.values().map(|p| convert::pipeline(p, node_list(state, p))).collect());
+        Ok(list.await?)
+    }
+
+    /// Lists the edges of pipelines that are tapped, with type, throughput and the socket that
+    /// serves their bytes: a Unix stream socket, replay first, then live, raw. An ended
+    /// pipeline's flows stay for five minutes. No options yet.
+    #[zbus(out_args("flows"))]
+    async fn list_flows(&self, options: Options) -> Result<Vec<FlowInfo>, WorkspacesError> {
+        known(&options, &[])?;
+        Ok(self.doors.actor.ask(|_, flows| flows.flows()).await?)
+    }
+
+    /// Says what kind of data a sample (64 KiB at most) is. `hint_path` is the file's name or
+    /// empty; `complete` says that the sample is all of it.
+    #[zbus(out_args("discernment"))]
+    async fn discern(
+        &self,
+        sample: Vec<u8>,
+        hint_path: &str,
+        complete: bool,
+    ) -> Result<DiscernmentInfo, WorkspacesError> {
+        if sample.len() > DISCERN_MAX {
+            let text = format!("discern: the sample has {} bytes; send the first {DISCERN_MAX}", sample.len());
+            return Err(Error::InvalidArgument(text).into());
+        }
+        let hint = (!hint_path.is_empty()).then(|| Path::new(hint_path));
+        let found = shipote_discern::discern(&sample, hint, complete);
+        Ok(DiscernmentInfo {
+            ty: found.ty.to_string(),
+            confidence: f64::from(found.confidence),
+            mime: found.mime.map(ToString::to_string),
+            lens: found.lens.map(ToString::to_string),
+        })
+    }
+
+    /// Every mechanism of isolation with what this host allows: name, `enforced`, `degraded` or
+    /// `missing`, and the reason. Found out by trying, when the service started.
+    #[zbus(out_args("mechanisms"))]
+    fn capabilities(&self) -> Vec<MechanismInfo> {
+        self.capabilities.clone()
+    }
+}
+
+fn unexpected() -> Error {
+    Error::Failed("the state actor gave an answer of another kind; this is a defect of Shipote".to_owned())
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::Failed(format!("make a pipe: {e}")))
+}
+
+fn three(stdio: Vec<zbus::OwnedFd>) -> Result<Option<[OwnedFd; 3]>, Error> {
+    let count = stdio.len();
+    let owned: Vec<OwnedFd> = stdio.into_iter().map(Into::into).collect();
+    match <[OwnedFd; 3]>::try_from(owned) {
+        Ok(three) => Ok(Some(three)),
+        Err(_) if count == 0 => Ok(None),
+        Err(_) => Err(Error::InvalidArgument(format!(
+            "run: {count} descriptors were handed over; hand over three (input, output, error) or none"
+        ))),
+    }
+}
+
+fn check_size(spec: &str) -> Result<(), Error> {
+    if spec.len() > SPEC_MAX {
+        return Err(Error::InvalidSpec(format!("the spec has {} bytes; at most {SPEC_MAX} are read", spec.len())));
+    }
+    Ok(())
+}
+
+fn parse_workspace(text: &str) -> Result<WorkspaceSpec, Error> {
+    check_size(text)?;
+    shipote_config::parse(text, "workspace").map_err(|e| Error::InvalidSpec(format!("create workspace: {e}")))
+}
+
+/// The workspace to run in: a living one, or one of its own.
+fn target(workspace: String, spec: &str) -> Result<Target, Error> {
+    if !workspace.is_empty() {
+        if !spec.is_empty() {
+            let text = "run: a spec goes with a workspace of the command's own; leave out one of the two";
+            return Err(Error::InvalidArgument(text.to_owned()));
+        }
+        return Ok(Target::Existing(workspace));
+    }
+    let id = Ulid::generate();
+    let mut spec = parse_workspace(spec)?;
+    spec.label = format!("run-{}", id.to_string().to_ascii_lowercase());
+    spec.validate().map_err(|e| Error::InvalidSpec(format!("run: {e}")))?;
+    Ok(Target::Ephemeral { id, spec: Box::new(spec) })
+}
+
+fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Error> {
+    let bad = |text: String| Err(Error::InvalidArgument(format!("run: {text}")));
+    let bytes: usize = argv.iter().map(|a| a.len() + 1).sum();
+    if argv.len() > ARGUMENTS_MAX || bytes > ARGUMENT_BYTES_MAX {
+        return bad(format!(
+            "{} arguments of {bytes} bytes; at most {ARGUMENTS_MAX} of {ARGUMENT_BYTES_MAX} bytes are taken",
+            argv.len()
+        ));
+    }
+    let mut words = argv.into_iter();
+    let Some(exec) = words.next().filter(|w| !w.is_empty()) else {
+        return bad("no program is named".to_owned());
+    };
+    let argv: Vec<String> = words.collect();
+    let mut envp = Vec::new();
+    for entry in options.env.iter().flatten() {
+        match entry.split_once('=') {
+            Some((key, value)) if !key.is_empty() => envp.push((key.to_owned(), value.to_owned())),
+            _ => return bad(format!("environment entry {entry:?} is not KEY=VALUE")),
+        }
+    }
+    if let Some(cwd) = &options.cwd
+        && !cwd.starts_with('/')
+    {
+        return bad(format!("working folder {cwd:?} is not absolute"));
+    }
+    let name = Path::new(&exec).file_name().map_or_else(|| exec.clone(), |n| n.to_string_lossy().into_owned());
+    let label = options.label.clone().unwrap_or_else(|| name.chars().take(64).collect());
+    check_label("label", &label).map_err(|e| Error::InvalidArgument(format!("run: {e}")))?;
+    Ok(NewCommand {
+        id: Ulid::generate(),
+        label,
+        command: NodeCommand { exec, argv, envp },
+        cwd: options.cwd.clone(),
+        terminal: options.terminal,
+        timeout: options.timeout_ms.map(Duration::from_millis),
+    })
+}
+
+/// Refuses options that are not known, naming those that are.
+fn known(options: &Options, names: &[&str]) -> Result<(), Error> {
+    match options.keys().find(|k| !names.contains(&k.as_str())) {
+        None => Ok(()),
+        Some(key) if names.is_empty() => {
+            Err(Error::InvalidArgument(format!("option {key:?} is not known; this method has no options")))
+        }
+        Some(key) => {
+            Err(Error::InvalidArgument(format!("option {key:?} is not known; there are {}", names.join(", "))))
+        }
+    }
+}
+
+fn flag(options: &Options, name: &str, names: &[&str]) -> Result<bool, Error> {
+    known(options, names)?;
+    match options.get(name) {
+        Some(value) => bool::try_from(value).map_err(|_| wrong_type(name, "b")),
+        None => Ok(false),
+    }
+}
+
+fn wrong_type(name: &str, signature: &str) -> Error {
+    Error::InvalidArgument(format!("option {name:?} has the wrong type; it is a {signature:?}"))
+}

@@ -1,0 +1,242 @@
+//! Objects below the root: one for each workspace, command and pipeline. They show what the
+//! publisher last heard from the actor.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use shipote_audit::{Audit, Event};
+use shipote_bus::service::MechanismInfo;
+use shipote_bus::workspaces::{CommandInfo, PipelineInfo, WorkspacesError};
+use shipote_service::Authority;
+use zbus::message::Header;
+
+use super::manager::{ACTION_MANAGE, ACTION_RUN, audited};
+use crate::actor::{Call, Handle};
+use crate::error::Error;
+use crate::state::Outcome;
+
+/// What every object needs to act.
+#[derive(Clone)]
+pub(crate) struct Doors {
+    pub(crate) actor: Handle,
+    pub(crate) authority: Authority,
+    pub(crate) audit: Arc<Audit>,
+}
+
+/// A value that the publisher changes and properties read.
+pub(super) type Shared<T> = Arc<RwLock<T>>;
+
+fn read<T, R>(shared: &Shared<T>, get: impl FnOnce(&T) -> R) -> R {
+    get(&shared.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// What a workspace's object shows.
+pub(super) struct WorkspaceView {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) state: String,
+    pub(super) spec: String,
+    pub(super) created: u64,
+    pub(super) uid: u32,
+    pub(super) isolation: Vec<MechanismInfo>,
+}
+
+pub(super) struct WorkspaceObject {
+    pub(super) doors: Doors,
+    pub(super) view: Shared<WorkspaceView>,
+}
+
+#[zbus::interface(name = "org.shipote.Workspaces1.Workspace")]
+impl WorkspaceObject {
+    /// Ends every command (SIGTERM, then SIGKILL after `grace_ms` milliseconds; 0: at once) and
+    /// the workspace. Returns the number of processes that were ended.
+    async fn stop(&self, #[zbus(header)] header: Header<'_>, grace_ms: u64) -> Result<u32, WorkspacesError> {
+        let workspace = read(&self.view, |v| v.name.clone());
+        let call = Call::StopWorkspace { workspace: workspace.clone(), grace: Duration::from_millis(grace_ms) };
+        let caller = self.doors.authority.check(&header, ACTION_MANAGE).await.map_err(Error::from)?;
+        match audited(&self.doors, Event::WorkspaceStop, &workspace, caller, call).await?.outcome {
+            Outcome::Reaped(count) => Ok(count),
+            _ => Ok(0),
+        }
+    }
+
+    /// ULID.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> String {
+        read(&self.view, |v| v.id.clone())
+    }
+
+    /// Name, unique among the living.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn name(&self) -> String {
+        read(&self.view, |v| v.name.clone())
+    }
+
+    /// `starting`, `running` or `stopping`.
+    #[zbus(property)]
+    fn state(&self) -> String {
+        read(&self.view, |v| v.state.clone())
+    }
+
+    /// The spec, as TOML.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn spec(&self) -> String {
+        read(&self.view, |v| v.spec.clone())
+    }
+
+    /// When it was created, microseconds since the epoch.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn created(&self) -> u64 {
+        read(&self.view, |v| v.created)
+    }
+
+    /// User that created it.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn created_by_uid(&self) -> u32 {
+        read(&self.view, |v| v.uid)
+    }
+
+    /// How its commands are isolated: name, `enforced`, `degraded` or `missing`, and the reason.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn isolation(&self) -> Vec<MechanismInfo> {
+        read(&self.view, |v| v.isolation.clone())
+    }
+}
+
+pub(super) struct CommandObject {
+    pub(super) doors: Doors,
+    pub(super) info: Shared<CommandInfo>,
+}
+
+#[zbus::interface(name = "org.shipote.Workspaces1.Command")]
+impl CommandObject {
+    /// Sends a signal (1 to 64, signal(7)) to the command's process group.
+    async fn signal(&self, #[zbus(header)] header: Header<'_>, signal: i32) -> Result<(), WorkspacesError> {
+        let id = read(&self.info, |i| i.id.clone());
+        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        audited(&self.doors, Event::CommandSignal, &id, caller, Call::Signal { command: id.clone(), signal }).await?;
+        Ok(())
+    }
+
+    /// ULID.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> String {
+        read(&self.info, |i| i.id.clone())
+    }
+
+    /// Name of its workspace.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn workspace(&self) -> String {
+        read(&self.info, |i| i.workspace.clone())
+    }
+
+    /// The program's name, or the node's label in a pipeline.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn label(&self) -> String {
+        read(&self.info, |i| i.label.clone())
+    }
+
+    /// Program and arguments.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn argv(&self) -> Vec<String> {
+        read(&self.info, |i| i.argv.clone())
+    }
+
+    /// Process id on the host; 0 before it started.
+    #[zbus(property)]
+    fn pid(&self) -> i32 {
+        read(&self.info, |i| i.pid)
+    }
+
+    /// `starting`, `running` or `ended`.
+    #[zbus(property)]
+    fn state(&self) -> String {
+        read(&self.info, |i| i.state.clone())
+    }
+
+    /// Exit code, or 128 + signal; -1 while it lives.
+    #[zbus(property)]
+    fn exit_status(&self) -> i32 {
+        read(&self.info, |i| i.exit_status.unwrap_or(-1))
+    }
+
+    /// `exited`, `signalled`, `timeout`, `stopped`, `spawn-failed` or `lost`; empty while it lives.
+    #[zbus(property)]
+    fn reason(&self) -> String {
+        read(&self.info, |i| i.reason.clone())
+    }
+
+    /// User that started it.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn started_by_uid(&self) -> u32 {
+        read(&self.info, |i| i.uid)
+    }
+
+    /// When it was started, microseconds since the epoch.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn started(&self) -> u64 {
+        read(&self.info, |i| i.started)
+    }
+}
+
+pub(super) struct PipelineObject {
+    pub(super) doors: Doors,
+    pub(super) info: Shared<PipelineInfo>,
+}
+
+#[zbus::interface(name = "org.shipote.Workspaces1.Pipeline")]
+impl PipelineObject {
+    /// Ends every node (SIGTERM, then SIGKILL after `grace_ms` milliseconds; 0: at once). Returns
+    /// the number of nodes.
+    async fn stop(&self, #[zbus(header)] header: Header<'_>, grace_ms: u64) -> Result<u32, WorkspacesError> {
+        let id = read(&self.info, |i| i.id.clone());
+        let call = Call::StopPipeline { pipeline: id.clone(), grace: Duration::from_millis(grace_ms) };
+        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        match audited(&self.doors, Event::PipelineStop, &id, caller, call).await?.outcome {
+            Outcome::Reaped(count) => Ok(count),
+            _ => Ok(0),
+        }
+    }
+
+    /// ULID.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn id(&self) -> String {
+        read(&self.info, |i| i.id.clone())
+    }
+
+    /// Label of the spec.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn label(&self) -> String {
+        read(&self.info, |i| i.label.clone())
+    }
+
+    /// Name of its workspace.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn workspace(&self) -> String {
+        read(&self.info, |i| i.workspace.clone())
+    }
+
+    /// `running` or `ended`.
+    #[zbus(property)]
+    fn state(&self) -> String {
+        read(&self.info, |i| i.state.clone())
+    }
+
+    /// Exit status of the first node that failed, 0 where none did; -1 while it lives.
+    #[zbus(property)]
+    fn exit_status(&self) -> i32 {
+        read(&self.info, |i| i.exit_status.unwrap_or(-1))
+    }
+
+    /// Label, command id and process id of each node.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn nodes(&self) -> Vec<(String, String, i32)> {
+        read(&self.info, |i| i.nodes.clone())
+    }
+
+    /// User that started it.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn started_by_uid(&self) -> u32 {
+        read(&self.info, |i| i.uid)
+    }
+}

@@ -1,0 +1,142 @@
+//! Keeps the objects on the bus in step with the state: the actor says what changed, this
+//! task adds, changes and removes objects, in the same order.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use shipote_bus::workspaces::{CommandInfo, PipelineInfo};
+use shipote_service::mechanism_info;
+use tokio::sync::mpsc;
+use ulid::Ulid;
+use zbus::ObjectServer;
+
+use super::convert;
+use super::objects::{CommandObject, Doors, PipelineObject, Shared, WorkspaceObject, WorkspaceView};
+use crate::actor::Change;
+use crate::state::{Command, CommandPhase, Pipeline, Workspace};
+
+struct Publisher {
+    connection: zbus::Connection,
+    doors: Doors,
+    workspaces: HashMap<Ulid, Shared<WorkspaceView>>,
+    commands: HashMap<Ulid, Shared<CommandInfo>>,
+    pipelines: HashMap<Ulid, Shared<PipelineInfo>>,
+}
+
+/// Publishes until the actor ends.
+pub(crate) async fn publish(connection: zbus::Connection, doors: Doors, mut changes: mpsc::UnboundedReceiver<Change>) {
+    let mut publisher = Publisher {
+        connection,
+        doors,
+        workspaces: HashMap::new(),
+        commands: HashMap::new(),
+        pipelines: HashMap::new(),
+    };
+    while let Some(change) = changes.recv().await {
+        if let Err(error) = publisher.take(change).await {
+            tracing::warn!("publish a change on the bus: {error}");
+        }
+    }
+}
+
+fn write<T>(shared: &Shared<T>, value: T) {
+    *shared.write().unwrap_or_else(PoisonError::into_inner) = value;
+}
+
+impl Publisher {
+    fn server(&self) -> &ObjectServer {
+        self.connection.object_server()
+    }
+
+    async fn take(&mut self, change: Change) -> zbus::Result<()> {
+        match change {
+            Change::Workspace(workspace) => self.workspace(&workspace).await,
+            Change::WorkspaceGone(id) => {
+                if self.workspaces.remove(&id).is_some() {
+                    self.server().remove::<WorkspaceObject, _>(convert::object_path("workspace", id)).await?;
+                }
+                Ok(())
+            }
+            Change::Command(command) => self.command(&command).await,
+            Change::CommandForgotten(id) => {
+                if self.commands.remove(&id).is_some() {
+                    self.server().remove::<CommandObject, _>(convert::object_path("command", id)).await?;
+                }
+                Ok(())
+            }
+            Change::Pipeline(pipeline, nodes) => self.pipeline(&pipeline, nodes).await,
+            Change::PipelineForgotten(id) => {
+                if self.pipelines.remove(&id).is_some() {
+                    self.server().remove::<PipelineObject, _>(convert::object_path("pipeline", id)).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn workspace(&mut self, workspace: &Workspace) -> zbus::Result<()> {
+        let path = convert::object_path("workspace", workspace.id);
+        let view = WorkspaceView {
+            id: workspace.id.to_string(),
+            name: workspace.name.clone(),
+            state: workspace.phase.as_str().to_owned(),
+            spec: toml::to_string(&workspace.spec).unwrap_or_default(),
+            created: workspace.created,
+            uid: workspace.uid,
+            isolation: workspace.mechanisms.iter().map(mechanism_info).collect(),
+        };
+        if let Some(shared) = self.workspaces.get(&workspace.id) {
+            write(shared, view);
+            let object = self.server().interface::<_, WorkspaceObject>(&path).await?;
+            object.get().await.state_changed(object.signal_emitter()).await
+        } else {
+            let shared = Arc::new(RwLock::new(view));
+            self.workspaces.insert(workspace.id, Arc::clone(&shared));
+            self.server().at(&path, WorkspaceObject { doors: self.doors.clone(), view: shared }).await?;
+            Ok(())
+        }
+    }
+
+    async fn command(&mut self, command: &Command) -> zbus::Result<()> {
+        let id = command.what.id;
+        let path = convert::object_path("command", id);
+        let info = convert::command(command, None);
+        if let Some(shared) = self.commands.get(&id) {
+            write(shared, info);
+            let object = self.server().interface::<_, CommandObject>(&path).await?;
+            let (object, emitter) = (object.get().await, object.signal_emitter());
+            // the state last: whoever waits for it then reads the rest
+            object.exit_status_changed(emitter).await?;
+            object.reason_changed(emitter).await?;
+            object.state_changed(emitter).await
+        } else if command.phase == CommandPhase::Ended {
+            // it never ran: nobody has been told of an object
+            Ok(())
+        } else {
+            let shared = Arc::new(RwLock::new(info));
+            self.commands.insert(id, Arc::clone(&shared));
+            self.server().at(&path, CommandObject { doors: self.doors.clone(), info: shared }).await?;
+            Ok(())
+        }
+    }
+
+    async fn pipeline(&mut self, pipeline: &Pipeline, nodes: Vec<(String, String, i32)>) -> zbus::Result<()> {
+        let id = pipeline.what.id;
+        let path = convert::object_path("pipeline", id);
+        let info = convert::pipeline(pipeline, nodes);
+        if let Some(shared) = self.pipelines.get(&id) {
+            write(shared, info);
+            let object = self.server().interface::<_, PipelineObject>(&path).await?;
+            let (object, emitter) = (object.get().await, object.signal_emitter());
+            object.exit_status_changed(emitter).await?;
+            object.state_changed(emitter).await
+        } else if pipeline.exit_status.is_some() {
+            Ok(())
+        } else {
+            let shared = Arc::new(RwLock::new(info));
+            self.pipelines.insert(id, Arc::clone(&shared));
+            self.server().at(&path, PipelineObject { doors: self.doors.clone(), info: shared }).await?;
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The I/O of the service, behind a trait: the actor says what is to be done, the answers
+//! come back as inputs.
+
+mod completion;
+mod flows;
+mod live;
+mod log;
+mod wiring;
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use ulid::Ulid;
+
+use crate::actor::FlowSource;
+use crate::state::{Command, Pipeline, Workspace};
+
+pub(crate) use live::Live;
+pub(crate) use log::{LogStore, Selection};
+
+/// Descriptors that a caller hands over for a command or a pipeline.
+#[derive(Debug, Default)]
+pub(crate) struct Handed {
+    /// Standard input, output and error; none: output is kept in a log.
+    pub(crate) stdio: Option<[OwnedFd; 3]>,
+    /// Where the completion is written.
+    pub(crate) completion: Option<OwnedFd>,
+}
+
+/// What the actor has done. Nothing here blocks; nothing here decides.
+pub(crate) trait Effects: FlowSource {
+    /// Keeps the descriptors of a command or pipeline until it starts or fails to.
+    fn hand_over(&mut self, id: Ulid, handed: Handed);
+    /// Makes a workspace's namespaces; answers `KeeperReady` or `KeeperFailed`.
+    fn start_keeper(&mut self, workspace: &Workspace);
+    /// Ends everything in a workspace; answers `KeeperEnded`.
+    fn end_keeper(&mut self, workspace: Ulid, grace: Duration);
+    /// The workspace is gone: drop what is left of its keeper.
+    fn forget_keeper(&mut self, workspace: Ulid);
+    /// Makes the pipes and taps of a pipeline and hands their ends to its nodes.
+    fn wire(&mut self, pipeline: &Pipeline, labels: &[&str]);
+    /// Starts a command; answers `Started` or `StartFailed`, later `Exited`.
+    fn start_command(&mut self, workspace: &Workspace, command: &Command);
+    /// Signals a command's process group.
+    fn signal(&mut self, workspace: Ulid, command: Ulid, signal: i32);
+    /// Closes the descriptors of a command that will not start.
+    fn drop_descriptors(&mut self, command: Ulid);
+    /// The terminal's master of a command that has just started.
+    fn take_terminal(&mut self, command: Ulid) -> Option<OwnedFd>;
+    /// Tells whoever waits that a command or pipeline has ended.
+    fn complete(&mut self, id: Ulid, status: i32, reason: &'static str, message: String);
+    /// A pipeline has ended: its flows serve their replay for a while longer.
+    fn pipeline_ended(&mut self, pipeline: Ulid);
+    /// Drops a pipeline's flows.
+    fn forget_flows(&mut self, pipeline: Ulid);
+    /// Removes a command's log.
+    fn forget_log(&mut self, command: Ulid);
+}

@@ -1,0 +1,132 @@
+//! The state machine of the workspaces service: pure, no I/O, no clock of its own.
+//!
+//! ```text
+//! workspace   Starting --KeeperReady--> Running --StopWorkspace/ttl/last ephemeral command--> Stopping --KeeperEnded--> gone
+//!                 \--KeeperFailed--> gone   \--KeeperGone--> gone
+//!
+//! command     Starting --Started--> Running --Exited--> Ended --(history full)--> forgotten
+//!                 \--StartFailed--> Ended      \--workspace gone--> Ended (lost)
+//! ```
+//!
+//! Invariants, property-tested: every request is answered exactly once; a command that is
+//! not ended has a living workspace; an ended command never changes; completion is said
+//! exactly once for each command and pipeline; an ephemeral workspace does not outlive its
+//! last command.
+
+mod commands;
+mod pipelines;
+mod types;
+mod workspaces;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use ulid::Ulid;
+
+use crate::error::Error;
+pub(crate) use types::*;
+
+/// Ended commands that stay listed.
+pub(crate) const HISTORY_MAX: usize = 1000;
+/// Living workspaces at once.
+pub(crate) const WORKSPACES_MAX: usize = 4096;
+/// Living commands at once.
+pub(crate) const COMMANDS_MAX: usize = 8192;
+
+/// Everything the service knows.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) workspaces: BTreeMap<Ulid, Workspace>,
+    pub(crate) commands: BTreeMap<Ulid, Command>,
+    pub(crate) pipelines: BTreeMap<Ulid, Pipeline>,
+    names: HashMap<String, Ulid>,
+    /// Ended commands, oldest first.
+    history: VecDeque<Ulid>,
+    living: usize,
+}
+
+impl State {
+    /// Takes one input at the time `now` and says what is to be done, in this order.
+    pub(crate) fn handle(&mut self, input: Input, now: Usec) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let out = &mut effects;
+        match input {
+            Input::Create { request, id, spec, strict, uid } => {
+                match self.create(id, *spec, strict, uid, false, now, out) {
+                    Ok(()) => self.await_creation(id, request),
+                    Err(error) => out.push(Effect::Reply { request, result: Err(error) }),
+                }
+            }
+            Input::KeeperReady { workspace, mechanisms } => self.keeper_ready(workspace, mechanisms, out),
+            Input::KeeperFailed { workspace, error } => self.keeper_failed(workspace, &error, now, out),
+            Input::KeeperGone { workspace } => self.keeper_gone(workspace, now, out),
+            Input::KeeperEnded { workspace, reaped } => self.keeper_ended(workspace, reaped, now, out),
+            Input::Run { request, target, strict, uid, commands, pipeline } => {
+                if let Err(error) = self.run(request, target, strict, uid, commands, pipeline, now, out) {
+                    out.push(Effect::Reply { request, result: Err(error) });
+                }
+            }
+            Input::Started { command, pid } => self.started(command, pid, out),
+            Input::StartFailed { command, error } => self.start_failed(command, error, now, out),
+            Input::Exited { command, status, signalled } => self.exited(command, status, signalled, now, out),
+            Input::Signal { request, command, signal } => {
+                let result = self.signal(&command, signal, out);
+                out.push(Effect::Reply { request, result });
+            }
+            Input::StopWorkspace { request, workspace, grace } => self.stop_workspace(request, &workspace, grace, out),
+            Input::StopPipeline { request, pipeline, grace } => self.stop_pipeline(request, &pipeline, grace, out),
+            Input::Deadline { command } => self.end_command(command, Ending::Timeout, commands::GRACE, out),
+            Input::Escalate { command } => self.escalate(command, out),
+            Input::TtlExpired { workspace } => self.begin_stop(workspace, commands::GRACE, out),
+        }
+        effects
+    }
+
+    /// A living workspace, by name or id.
+    pub(crate) fn find_workspace(&self, name: &str) -> Result<&Workspace, Error> {
+        let id = self.names.get(name).copied().or_else(|| parse_id(name));
+        id.and_then(|id| self.workspaces.get(&id)).ok_or_else(|| Error::NoSuchWorkspace(name.to_owned()))
+    }
+
+    /// A command, living or ended, by id or by an unambiguous end of it.
+    pub(crate) fn find_command(&self, name: &str) -> Result<&Command, Error> {
+        find_by_id(&self.commands, name).ok_or_else(|| Error::NoSuchCommand(name.to_owned()))
+    }
+
+    /// A pipeline, by id or by an unambiguous end of it.
+    pub(crate) fn find_pipeline(&self, name: &str) -> Result<&Pipeline, Error> {
+        find_by_id(&self.pipelines, name).ok_or_else(|| Error::NoSuchPipeline(name.to_owned()))
+    }
+
+    /// Living commands of a workspace.
+    pub(crate) fn living_in(&self, workspace: Ulid) -> impl Iterator<Item = &Command> {
+        self.commands.values().filter(move |c| c.workspace == workspace && c.phase != CommandPhase::Ended)
+    }
+
+    /// Living commands of all workspaces.
+    pub(crate) fn living(&self) -> usize {
+        self.living
+    }
+}
+
+fn parse_id(text: &str) -> Option<Ulid> {
+    Ulid::from_string(&text.to_ascii_uppercase()).ok()
+}
+
+/// Ids are long: the last six characters or more do where they are unambiguous.
+fn find_by_id<'m, T>(map: &'m BTreeMap<Ulid, T>, text: &str) -> Option<&'m T> {
+    if let Some(id) = parse_id(text) {
+        return map.get(&id);
+    }
+    if text.len() < 6 {
+        return None;
+    }
+    let wanted = text.to_ascii_uppercase();
+    let mut found = map.iter().filter(|(id, _)| id.to_string().ends_with(&wanted));
+    match (found.next(), found.next()) {
+        (Some((_, value)), None) => Some(value),
+        _ => None,
+    }
+}

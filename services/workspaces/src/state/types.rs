@@ -1,0 +1,287 @@
+//! What the state machine holds, what goes in and what comes out.
+
+use std::time::Duration;
+
+use shipote_bus::spec::{DiscernPolicy, NodeCommand, ValidatedEdge, WorkspaceSpec};
+use shipote_confinement::Mechanism;
+use ulid::Ulid;
+
+use crate::error::Error;
+
+/// Ties a reply to the call that waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct RequestId(pub(crate) u64);
+
+/// Microseconds since the epoch.
+pub(crate) type Usec = u64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WorkspacePhase {
+    Starting,
+    Running,
+    Stopping,
+}
+
+impl WorkspacePhase {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            WorkspacePhase::Starting => "starting",
+            WorkspacePhase::Running => "running",
+            WorkspacePhase::Stopping => "stopping",
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Workspace {
+    pub(crate) id: Ulid,
+    pub(crate) name: String,
+    pub(crate) spec: WorkspaceSpec,
+    pub(crate) strict: bool,
+    pub(crate) uid: u32,
+    pub(crate) phase: WorkspacePhase,
+    pub(crate) created: Usec,
+    /// Made for one command or pipeline; ends with the last of them.
+    pub(crate) ephemeral: bool,
+    pub(crate) mechanisms: Vec<Mechanism>,
+    pub(super) creators: Vec<RequestId>,
+    pub(super) stoppers: Vec<RequestId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CommandPhase {
+    /// Its workspace is not ready, or the keeper has not answered.
+    Starting,
+    Running,
+    Ended,
+}
+
+impl CommandPhase {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            CommandPhase::Starting => "starting",
+            CommandPhase::Running => "running",
+            CommandPhase::Ended => "ended",
+        }
+    }
+}
+
+/// What to start, as a caller asks for it.
+#[derive(Debug, Clone)]
+pub(crate) struct NewCommand {
+    pub(crate) id: Ulid,
+    pub(crate) label: String,
+    pub(crate) command: NodeCommand,
+    pub(crate) cwd: Option<String>,
+    pub(crate) terminal: Option<(u16, u16)>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Command {
+    pub(crate) what: NewCommand,
+    pub(crate) workspace: Ulid,
+    pub(crate) workspace_name: String,
+    pub(crate) pipeline: Option<Ulid>,
+    pub(crate) uid: u32,
+    pub(crate) phase: CommandPhase,
+    pub(crate) pid: i32,
+    pub(crate) started: Usec,
+    pub(crate) ended: Option<Usec>,
+    pub(crate) exit_status: Option<i32>,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    pub(super) ending: Option<Ending>,
+    pub(super) reply: Option<RequestId>,
+}
+
+/// Why a command is being ended by us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    Timeout,
+    Stopped,
+}
+
+/// A pipeline as it is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct NewPipeline {
+    pub(crate) id: Ulid,
+    pub(crate) label: String,
+    pub(crate) edges: Vec<ValidatedEdge>,
+    pub(crate) discern: DiscernPolicy,
+    pub(crate) tap: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Pipeline {
+    pub(crate) what: NewPipeline,
+    pub(crate) workspace: Ulid,
+    pub(crate) workspace_name: String,
+    pub(crate) nodes: Vec<Ulid>,
+    pub(crate) uid: u32,
+    pub(crate) started: Usec,
+    pub(crate) exit_status: Option<i32>,
+    pub(super) reply: Option<RequestId>,
+    pub(super) stoppers: Vec<RequestId>,
+    pub(super) failure: Option<Error>,
+}
+
+/// The workspace that a run is to happen in.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    /// A living one, by name or id.
+    Existing(String),
+    /// One of its own, which ends with it.
+    Ephemeral { id: Ulid, spec: Box<WorkspaceSpec> },
+}
+
+/// What happens to the state machine.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Create {
+        request: RequestId,
+        id: Ulid,
+        spec: Box<WorkspaceSpec>,
+        strict: bool,
+        uid: u32,
+    },
+    KeeperReady {
+        workspace: Ulid,
+        mechanisms: Vec<Mechanism>,
+    },
+    KeeperFailed {
+        workspace: Ulid,
+        error: Error,
+    },
+    KeeperGone {
+        workspace: Ulid,
+    },
+    KeeperEnded {
+        workspace: Ulid,
+        reaped: u32,
+    },
+    Run {
+        request: RequestId,
+        target: Target,
+        strict: bool,
+        uid: u32,
+        commands: Vec<NewCommand>,
+        pipeline: Option<NewPipeline>,
+    },
+    Started {
+        command: Ulid,
+        pid: i32,
+    },
+    StartFailed {
+        command: Ulid,
+        error: Error,
+    },
+    Exited {
+        command: Ulid,
+        status: i32,
+        signalled: bool,
+    },
+    Signal {
+        request: RequestId,
+        command: String,
+        signal: i32,
+    },
+    StopWorkspace {
+        request: RequestId,
+        workspace: String,
+        grace: Duration,
+    },
+    StopPipeline {
+        request: RequestId,
+        pipeline: String,
+        grace: Duration,
+    },
+    Deadline {
+        command: Ulid,
+    },
+    Escalate {
+        command: Ulid,
+    },
+    TtlExpired {
+        workspace: Ulid,
+    },
+}
+
+/// What the state machine wants done.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    StartKeeper {
+        workspace: Ulid,
+    },
+    EndKeeper {
+        workspace: Ulid,
+        grace: Duration,
+    },
+    /// Make the pipes of a pipeline whose workspace is ready.
+    Wire {
+        pipeline: Ulid,
+    },
+    StartCommand {
+        command: Ulid,
+    },
+    Signal {
+        workspace: Ulid,
+        command: Ulid,
+        signal: i32,
+    },
+    After {
+        delay: Duration,
+        input: Timer,
+    },
+    Reply {
+        request: RequestId,
+        result: Result<Outcome, Error>,
+    },
+    /// The command will not start: drop the descriptors that were handed over for it.
+    DropDescriptors {
+        command: Ulid,
+    },
+    /// Write the completion of a command or pipeline to whoever waits.
+    Complete {
+        id: Ulid,
+        status: i32,
+        reason: &'static str,
+        message: String,
+    },
+    WorkspaceChanged {
+        workspace: Ulid,
+    },
+    WorkspaceGone {
+        workspace: Ulid,
+    },
+    CommandChanged {
+        command: Ulid,
+    },
+    CommandForgotten {
+        command: Ulid,
+    },
+    PipelineChanged {
+        pipeline: Ulid,
+    },
+    PipelineForgotten {
+        pipeline: Ulid,
+    },
+}
+
+/// A timer that comes back as an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Timer {
+    Deadline(Ulid),
+    Escalate(Ulid),
+    Ttl(Ulid),
+}
+
+/// A successful answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Outcome {
+    Created(Ulid),
+    Started(Ulid),
+    PipelineStarted(Ulid),
+    Reaped(u32),
+    Done,
+}

@@ -1,0 +1,148 @@
+//! Workspaces: creation, keepers, the end.
+
+use std::time::Duration;
+
+use shipote_bus::spec::WorkspaceSpec;
+use shipote_confinement::Mechanism;
+use ulid::Ulid;
+
+use super::{
+    CommandPhase, Effect, Ending, Outcome, RequestId, State, Timer, Usec, WORKSPACES_MAX, Workspace, WorkspacePhase,
+};
+use crate::error::Error;
+
+impl State {
+    /// Adds a workspace and has its keeper started.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn create(
+        &mut self,
+        id: Ulid,
+        spec: WorkspaceSpec,
+        strict: bool,
+        uid: u32,
+        ephemeral: bool,
+        now: Usec,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Error> {
+        let name = spec.label.clone();
+        if self.names.contains_key(&name) {
+            return Err(Error::NameTaken(name));
+        }
+        if self.workspaces.len() >= WORKSPACES_MAX {
+            return Err(Error::LimitReached(format!(
+                "create workspace {name:?}: {WORKSPACES_MAX} workspaces are living; stop one first"
+            )));
+        }
+        if let Some(ttl) = spec.ttl {
+            out.push(Effect::After { delay: Duration::from_millis(ttl), input: Timer::Ttl(id) });
+        }
+        self.names.insert(name.clone(), id);
+        let workspace = Workspace {
+            id,
+            name,
+            spec,
+            strict,
+            uid,
+            phase: WorkspacePhase::Starting,
+            created: now,
+            ephemeral,
+            mechanisms: Vec::new(),
+            creators: Vec::new(),
+            stoppers: Vec::new(),
+        };
+        self.workspaces.insert(id, workspace);
+        out.push(Effect::StartKeeper { workspace: id });
+        Ok(())
+    }
+
+    pub(super) fn await_creation(&mut self, id: Ulid, request: RequestId) {
+        if let Some(workspace) = self.workspaces.get_mut(&id) {
+            workspace.creators.push(request);
+        }
+    }
+
+    pub(super) fn keeper_ready(&mut self, id: Ulid, mechanisms: Vec<Mechanism>, out: &mut Vec<Effect>) {
+        let Some(workspace) = self.workspaces.get_mut(&id) else { return };
+        workspace.mechanisms = mechanisms;
+        if workspace.phase != WorkspacePhase::Starting {
+            return;
+        }
+        workspace.phase = WorkspacePhase::Running;
+        for request in std::mem::take(&mut workspace.creators) {
+            out.push(Effect::Reply { request, result: Ok(Outcome::Created(id)) });
+        }
+        out.push(Effect::WorkspaceChanged { workspace: id });
+        self.start_waiting(id, out);
+    }
+
+    pub(super) fn keeper_failed(&mut self, id: Ulid, error: &Error, now: Usec, out: &mut Vec<Effect>) {
+        self.fail_waiting(id, error, now, out);
+        self.remove_workspace(id, Some(error), 0, now, out);
+    }
+
+    pub(super) fn keeper_gone(&mut self, id: Ulid, now: Usec, out: &mut Vec<Effect>) {
+        // an asked-for end is reported by `keeper_ended`, which also knows how many were reaped
+        if self.workspaces.get(&id).is_some_and(|w| w.phase != WorkspacePhase::Stopping) {
+            let error = Error::Failed("the workspace's keeper died".to_owned());
+            self.remove_workspace(id, Some(&error), 0, now, out);
+        }
+    }
+
+    pub(super) fn keeper_ended(&mut self, id: Ulid, reaped: u32, now: Usec, out: &mut Vec<Effect>) {
+        self.remove_workspace(id, None, reaped, now, out);
+    }
+
+    pub(super) fn stop_workspace(&mut self, request: RequestId, name: &str, grace: Duration, out: &mut Vec<Effect>) {
+        match self.find_workspace(name).map(|w| w.id) {
+            Ok(id) => {
+                if let Some(workspace) = self.workspaces.get_mut(&id) {
+                    workspace.stoppers.push(request);
+                }
+                self.begin_stop(id, grace, out);
+            }
+            Err(error) => out.push(Effect::Reply { request, result: Err(error) }),
+        }
+    }
+
+    pub(super) fn begin_stop(&mut self, id: Ulid, grace: Duration, out: &mut Vec<Effect>) {
+        let Some(workspace) = self.workspaces.get_mut(&id) else { return };
+        if workspace.phase == WorkspacePhase::Stopping {
+            return;
+        }
+        workspace.phase = WorkspacePhase::Stopping;
+        for command in self.commands.values_mut().filter(|c| c.workspace == id && c.phase != CommandPhase::Ended) {
+            command.ending.get_or_insert(Ending::Stopped);
+        }
+        out.push(Effect::EndKeeper { workspace: id, grace });
+        out.push(Effect::WorkspaceChanged { workspace: id });
+    }
+
+    /// An ephemeral workspace ends with its last command.
+    pub(super) fn end_if_done(&mut self, id: Ulid, out: &mut Vec<Effect>) {
+        let ephemeral = self.workspaces.get(&id).is_some_and(|w| w.ephemeral && w.phase == WorkspacePhase::Running);
+        if ephemeral && self.living_in(id).next().is_none() {
+            self.begin_stop(id, Duration::ZERO, out);
+        }
+    }
+
+    fn remove_workspace(&mut self, id: Ulid, error: Option<&Error>, reaped: u32, now: Usec, out: &mut Vec<Effect>) {
+        let Some(workspace) = self.workspaces.remove(&id) else { return };
+        self.names.remove(&workspace.name);
+        let left: Vec<Ulid> = self.living_in(id).map(|c| c.what.id).collect();
+        for command in left {
+            self.lose(command, now, out);
+        }
+        let gone = || {
+            error.cloned().unwrap_or_else(|| {
+                Error::WrongState(format!("create workspace {:?}: it was stopped before it was ready", workspace.name))
+            })
+        };
+        for &request in &workspace.creators {
+            out.push(Effect::Reply { request, result: Err(gone()) });
+        }
+        for &request in &workspace.stoppers {
+            out.push(Effect::Reply { request, result: Ok(Outcome::Reaped(reaped)) });
+        }
+        out.push(Effect::WorkspaceGone { workspace: id });
+    }
+}
