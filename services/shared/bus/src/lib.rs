@@ -9,6 +9,7 @@
 //! to. A change that breaks a client gets a new interface name.
 #![forbid(unsafe_code)]
 
+pub mod appliance;
 pub mod connect;
 pub mod error;
 pub mod names;

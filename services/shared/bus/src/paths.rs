@@ -4,6 +4,7 @@
 //! same variables as systemd would, so a service never asks which way it runs.
 
 use std::env;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +19,7 @@ pub const LIFELINE_ENV: &str = "SHIPOTE_LIFELINE_FD";
 pub const POLICY_DIR: &str = "/usr/share/shipote/policies";
 /// Folder of the configuration of the appliance.
 pub const CONFIG_DIR: &str = "/etc/shipote";
-/// Name of the seed protocol's socket in the runtime folder.
+/// Name of the workspace protocol's socket in the runtime folder of the workspaces service.
 pub const SOCKET_NAME: &str = "shipote.sock";
 /// File in the embedded runtime folder that says how to reach the appliance.
 pub const APPLIANCE_FILE: &str = "appliance.json";
@@ -81,7 +82,23 @@ pub fn embedded_state() -> PathBuf {
 /// D-Bus address of the embedded bus in a runtime folder.
 #[must_use]
 pub fn embedded_bus_address(runtime: &Path) -> String {
-    format!("unix:path={}", runtime.join("bus").display())
+    let path = runtime.join("bus");
+    // D-Bus specification, "Server Addresses": all but these bytes are escaped
+    let escaped: String = path.as_os_str().as_bytes().iter().fold(String::new(), |mut out, &b| {
+        if b.is_ascii_alphanumeric() || b"-_/.\\*".contains(&b) {
+            out.push(char::from(b));
+        } else {
+            out.push_str(&format!("%{b:02x}"));
+        }
+        out
+    });
+    format!("unix:path={escaped}")
+}
+
+/// The workspace protocol's socket of the embedded appliance in a runtime folder.
+#[must_use]
+pub fn embedded_socket(runtime: &Path) -> PathBuf {
+    runtime.join("workspaces").join(SOCKET_NAME)
 }
 
 /// The XDG specification has relative paths ignored.
@@ -92,4 +109,25 @@ fn absolute(key: &str) -> Option<PathBuf> {
 fn own_uid() -> u32 {
     // the owner of our own /proc entry: no libc call needed, so this crate stays free of unsafe
     std::fs::metadata("/proc/self").map_or(0, |m| m.uid())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_escaped() {
+        for (folder, address) in [
+            ("/run/user/1000/shipote", "unix:path=/run/user/1000/shipote/bus"),
+            ("/tmp/a b,c", "unix:path=/tmp/a%20b%2cc/bus"),
+            ("/tmp/\u{fc}", "unix:path=/tmp/%c3%bc/bus"),
+        ] {
+            let made = embedded_bus_address(Path::new(folder));
+            assert_eq!(made, address);
+            let parsed: zbus::Address = made.parse().unwrap();
+            let zbus::address::Transport::Unix(unix) = parsed.transport() else { panic!("{parsed:?}") };
+            let zbus::address::transport::UnixSocket::File(path) = unix.path() else { panic!("{unix:?}") };
+            assert_eq!(path, &Path::new(folder).join("bus"));
+        }
+    }
 }
