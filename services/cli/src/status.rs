@@ -14,6 +14,8 @@ use anyhow::Result;
 use serde::Serialize;
 use shipote_bus::{connect, paths};
 
+use crate::output;
+
 /// Arguments of `shipote status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusArgs {
@@ -64,7 +66,7 @@ pub(crate) async fn run(args: StatusArgs) -> Result<ExitCode> {
     let bus_address = address.unwrap_or_else(system_address);
     let status = Status { bus_address, socket: socket.display().to_string(), services };
     if args.json {
-        println!("{}", serde_json::to_string(&status)?);
+        output::json(&status)?;
     } else {
         print!("{}", show::table(&status));
     }

@@ -3,40 +3,34 @@
 use std::fmt::Write;
 
 use super::{ServiceLine, Status};
+use crate::output;
+
+const HEAD: [&str; 7] = ["SERVICE", "PID", "STATE", "SINCE", "RESTARTS", "CONFINEMENT", "STATUS"];
 
 pub(super) fn table(status: &Status) -> String {
     let mut text = format!("bus     {}\nsocket  {}\n\n", status.bus_address, status.socket);
-    let header = ["SERVICE", "PID", "STATE", "SINCE", "RESTARTS", "CONFINEMENT", "STATUS"].map(str::to_owned);
-    let rows: Vec<[String; 7]> = std::iter::once(header).chain(status.services.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..7).map(width).collect();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            // Writing to a String cannot fail.
-            let _ = write!(line, "{cell:<width$}  ");
-        }
+    let rows = status.services.iter().map(row);
+    for line in output::table(&HEAD, rows).lines() {
         text.push_str(line.trim_end());
         text.push('\n');
     }
+    let mut gaps = String::new();
     for service in &status.services {
-        for mechanism in service.confinement.iter().filter(|m| m.state != "enforced") {
-            let _ = write!(
-                text,
-                "\n{}: {} is {}: {}",
-                service.name, mechanism.mechanism, mechanism.state, mechanism.reason
-            );
+        for m in service.confinement.iter().filter(|m| m.state != "enforced") {
+            // Writing to a String cannot fail.
+            let _ = writeln!(gaps, "{}: {} is {}: {}", service.name, m.mechanism, m.state, m.reason);
         }
     }
-    if !text.ends_with('\n') {
+    if !gaps.is_empty() {
         text.push('\n');
+        text.push_str(&gaps);
     }
     text
 }
 
-fn row(service: &ServiceLine) -> [String; 7] {
+fn row(service: &ServiceLine) -> Vec<String> {
     let absent = || "-".to_owned();
-    [
+    vec![
         service.name.clone(),
         service.pid.map_or_else(absent, |pid| pid.to_string()),
         service.state.clone(),

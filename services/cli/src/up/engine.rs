@@ -63,6 +63,8 @@ pub(super) struct Engine {
     known: HashMap<Unit, Known>,
     published: Published,
     connection: Option<Connection>,
+    /// All units are ready, and nobody was told yet.
+    announce_due: bool,
     inputs: mpsc::Sender<Input>,
     wishes: mpsc::Sender<Event>,
     /// The unit that kept the appliance from ever becoming ready.
@@ -102,6 +104,7 @@ impl Engine {
             known: HashMap::new(),
             published: Published::default(),
             connection: None,
+            announce_due: false,
             inputs,
             wishes,
             given_up: None,
@@ -178,7 +181,10 @@ impl Engine {
                     let _ = inputs.send(outcome).await;
                 });
             }
-            Input::Connected(connection) => self.connection = Some(connection),
+            Input::Connected(connection) => {
+                self.connection = Some(connection);
+                self.announce();
+            }
             Input::NotConnected(error) => self.log.say(format!("serve org.shipote.Appliance1: {error}")),
         }
     }
@@ -235,14 +241,23 @@ impl Engine {
                 self.signal(unit, Signal::KILL);
             }
             Action::AnnounceReady => {
-                if let Err(error) = self.ready.announce(&self.folders) {
-                    self.log.say(format!("{error:#}"));
-                }
+                self.announce_due = true;
+                self.announce();
             }
             Action::GiveUp(unit) => self.given_up = Some(unit),
             Action::Finish => self.finished = true,
         }
         None
+    }
+
+    /// Whoever reads `ready` may ask the supervisor at once: so it must be on the bus by then, like the services.
+    fn announce(&mut self) {
+        if self.announce_due && self.connection.is_some() {
+            self.announce_due = false;
+            if let Err(error) = self.ready.announce(&self.folders) {
+                self.log.say(format!("{error:#}"));
+            }
+        }
     }
 
     fn signal(&mut self, unit: Unit, signal: Signal) {

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::{
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, OFlags, flock},
     io::Errno,
 };
 use shipote_bus::{Service, paths};
@@ -34,8 +34,8 @@ pub(super) struct Folders {
 impl Folders {
     /// Finds, creates, checks and locks the folders, and removes what a dead predecessor left in the runtime folder.
     pub(super) fn prepare(state: Option<PathBuf>, runtime: Option<PathBuf>) -> Result<Self> {
-        let runtime = absolute(runtime.unwrap_or_else(paths::embedded_runtime))?;
-        let state = absolute(state.unwrap_or_else(paths::embedded_state))?;
+        let runtime = absolute(&runtime.unwrap_or_else(paths::embedded_runtime))?;
+        let state = absolute(&state.unwrap_or_else(paths::embedded_state))?;
         ensure!(
             runtime.as_os_str().len() <= RUNTIME_PATH_MAX,
             "use runtime folder {}: its path is longer than {RUNTIME_PATH_MAX} bytes, too long for the sockets in it; \
@@ -66,8 +66,8 @@ impl Folders {
     }
 }
 
-fn absolute(path: PathBuf) -> Result<PathBuf> {
-    std::path::absolute(&path).with_context(|| format!("find folder {}", path.display()))
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("find folder {}", path.display()))
 }
 
 /// Creates a folder that nobody else can look into, or makes sure that an existing one is such.
@@ -104,7 +104,7 @@ fn lock(folder: &Path) -> Result<File> {
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .custom_flags(libc_nofollow())
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .open(&path)
         .with_context(|| format!("open lock {}", path.display()))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -125,10 +125,6 @@ fn lock(folder: &Path) -> Result<File> {
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .with_context(|| format!("write lock {}", path.display()))?;
     Ok(file)
-}
-
-fn libc_nofollow() -> i32 {
-    rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
 }
 
 /// Removes all but the lock from the runtime folder; the lock is held, so whoever made it is gone.
