@@ -4,6 +4,8 @@
 //! which then does what the script's `BEHAVIOUR` says. Nothing here waits for a time to pass: each step waits for a
 //! line that `up` or a service prints, or for a process to end.
 
+#![expect(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
