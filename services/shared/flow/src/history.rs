@@ -1,4 +1,4 @@
-//! The chunks of a tap: one small pipe for each, holding references to its pages.
+//! The batches of a tap: one pipe for each, holding references to its pages.
 
 use std::collections::VecDeque;
 use std::io;
@@ -7,24 +7,23 @@ use std::rc::Rc;
 use crate::pipe::{Pipe, Trash};
 use crate::{CHUNK_BYTES, Replay};
 
-/// Emptied pipes kept for the next chunks.
+/// Emptied pipes kept for the next batches.
 const SPARE: usize = 4;
 
 #[derive(Debug)]
 pub(crate) struct History {
     replay: Replay,
-    /// As many as the replay has chunks, in the same order.
+    /// As many as the replay has batches, in the same order.
     segments: VecDeque<Pipe>,
     spare: Vec<Pipe>,
     trash: Rc<Trash>,
-    /// The sizes of the smallest and the largest pipe the kernel has given so far.
+    /// The size of the smallest pipe the kernel has given so far.
     smallest: usize,
-    largest: usize,
 }
 
 impl History {
     pub(crate) fn new(replay: Replay, trash: Rc<Trash>) -> Self {
-        Self { replay, segments: VecDeque::new(), spare: Vec::new(), trash, smallest: CHUNK_BYTES, largest: 0 }
+        Self { replay, segments: VecDeque::new(), spare: Vec::new(), trash, smallest: CHUNK_BYTES }
     }
 
     pub(crate) fn replay(&self) -> &Replay {
@@ -36,20 +35,17 @@ impl History {
         self.smallest
     }
 
-    /// What a stage has to hold so that any chunk fits into it.
-    pub(crate) fn largest(&self) -> usize {
-        self.largest
-    }
-
-    /// An empty pipe for the next chunk, to be handed to [`History::commit`] or
-    /// [`History::give_back`].
-    pub(crate) fn vacant(&mut self) -> io::Result<Pipe> {
-        if let Some(pipe) = self.spare.pop() {
-            return Ok(pipe);
-        }
-        let pipe = Pipe::new()?;
+    /// An empty pipe for the next batch, for `bytes` if the kernel gives one so large; to be handed
+    /// to [`History::commit`] or [`History::give_back`].
+    pub(crate) fn vacant(&mut self, bytes: usize) -> io::Result<Pipe> {
+        // A flow that isn't busy any more has no need of large pipes, which count towards the
+        // user's limit full or empty.
+        let mut pipe = match self.spare.pop().filter(|pipe| pipe.capacity <= 2 * bytes) {
+            Some(pipe) => pipe,
+            None => Pipe::new()?,
+        };
+        pipe.make_room(bytes);
         self.smallest = self.smallest.min(pipe.capacity);
-        self.largest = self.largest.max(pipe.capacity);
         Ok(pipe)
     }
 
@@ -59,19 +55,19 @@ impl History {
         }
     }
 
-    /// Makes a pipe that was filled with `len` bytes the newest chunk.
+    /// Makes a pipe that was filled with `len` bytes the newest batch.
     pub(crate) fn commit(&mut self, pipe: Pipe, len: usize) {
         self.segments.push_back(pipe);
         self.replay.push(len);
     }
 
-    /// The pipe and the length of a chunk.
-    pub(crate) fn chunk(&self, number: u64) -> Option<(&Pipe, usize)> {
+    /// The pipe and the length of a batch.
+    pub(crate) fn batch(&self, number: u64) -> Option<(&Pipe, usize)> {
         let at = usize::try_from(number.checked_sub(self.replay.first())?).ok()?;
         Some((self.segments.get(at)?, self.replay.len_of(number)))
     }
 
-    /// Forgets chunks that neither the replay nor a reader needs; `needed` is the oldest that a
+    /// Forgets batches that neither the replay nor a reader needs; `needed` is the oldest that a
     /// reader does.
     pub(crate) fn trim(&mut self, needed: Option<u64>) {
         let first = self.replay.first();
@@ -89,8 +85,8 @@ impl History {
         }
     }
 
-    /// Keeps one chunk fewer from now on, so that its pipe can be used for the next chunk; gives
-    /// how many chunks that leaves.
+    /// Keeps one batch fewer from now on, so that its pipe can be used for the next one; gives how
+    /// many that leaves.
     pub(crate) fn shrink(&mut self) -> usize {
         let kept = self.segments.len().saturating_sub(1);
         self.replay.shrink(kept);

@@ -20,13 +20,13 @@ use crate::pipe::Trash;
 use crate::run::Run;
 use crate::stats::Shared;
 use crate::tap::TapState;
-use crate::{EdgeId, EdgeSink, EdgeStats, FlowError, FlowEvent};
+use crate::{BATCH_BYTES, EdgeId, EdgeSink, EdgeStats, FlowError, FlowEvent};
 
 /// Discerning a type parses the sample, some eighty levels deep at most; the rest needs little.
 const STACK_BYTES: usize = 512 * 1024;
 
 /// What the producer's and the consumers' pipes are enlarged to, where the kernel allows it.
-const PIPE_BYTES: usize = 256 * 1024;
+const PIPE_BYTES: usize = BATCH_BYTES;
 
 /// What the handle tells the thread.
 #[derive(Debug)]
@@ -168,7 +168,7 @@ impl Parts {
             edges.push(Edge { outlet, tap, events: events.clone() });
         }
         let bucket = (rate > 0).then(|| TokenBucket::new(rate, Instant::now()));
-        Ok(Run { inlet: Some(inlet), edges, owed: 0, bucket, trash, control: self.control })
+        Ok(Run { inlet: Some(inlet), edges, owed: 0, busy: false, bucket, trash, control: self.control })
     }
 }
 

@@ -7,9 +7,9 @@
 //! producer ─▶ source ──┤
 //!             pipe     └ tee (references to the pages) ─▶ history of the tap
 //!                                                         ┌─────┬─────┬─────┬─────┐
-//!                             splice to /dev/null ◀── old │ c 7 │ c 8 │ c 9 │ c10 │ new
+//!                             splice to /dev/null ◀── old │ b 7 │ b 8 │ b 9 │ b10 │ new
 //!                                                         └─────┴──┬──┴─────┴──┬──┘
-//!                                one small pipe a chunk (≤ 64 KiB) │ tee       │ tee
+//!                                          one pipe for each batch│ tee       │ tee
 //!                                                                  ▼           ▼
 //!                                                     one stage pipe a subscriber
 //!                                                                  │ splice    │ splice
@@ -17,14 +17,15 @@
 //!                                                              socket      socket
 //! ```
 //!
-//! The stream is cut into chunks. A chunk is what one `tee(2)` put into an empty pipe of the
-//! history; `tee` takes references to pages, so that keeping a replay costs no copy. Each
-//! subscriber has a position in the history, a chunk number, and copies references from there, one
-//! chunk at a time, into a stage pipe that it empties into its socket. "First the replay, then the
-//! live stream, nothing twice, nothing missing" is therefore one walk along chunk numbers; there is
-//! no hand-over between replay and live stream that could go wrong.
+//! The stream is cut into batches. A batch is what one `tee(2)` put into an empty pipe of the
+//! history: a chunk of up to 64 KiB, or a few of them at once while the flow is busy. `tee` takes
+//! references to pages, so that keeping a replay costs no copy. Each subscriber has a position in
+//! the history, a batch number, and copies references from there, one batch at a time, into a stage
+//! pipe that it empties into its socket. "First the replay, then the live stream, nothing twice,
+//! nothing missing" is therefore one walk along batch numbers; there is no hand-over between replay
+//! and live stream that could go wrong.
 //!
-//! With several consumers each gets its own stage pipe as well, and the next chunk is taken when
+//! With several consumers each gets its own stage pipe as well, and the next batch is taken when
 //! all have been given the last one: the slowest consumer sets the pace, as with `tee(1)`.
 //!
 //! What keeps up how far: a subscriber may lag as much live data as the replay holds
@@ -36,7 +37,7 @@
 //! process and knows none of pipelines or workspaces.
 //!
 //! **Invariants:** the consumer gets every byte the producer wrote, in order. A subscriber gets a
-//! gapless piece of the stream that begins at a chunk boundary inside the replay and ends at the
+//! gapless piece of the stream that begins at a batch boundary inside the replay and ends at the
 //! end of the stream or where the subscriber was cut off.
 //!
 //! Worth knowing:
@@ -80,3 +81,7 @@ pub use crate::stats::EdgeStats;
 
 /// Bytes of a chunk at most.
 pub const CHUNK_BYTES: usize = 64 * 1024;
+
+/// Bytes of a batch at most: as many as one call moves while the flow is busy. Each call takes the
+/// lock of a pipe that the producer or the consumer wants as well, so fewer calls cost less.
+pub(crate) const BATCH_BYTES: usize = 4 * CHUNK_BYTES;

@@ -17,7 +17,7 @@ pub(crate) struct Outlet {
     pub(crate) id: EdgeId,
     /// Closed when the edge has ended.
     pub(crate) sink: Option<OwnedFd>,
-    /// This consumer's own references to the current chunk, where several consumers get it.
+    /// This consumer's own references to the current batch, where several consumers get it.
     stage: Option<Pipe>,
     pub(crate) staged: usize,
     /// The sink took no more; wait until it says that it does.
@@ -53,9 +53,11 @@ impl Outlet {
 
     /// This consumer's empty stage, opened the first time it is needed; goes back by
     /// [`Outlet::put_stage`].
-    pub(crate) fn take_stage(&mut self) -> Result<Pipe, Errno> {
+    pub(crate) fn take_stage(&mut self, bytes: usize) -> Result<Pipe, Errno> {
         let made = || Pipe::new().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NFILE));
-        self.stage.take().map_or_else(made, Ok)
+        let mut stage = self.stage.take().map_or_else(made, Ok)?;
+        stage.make_room(bytes);
+        Ok(stage)
     }
 
     /// Gives back the stage, with `staged` bytes in it.

@@ -60,6 +60,16 @@ impl Pipe {
         let capacity = rustix::pipe::fcntl_getpipe_size(&reader)?;
         Ok(Self { reader, writer, capacity })
     }
+
+    /// Enlarges the pipe to take `bytes`; whether it now can.
+    pub(crate) fn make_room(&mut self, bytes: usize) -> bool {
+        if self.capacity < bytes
+            && let Ok(capacity) = rustix::pipe::fcntl_setpipe_size(&self.writer, bytes)
+        {
+            self.capacity = capacity;
+        }
+        self.capacity >= bytes
+    }
 }
 
 /// Where bytes go that nobody wants any more.

@@ -1,10 +1,10 @@
-//! The thread of a junction: take a chunk, hand it on, serve subscribers, sleep.
+//! The thread of a junction: take a batch, hand it on, serve subscribers, sleep.
 //!
 //! ```text
 //!            ┌──────────────────────────────────────────────────┐
 //!            ▼                                                  │ progress
 //!   deliver what is owed ─▶ serve subscribers ─▶ take the next ─┤
-//!   to consumers                                 chunk, if      │ none
+//!   to consumers                                 batch, if      │ none
 //!                                                · all was      ▼
 //!                                                  delivered   poll(2): source, sinks (for room
 //!                                                · no lossless  and for their readers' end),
@@ -17,7 +17,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::CHUNK_BYTES;
 use crate::bucket::TokenBucket;
 use crate::edge::Edge;
 use crate::event::{EndReason, FlowEvent};
@@ -25,6 +24,7 @@ use crate::inlet::Inlet;
 use crate::junction::Control;
 use crate::pipe::{Moved, Pipe, Trash, tee};
 use crate::tap::TapState;
+use crate::{BATCH_BYTES, CHUNK_BYTES};
 
 /// Rounds between two looks at listeners and hang-ups while bytes flow without a pause.
 const ROUNDS: usize = 8;
@@ -39,6 +39,8 @@ pub(crate) struct Run {
     /// Bytes at the beginning of the source that are in the taps' histories already and that the
     /// one consumer has still to be given.
     pub(crate) owed: usize,
+    /// The last batch was as large as a chunk: larger ones are worth their pipes.
+    pub(crate) busy: bool,
     pub(crate) bucket: Option<TokenBucket>,
     pub(crate) trash: Rc<Trash>,
     pub(crate) control: Arc<Control>,
@@ -48,7 +50,7 @@ pub(crate) struct Run {
 #[derive(Debug, Default)]
 pub(crate) struct Step {
     pub(crate) progress: bool,
-    /// The next chunk is wanted as soon as there is one.
+    /// The next batch is wanted as soon as there is one.
     pub(crate) hungry: bool,
     /// The bucket has to fill first.
     pub(crate) wait: Option<Duration>,
@@ -60,7 +62,7 @@ enum Taken {
     End,
 }
 
-/// A pipe that the next chunk goes into: an edge's stage, or its tap's history.
+/// A pipe that the next batch goes into: an edge's stage, or its tap's history.
 struct Target {
     edge: usize,
     stage: bool,
@@ -189,10 +191,13 @@ impl Run {
             }
             Err(errno) => return self.fail("read from the source", errno),
         }
-        let chunk = self.edges.iter_mut().filter_map(Edge::live_tap).map(|tap| tap.chunk_bytes()).min();
-        match chunk {
+        let batch = self.edges.iter_mut().filter_map(Edge::live_tap).map(|tap| tap.batch_bytes()).min();
+        match batch {
             None if live == 1 => self.pass(limit.min(UNTAPPED_BYTES)),
-            _ => self.take_chunk(limit.min(chunk.unwrap_or(CHUNK_BYTES)), live, now),
+            _ => {
+                let worth = if self.busy { batch.unwrap_or(BATCH_BYTES) } else { CHUNK_BYTES };
+                self.take_batch(limit.min(batch.unwrap_or(BATCH_BYTES)).min(worth), live, now)
+            }
         }
     }
 
@@ -209,8 +214,8 @@ impl Run {
         }
     }
 
-    fn take_chunk(&mut self, limit: usize, live: usize, now: Instant) -> Taken {
-        let mut targets = self.targets(live);
+    fn take_batch(&mut self, limit: usize, live: usize, now: Instant) -> Taken {
+        let mut targets = self.targets(live, limit.max(CHUNK_BYTES));
         let Some(inlet) = &self.inlet else { return Taken::Nothing };
         // What fits into the smallest pipe fits into all.
         targets.sort_by_key(|target| target.pipe.capacity);
@@ -233,6 +238,7 @@ impl Run {
         }
         self.put_back(targets, len);
         let Some(len) = len else { return end };
+        self.busy = len >= CHUNK_BYTES;
         self.look(len, now);
         if live == 1 {
             self.owed = len;
@@ -246,17 +252,17 @@ impl Run {
     }
 
     /// An empty pipe for each tap and, with several consumers, for each of those.
-    fn targets(&mut self, live: usize) -> Vec<Target> {
+    fn targets(&mut self, live: usize, bytes: usize) -> Vec<Target> {
         let mut targets = Vec::with_capacity(self.edges.len() * 2);
         for (at, edge) in self.edges.iter_mut().enumerate().filter(|(_, edge)| edge.is_live()) {
             if let Some(tap) = &mut edge.tap {
-                match tap.vacant() {
+                match tap.vacant(bytes) {
                     Some(pipe) => targets.push(Target { edge: at, stage: false, pipe }),
                     None => edge.tap = None,
                 }
             }
             if live > 1 {
-                match edge.outlet.take_stage() {
+                match edge.outlet.take_stage(bytes) {
                     Ok(pipe) => targets.push(Target { edge: at, stage: true, pipe }),
                     Err(errno) => edge.fail("open a pipe for the consumer's bytes", errno),
                 }
@@ -265,7 +271,7 @@ impl Run {
         targets
     }
 
-    /// Puts the pipes where they belong, with the `len` bytes of a chunk in them or empty.
+    /// Puts the pipes where they belong, with the `len` bytes of a batch in them or empty.
     fn put_back(&mut self, targets: Vec<Target>, len: Option<usize>) {
         for Target { edge, stage, pipe } in targets {
             let edge = &mut self.edges[edge];
@@ -307,7 +313,7 @@ impl Run {
             Moved::Refused(errno) => errno,
             _ => rustix::io::Errno::NOBUFS,
         };
-        self.fail("copy references to a chunk", errno)
+        self.fail("copy references to a batch", errno)
     }
 
     fn fail(&mut self, what: &str, errno: rustix::io::Errno) -> Taken {

@@ -1,4 +1,4 @@
-//! One subscriber: a socket, its position in the history, and a stage pipe for the chunk it is at.
+//! One subscriber: a socket, its position in the history, and a stage pipe for the batch it is at.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,8 +8,8 @@ use rustix::io::Errno;
 use crate::history::History;
 use crate::pipe::{Moved, Pipe, splice, tee};
 
-/// Chunks sent to one subscriber before others have their turn.
-const TURN: usize = 8;
+/// Batches sent to one subscriber before others have their turn.
+const TURN: usize = 4;
 
 /// What became of a subscriber's turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,9 +29,9 @@ pub(crate) struct Subscriber {
     stage: Pipe,
     /// Bytes in the stage.
     staged: usize,
-    /// The next chunk to stage.
+    /// The next batch to stage.
     next: u64,
-    /// The first chunk that was live, not replay, when it came.
+    /// The first batch that was live, not replay, when it came.
     joined: u64,
     /// The socket took no more; wait until it says that it does.
     blocked: bool,
@@ -41,10 +41,6 @@ impl Subscriber {
     /// Begins with the replay as it is now.
     pub(crate) fn new(socket: OwnedFd, history: &History) -> io::Result<Self> {
         let stage = Pipe::new()?;
-        // An empty stage has to take a chunk whole: half of one could not be told from all of it.
-        if stage.capacity < history.largest() {
-            return Err(io::Error::other("the kernel gives pipes too small to stage a chunk"));
-        }
         let replay = history.replay();
         Ok(Self { socket, stage, staged: 0, next: replay.window_start(), joined: replay.end(), blocked: false })
     }
@@ -56,8 +52,13 @@ impl Subscriber {
         }
         for _ in 0..TURN {
             if self.staged == 0 {
-                let Some((chunk, len)) = history.chunk(self.next) else { break };
-                match tee(&chunk.reader, &self.stage.writer, len) {
+                let Some((batch, len)) = history.batch(self.next) else { break };
+                // An empty stage with as many pages takes the batch whole. Half of it would be of
+                // no use: tee always begins at the beginning.
+                if !self.stage.make_room(batch.capacity) {
+                    return Turn::Failed(Errno::NOBUFS);
+                }
+                match tee(&batch.reader, &self.stage.writer, len) {
                     Moved::Bytes(bytes) if bytes == len => self.staged = len,
                     Moved::Refused(errno) => return Turn::Failed(errno),
                     _ => return Turn::Failed(Errno::NOBUFS),
@@ -88,7 +89,7 @@ impl Subscriber {
         self.blocked
     }
 
-    /// The oldest chunk it still needs.
+    /// The oldest batch it still needs.
     pub(crate) fn needs(&self) -> u64 {
         self.next
     }
@@ -97,8 +98,8 @@ impl Subscriber {
         history.replay().lags(self.next, self.joined)
     }
 
-    pub(crate) fn would_lag(&self, history: &History, chunk_bytes: usize) -> bool {
-        history.replay().would_lag(self.next, self.joined, chunk_bytes)
+    pub(crate) fn would_lag(&self, history: &History, bytes: usize) -> bool {
+        history.replay().would_lag(self.next, self.joined, bytes)
     }
 
     /// Bytes of the stream so far that it has not been sent.

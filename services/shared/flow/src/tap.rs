@@ -16,7 +16,7 @@ use crate::event::{Events, FlowEvent};
 use crate::sampler::Sampler;
 use crate::stats::Shared;
 use crate::subscriber::{Subscriber, Turn};
-use crate::{Allow, CHUNK_BYTES, EdgeId, Replay, Tap, TapSpec};
+use crate::{Allow, BATCH_BYTES, CHUNK_BYTES, EdgeId, Replay, Tap, TapSpec};
 
 /// How long no peer is let in after the process ran out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -61,11 +61,13 @@ impl TapState {
         })
     }
 
-    /// Bytes of a chunk at most: a replay limited in bytes is made of several chunks still.
-    pub(crate) fn chunk_bytes(&self) -> usize {
+    /// Bytes of a batch at most: no more than an eighth of the replay, so that dropping one takes
+    /// away little of it, and a chunk at least as far as the limit in bytes allows.
+    pub(crate) fn batch_bytes(&self) -> usize {
+        let by_chunks = (self.spec.replay_chunks / 8).clamp(1, BATCH_BYTES / CHUNK_BYTES) * CHUNK_BYTES;
         match self.spec.replay_bytes {
-            0 => CHUNK_BYTES,
-            bytes => (bytes / 8).clamp(4096, CHUNK_BYTES),
+            0 => by_chunks,
+            bytes => (bytes / 8).clamp(4096, by_chunks),
         }
     }
 
@@ -167,13 +169,13 @@ impl TapState {
         progress
     }
 
-    /// Whether a subscriber that must not lose anything cannot take another chunk.
+    /// Whether a subscriber that must not lose anything cannot take another batch.
     pub(crate) fn stalls(&self) -> bool {
-        let chunk = self.chunk_bytes();
-        self.spec.lossless && self.subscribers.iter().any(|subscriber| subscriber.would_lag(&self.history, chunk))
+        let batch = self.batch_bytes();
+        self.spec.lossless && self.subscribers.iter().any(|subscriber| subscriber.would_lag(&self.history, batch))
     }
 
-    /// After a chunk was added: cuts off who lags, and forgets what nobody needs.
+    /// After a batch was added: cuts off who lags, and forgets what nobody needs.
     pub(crate) fn settle(&mut self) {
         if !self.spec.lossless && self.subscribers.iter().any(|subscriber| subscriber.lags(&self.history)) {
             let (history, shared, id, events) = (&self.history, &self.shared, self.id, &self.events);
@@ -200,19 +202,22 @@ impl TapState {
         }
     }
 
-    /// An empty pipe for the next chunk. Where the process can open no more, the replay makes do
+    /// An empty pipe for the next batch. Where the process can open no more, the replay makes do
     /// with those it has; `None` if it has none, and the tap cannot go on.
-    pub(crate) fn vacant(&mut self) -> Option<Pipe> {
-        let error = match self.history.vacant() {
+    pub(crate) fn vacant(&mut self, bytes: usize) -> Option<Pipe> {
+        let error = match self.history.vacant(bytes) {
             Ok(pipe) => return Some(pipe),
             Err(error) => error,
         };
         let kept = self.history.shrink();
         self.settle();
         self.degrade(format!(
-            "the replay keeps {kept} chunks: open another pipe: {error}; raise the limit of open files"
+            "the replay keeps {kept} batches: open another pipe: {error}; raise the limit of open files"
         ));
-        self.history.vacant().inspect_err(|error| self.fail(&format!("open a pipe for the next chunk: {error}"))).ok()
+        self.history
+            .vacant(bytes)
+            .inspect_err(|error| self.fail(&format!("open a pipe for the next batch: {error}")))
+            .ok()
     }
 
     pub(crate) fn fail(&self, reason: &str) {
