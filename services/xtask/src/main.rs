@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bus_trial;
+mod image;
 mod install;
 mod vm;
 
@@ -30,6 +31,8 @@ struct Cli {
 enum Task {
     /// Drive a message bus for a while and judge whether it can carry the embedded appliance.
     BusTrial(bus_trial::Args),
+    /// Build the kernel, initramfs and tools that machines are started with.
+    Image(image::Args),
     /// Lay out an installation below a folder.
     Install(install::Args),
     /// Build, boot and drive a Debian 13 virtual machine.
@@ -39,6 +42,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::BusTrial(args) => bus_trial::run(&args),
+        Task::Image(args) => image::run(&args),
         Task::Install(args) => install::run(&args),
         Task::Vm(args) => vm::run(&args),
     };

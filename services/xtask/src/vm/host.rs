@@ -44,7 +44,7 @@ pub(super) fn require_tools() -> anyhow::Result<()> {
 }
 
 /// Where `tool` lies: `PATH`, then the administrator's folders, which a user's `PATH` on Debian lacks.
-pub(super) fn find(tool: &str) -> Option<std::path::PathBuf> {
+pub(crate) fn find(tool: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])
@@ -53,7 +53,7 @@ pub(super) fn find(tool: &str) -> Option<std::path::PathBuf> {
 }
 
 /// Runs a command to its end, its output going where ours goes; standard output is kept free for results.
-pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let status = command.stdout(std::io::stderr()).status().with_context(|| format!("run {name}"))?;
     if !status.success() {
@@ -63,7 +63,7 @@ pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
 }
 
 /// The Debian mirror that this machine's apt uses, else the public one.
-pub(super) fn mirror() -> String {
+pub(crate) fn mirror() -> String {
     let mut files = vec![Path::new("/etc/apt/sources.list").to_path_buf()];
     if let Ok(entries) = std::fs::read_dir("/etc/apt/sources.list.d") {
         files.extend(
@@ -93,7 +93,7 @@ fn mirror_in(sources: &str) -> Option<String> {
 
 /// What of this machine's apt configuration a bootstrap must share to reach the mirror: proxies, and for snapshot mirrors
 /// the leave to use an archive whose date has passed.
-pub(super) fn apt_options() -> Vec<String> {
+pub(crate) fn apt_options() -> Vec<String> {
     const KEYS: &[&str] =
         &["Acquire::http::Proxy", "Acquire::https::Proxy", "Acquire::Check-Valid-Until", "Acquire::Check-Date"];
     let Ok(output) = Command::new("apt-config").arg("dump").output() else { return Vec::new() };

@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 mod accel;
 mod agent;
 mod driver;
-mod host;
+pub(crate) mod host;
 mod image;
 mod qemu;
 mod stage;

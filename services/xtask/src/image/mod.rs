@@ -1,0 +1,121 @@
+//! `cargo xtask image`: what machines are started with.
+//!
+//! A folder with `vmlinux` (Debian 13's cloud kernel, uncompressed), `initramfs.cpio` (the agent as `/init`, a static
+//! busybox, the kernel modules that a machine needs), `vhost-device-vsock` (for hosts whose kernel has no vhost-vsock)
+//! and `image.json`, which says what it was made of.
+//!
+//! Invariant: a folder is named after the hash of all that went into it and appears by one rename; `current` points to
+//! the newest. Nothing is installed on the host.
+
+mod agent;
+mod initramfs;
+mod kernel;
+mod modules;
+mod packages;
+mod vsock;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use sha2::{Digest, Sha256};
+
+use crate::vm::repository;
+
+/// Part of the key: to be raised when the code here makes something else of the same ingredients.
+const LAYOUT: u32 = 1;
+
+/// Arguments of `cargo xtask image`.
+#[derive(Debug, Parser)]
+pub(crate) struct Args {
+    /// Look for newer packages even if the cache has some.
+    #[arg(long)]
+    refresh: bool,
+    /// Copy the finished image to this folder as well.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Runs `cargo xtask image`: the image's folder goes to standard output.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let image = ensure(args.refresh)?;
+    if let Some(out) = &args.out {
+        fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
+        for name in ["vmlinux", "initramfs.cpio", "vhost-device-vsock", "image.json"] {
+            fs::copy(image.join(name), out.join(name)).with_context(|| format!("copy {name} to {}", out.display()))?;
+        }
+    }
+    println!("{}", image.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The image's folder, from the cache or built now.
+pub(crate) fn ensure(refresh: bool) -> anyhow::Result<PathBuf> {
+    let cache = cache()?;
+    let lock = fs::File::create(cache.join("lock")).context("create the lock of the cache")?;
+    // Two builds at once would do the work twice: the second waits and then finds what the first made.
+    lock.lock().context("lock the cache")?;
+    let packages = packages::ensure(&cache, refresh)?;
+    let agent = agent::build()?;
+    let vsock = vsock::ensure(&cache)?;
+    let program = fs::read(&agent).with_context(|| format!("read {}", agent.display()))?;
+    let key = key(&[&LAYOUT.to_le_bytes(), packages.name().as_bytes(), vsock::VERSION.as_bytes(), &program]);
+    let image = cache.join(format!("image-{key}"));
+    if !image.exists() {
+        let work = cache.join("building");
+        let _ = fs::remove_dir_all(&work);
+        fs::create_dir_all(&work)?;
+        let unpacked = packages.unpack(&work.join("packages"))?;
+        kernel::extract(&unpacked.vmlinuz, &work.join("vmlinux"))?;
+        let modules = modules::collect(&unpacked.modules)?;
+        fs::write(work.join("initramfs.cpio"), initramfs::build(&program, &unpacked.busybox, &modules)?)?;
+        fs::copy(&vsock, work.join("vhost-device-vsock")).context("copy vhost-device-vsock")?;
+        fs::write(work.join("image.json"), describe(&packages, &modules)?)?;
+        fs::remove_dir_all(work.join("packages"))?;
+        fs::rename(&work, &image).context("put the image into the cache")?;
+    }
+    point(&cache.join("current"), &image)?;
+    Ok(image)
+}
+
+fn describe(packages: &packages::Packages, modules: &modules::Modules) -> anyhow::Result<String> {
+    let names = |set: &[modules::Module]| set.iter().map(|module| module.name.clone()).collect::<Vec<_>>();
+    let description = serde_json::json!({
+        "kernel": packages.kernel(),
+        "busybox": packages.busybox(),
+        "vhost_device_vsock": vsock::VERSION,
+        "modules": {"first": names(&modules.first), "later": names(&modules.later)},
+    });
+    Ok(serde_json::to_string_pretty(&description)?)
+}
+
+/// `$SHIPOTE_CACHE/machine`, else `.cache/machine` in the source tree.
+fn cache() -> anyhow::Result<PathBuf> {
+    let base = match std::env::var_os("SHIPOTE_CACHE") {
+        Some(dir) => std::path::absolute(dir)?,
+        None => repository()?.join(".cache"),
+    };
+    let dir = base.join("machine");
+    fs::create_dir_all(&dir).with_context(|| format!("create the cache {}", dir.display()))?;
+    Ok(dir)
+}
+
+fn key(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Makes `link` point to `target`, in one step.
+fn point(link: &Path, target: &Path) -> anyhow::Result<()> {
+    let name = target.file_name().context("an image without a name")?;
+    let new = link.with_extension("new");
+    let _ = fs::remove_file(&new);
+    std::os::unix::fs::symlink(name, &new).with_context(|| format!("link {}", new.display()))?;
+    fs::rename(&new, link).with_context(|| format!("replace {}", link.display()))
+}
