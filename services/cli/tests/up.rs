@@ -35,17 +35,15 @@ impl House {
     fn new(services: &[(&str, &str)]) -> Self {
         let house = Self(tempfile::tempdir().unwrap());
         fs::create_dir(house.path("bin")).unwrap();
-        let shipote = house.path("bin/shipote");
         let built = env!("CARGO_BIN_EXE_shipote");
-        fs::hard_link(built, &shipote).or_else(|_| fs::copy(built, &shipote).map(drop)).unwrap();
+        make("install -m 755 \"$1\" \"$2\"", built, &house.path("bin/shipote"));
         for (name, behaviour) in services {
             let script = format!(
                 "#!/bin/sh\nBEHAVIOUR={behaviour} SERVICE={name} exec {} --ignored --exact --nocapture service\n",
                 std::env::current_exe().unwrap().display()
             );
             let path = house.path(&format!("bin/shipote-{name}"));
-            fs::write(&path, script).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            make("printf %s \"$1\" > \"$2\" && chmod 755 \"$2\"", &script, &path);
         }
         house
     }
@@ -119,9 +117,23 @@ impl Up {
         }
     }
 
-    /// Waits until a service says that it has started, and gives back its process id.
-    fn started(&mut self, service: &str) -> u32 {
-        let line = self.line(|l| l.contains(service) && l.contains("| started as "));
+    /// A line that it has printed, or will print.
+    fn said(&mut self, wanted: &str) -> String {
+        match self.seen.iter().find(|l| l.contains(wanted)) {
+            Some(line) => line.clone(),
+            None => self.line(|l| l.contains(wanted)),
+        }
+    }
+
+    /// The number at the end of such a line.
+    fn number(&mut self, wanted: &str) -> u32 {
+        self.said(wanted).rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Waits until the successor of this process says that it has started.
+    fn restarted(&mut self, service: &str, first: u32) -> u32 {
+        let first = format!("| started as {first}");
+        let line = self.line(|l| l.contains(service) && l.contains("| started as ") && !l.ends_with(&first));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
@@ -149,6 +161,12 @@ impl Drop for Up {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Makes an executable file in a process of its own: a process that another test starts just then would inherit the open
+/// file from this one, and the file could not be executed (`ETXTBSY`).
+fn make(script: &str, first: &str, second: &Path) {
+    assert!(Command::new("sh").args(["-ec", script, "sh", first]).arg(second).status().unwrap().success());
 }
 
 fn pid(id: u32) -> Pid {
@@ -205,10 +223,7 @@ fn starts_says_so_and_stops_in_order() {
 fn services_get_what_systemd_would_give_them() {
     let services = [("proxy", "environment")];
     let (house, mut up) = House::ready(&services, &[]);
-    let mut value = |key: &str| {
-        let line = up.seen.iter().find_map(|l| l.split_once(&format!("| {key}=")).map(|(_, v)| v.to_owned()));
-        line.unwrap_or_else(|| up.line(|l| l.contains(&format!("| {key}="))).split_once('=').unwrap().1.to_owned())
-    };
+    let mut value = |key: &str| up.said(&format!("| {key}=")).split_once('=').unwrap().1.to_owned();
     assert_eq!(value("STATE_DIRECTORY"), house.path("state/proxy").display().to_string());
     assert_eq!(value("RUNTIME_DIRECTORY"), house.path("run/proxy").display().to_string());
     assert_eq!(value("SHIPOTE_BUS_ADDRESS"), format!("unix:path={}", house.path("run/bus").display()));
@@ -229,8 +244,7 @@ fn a_crash_is_followed_by_a_restart() {
     let first = u32::try_from(proxy(&before)["pid"].as_u64().unwrap()).unwrap();
     kill_process(pid(first), Signal::KILL).unwrap();
     up.line(|l| l.contains(&format!("proxy (process {first}) ended")));
-    let second = up.started("proxy");
-    assert_ne!(first, second);
+    up.restarted("proxy", first);
     let after = house.status();
     assert_eq!(proxy(&after)["restarts"], 1);
     assert_eq!(after["services"][0]["restarts"], 0, "the other one was left alone");
@@ -240,14 +254,15 @@ fn a_crash_is_followed_by_a_restart() {
 #[test]
 fn a_silent_service_is_killed_and_started_again() {
     let (_house, mut up) = House::ready(&[("proxy", "silent-at-first")], &["--watchdog", "1"]);
-    up.line(|l| l.contains("proxy did not answer the watchdog in time"));
-    up.started("proxy");
+    let first = up.number("| started as ");
+    up.said("proxy did not answer the watchdog in time");
+    up.restarted("proxy", first);
     up.stop();
 }
 
 #[test]
 fn one_that_pings_is_left_alone_and_one_that_will_not_end_is_killed() {
-    let (_house, mut up) = House::ready(&[("proxy", "stubborn")], &["--watchdog", "1", "--grace", "1"]);
+    let (_house, mut up) = House::ready(&[("proxy", "stubborn")], &["--watchdog", "4", "--grace", "1"]);
     up.line(|l| l.contains("| pinged 3 times"));
     let lines = up.stop();
     assert!(lines.iter().any(|l| l.contains("proxy did not end in time: killed")), "{}", lines.join("\n"));
@@ -284,7 +299,7 @@ fn a_dead_bus_comes_back_and_the_services_with_it() {
     let bus = children(up.child.id()).into_iter().find(|p| *p != proxy).unwrap();
     kill_process(pid(bus), Signal::KILL).unwrap();
     up.line(|l| l.contains("bus (process"));
-    assert_ne!(up.started("proxy"), proxy);
+    up.restarted("proxy", proxy);
     up.stop();
 }
 
@@ -292,12 +307,7 @@ fn a_dead_bus_comes_back_and_the_services_with_it() {
 fn killed_it_leaves_no_process_and_the_next_start_works() {
     let services = [("proxy", "with-helper"), ("plugins", "good")];
     let (house, mut up) = House::ready(&services, &[]);
-    let helper = up
-        .seen
-        .iter()
-        .find_map(|l| l.split_once("| helper "))
-        .map(|(_, pid)| pid.parse::<u32>().unwrap())
-        .unwrap_or_else(|| up.line(|l| l.contains("| helper ")).rsplit(' ').next().unwrap().parse().unwrap());
+    let helper = up.number("| helper ");
     let children = children(up.child.id());
     assert_eq!(children.len(), 3, "the bus and two services");
     let processes: Vec<OwnedFd> = children.into_iter().chain([helper]).map(watch).collect();
@@ -314,12 +324,7 @@ fn killed_it_leaves_no_process_and_the_next_start_works() {
 #[test]
 fn orphans_of_services_end_with_the_appliance() {
     let (_house, mut up) = House::ready(&[("proxy", "with-orphan")], &[]);
-    let orphan = up
-        .seen
-        .iter()
-        .find_map(|l| l.split_once("| orphan "))
-        .map(|(_, pid)| pid.parse::<u32>().unwrap())
-        .unwrap_or_else(|| up.line(|l| l.contains("| orphan ")).rsplit(' ').next().unwrap().parse().unwrap());
+    let orphan = up.number("| orphan ");
     let orphan = watch(orphan);
     let lines = up.stop();
     assert!(gone(orphan.as_fd()));
@@ -352,7 +357,7 @@ fn a_missing_binary_is_named_before_anything_starts() {
 fn the_supervisor_answers_on_its_bus() {
     let (house, mut up) = House::ready(&[("proxy", "good")], &[]);
     let address = format!("unix:path={}", house.path("run/bus").display());
-    let first = house.status()["services"][0]["pid"].clone();
+    let first = u32::try_from(house.status()["services"][0]["pid"].as_u64().unwrap()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let bus = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
@@ -364,7 +369,7 @@ fn the_supervisor_answers_on_its_bus() {
         assert!(appliance.restart_service("elephants").await.is_err());
         appliance.restart_service("proxy").await.unwrap();
     });
-    assert_ne!(first, up.started("proxy"));
+    up.restarted("proxy", first);
     runtime.block_on(async {
         let bus = zbus::connection::Builder::address(address.as_str()).build().await.unwrap();
         shipote_bus::appliance::Appliance1Proxy::new(&bus).await.unwrap().stop().await.unwrap();
