@@ -3,8 +3,10 @@
 set -eu
 # the steps below ask running daemons: let the boot finish first ("degraded" is for a scenario to notice)
 systemctl is-system-running --wait >/dev/null || true
-cp -r --no-preserve=ownership /mnt/host/root/. /
+# users first: the bus reads its files again as soon as they change, and they name these users
+install -D -m 0644 -t /usr/lib/sysusers.d /mnt/host/root/usr/lib/sysusers.d/*.conf
 systemd-sysusers
+cp -r --no-preserve=ownership /mnt/host/root/. /
 systemd-tmpfiles --create shipote.conf
 journalctl --update-catalog
 systemctl daemon-reload
