@@ -46,8 +46,11 @@ pub fn drop_capabilities(keep: CapabilitySet) -> Result<Mechanism, Error> {
     // ambient set and with no_new_privs it is gained by nobody.
     let settled = before.effective == kept && before.permitted == kept && kept.contains(before.inheritable);
     if !settled {
-        set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })
-            .map_err(Error::system("capset"))?;
+        set_capabilities(
+            None,
+            CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
+        )
+        .map_err(Error::system("capset"))?;
     }
     Ok(match (left_in_bounding, kept.is_empty()) {
         (0, true) => Mechanism::enforced("capabilities", "none left"),

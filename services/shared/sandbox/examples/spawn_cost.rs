@@ -36,41 +36,102 @@ const BWRAP: &[&str] = &[
     "/bin/true",
 ];
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let rounds: usize = std::env::args().nth(1).map_or(Ok(200), |text| text.parse())?;
-    let spawner = Spawner::start(SpawnerConfig::default())?;
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(measure(&spawner, rounds))
+/// One way to run `/bin/true`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    PosixSpawn,
+    InWorkspace,
+    OwnWorkspace,
+    Bubblewrap,
 }
 
-async fn measure(spawner: &Spawner, rounds: usize) -> Result<(), Box<dyn std::error::Error>> {
-    let (living, mut events) = spawner.workspace(&SandboxSpec::default()).await?;
-    let mut samples: [Vec<Duration>; 5] = Default::default();
-    for round in 0..rounds as u64 {
-        let start = Instant::now();
-        Command::new("/bin/true").status()?;
-        samples[0].push(start.elapsed());
+const WAYS: [(Way, &str); 4] = [
+    (Way::PosixSpawn, "posix_spawn"),
+    (Way::InWorkspace, "command in a workspace"),
+    (Way::OwnWorkspace, "workspace, command, end"),
+    (Way::Bubblewrap, "bwrap"),
+];
 
-        let start = Instant::now();
-        run(&living, &mut events, round).await?;
-        samples[1].push(start.elapsed());
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let rounds: usize = std::env::args().nth(1).map_or(Ok(200), |text| text.parse())?;
+    let mut wall: [Vec<Duration>; 4] = Default::default();
+    let mut cpu: [Vec<Duration>; 4] = Default::default();
+    const BLOCK: usize = 20;
+    for _ in 0..rounds.div_ceil(BLOCK) {
+        for (index, (way, _)) in WAYS.into_iter().enumerate() {
+            let before = cpu_time();
+            // A spawner for each block, because what it used is known when it has ended.
+            let spawner = Spawner::start(SpawnerConfig::default())?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(block(&spawner, way, BLOCK, &mut wall[index]))?;
+            drop(runtime);
+            drop(spawner);
+            cpu[index].push((cpu_time() - before) / BLOCK as u32);
+        }
+    }
+    let (base_wall, base_cpu) = (median(&mut wall[0]), median(&mut cpu[0]));
+    println!("{:25} {:>9} {:>6}  {:>9} {:>6}", "", "wall us", "ratio", "cpu us", "ratio");
+    for ((_, name), (wall, cpu)) in WAYS.into_iter().zip(wall.iter_mut().zip(&mut cpu)) {
+        let (wall, cpu) = (median(wall), median(cpu));
+        println!("{name:25} {wall:9.0} {:6.2}  {cpu:9.0} {:6.2}", wall / base_wall, cpu / base_cpu);
+    }
+    let spawner = Spawner::start(SpawnerConfig::default())?;
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(many(&spawner))
+}
 
+/// CPU time of this process and of its children that have ended.
+fn cpu_time() -> Duration {
+    let of = |who| {
+        // SAFETY: rusage is plain numbers and outlives the call.
+        let usage = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            libc::getrusage(who, &raw mut usage);
+            usage
+        };
+        let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+        time(usage.ru_utime) + time(usage.ru_stime)
+    };
+    of(libc::RUSAGE_SELF) + of(libc::RUSAGE_CHILDREN)
+}
+
+async fn block(
+    spawner: &Spawner,
+    way: Way,
+    count: usize,
+    wall: &mut Vec<Duration>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let spec = SandboxSpec::default();
+    let mut living = if way == Way::InWorkspace { Some(spawner.workspace(&spec).await?) } else { None };
+    for round in 0..count {
         let start = Instant::now();
-        let (keeper, mut own) = spawner.workspace(&SandboxSpec::default()).await?;
-        samples[2].push(start.elapsed());
-        run(&keeper, &mut own, 1).await?;
+        match way {
+            Way::PosixSpawn => {
+                Command::new("/bin/true").status()?;
+            }
+            Way::Bubblewrap => {
+                Command::new("bwrap").args(BWRAP).status()?;
+            }
+            Way::InWorkspace => {
+                if let Some((keeper, events)) = &mut living {
+                    run(keeper, events, round as u64).await?;
+                }
+            }
+            Way::OwnWorkspace => {
+                let (keeper, mut events) = spawner.workspace(&spec).await?;
+                run(&keeper, &mut events, 1).await?;
+                keeper.end(Duration::ZERO).await?;
+            }
+        }
+        wall.push(start.elapsed());
+    }
+    if let Some((keeper, _)) = living {
         keeper.end(Duration::ZERO).await?;
-        samples[3].push(start.elapsed());
+    }
+    Ok(())
+}
 
-        let start = Instant::now();
-        Command::new("bwrap").args(BWRAP).status()?;
-        samples[4].push(start.elapsed());
-    }
-    let names = ["posix_spawn", "command in a workspace", "workspace alone", "workspace, command, end", "bwrap"];
-    let base = median(&mut samples[0]);
-    for (name, samples) in names.into_iter().zip(&mut samples) {
-        let median = median(samples);
-        println!("{name:25} {median:8.0} us  {:5.2}", median / base);
-    }
+async fn many(spawner: &Spawner) -> Result<(), Box<dyn std::error::Error>> {
+    let (living, mut events) = spawner.workspace(&SandboxSpec::default()).await?;
     // Many at once: throughput.
     let start = Instant::now();
     let count = 500;

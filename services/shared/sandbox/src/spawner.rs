@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::CapabilitySet;
+use shipote_confinement::seccomp::Filter;
 use tokio::io::unix::AsyncFd;
 
 use crate::client::{ExitStream, Keeper, connect};
@@ -207,6 +208,8 @@ fn serve(control: OwnedFd, config: &SpawnerConfig) {
     sys::name_process(c"shipote-spawn");
     let nofile = sys::raise_nofile();
     let mut ids = Ids::new(config);
+    // Compiled once; every keeper is a copy of this process.
+    let filters = shipote_confinement::seccomp::command_filter_in_parts().ok();
     let mut live: Vec<Live> = Vec::new();
     loop {
         let mut watched = vec![PollFd::new(&control, PollFlags::IN)];
@@ -231,7 +234,7 @@ fn serve(control: OwnedFd, config: &SpawnerConfig) {
         match wire::receive::<Create>(control.as_fd()) {
             Ok(Some((create, descriptors))) => {
                 let Some(socket) = descriptors.into_iter().next() else { continue };
-                match make(&create.spec, socket.as_fd(), &mut ids, &live, nofile) {
+                match make(&create.spec, socket.as_fd(), &mut ids, &live, nofile, &filters) {
                     Ok(keeper) => live.push(keeper),
                     Err(failure) => {
                         let _ = wire::send(socket.as_fd(), &Reply::Refused { failure }, &[]);
@@ -257,6 +260,7 @@ fn make(
     ids: &mut Ids,
     live: &[Live],
     nofile: u64,
+    filters: &Option<(Filter, Filter)>,
 ) -> Result<Live, Failure> {
     let identity = ids
         .take(live)
@@ -273,7 +277,7 @@ fn make(
     // SAFETY: the spawner has one thread, and the child never returns from `keeper::run`.
     let side = unsafe { sys::clone3(sys::NAMESPACES, cgroup.as_ref().map(AsFd::as_fd)) };
     match side.map_err(|error| Failure::new(Step::Namespaces, "of the workspace", error))? {
-        Side::Child => keeper::run(&Seat { socket, mapped: wait.as_fd(), spec, identity, nofile }),
+        Side::Child => keeper::run(&Seat { socket, mapped: wait.as_fd(), spec, identity, nofile, filters }),
         Side::Parent { pid, pidfd } => {
             let keeper = Live { pid, pidfd, range: ids.index(identity) };
             drop(wait);

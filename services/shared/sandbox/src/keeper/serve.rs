@@ -1,4 +1,4 @@
-//! The keeper at work: one loop over its socket, its children and their status pipes.
+//! The keeper at work: one loop over its socket and its children.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,29 +7,16 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::command::{self, Common, Ended};
+use super::command::{self, Common, Reaped};
 use crate::error::{Failure, Step};
 use crate::spec::Usage;
 use crate::wire::{self, Reply, Request};
 
-/// A command that has not been reaped.
-struct Running {
-    pid: i32,
-    /// Until it is known whether its program runs.
-    pending: Option<Pending>,
-    exec: String,
-}
-
-struct Pending {
-    status: OwnedFd,
-    pidfd: OwnedFd,
-    terminal: Option<OwnedFd>,
-}
-
 struct Keeper<'a> {
     socket: BorrowedFd<'a>,
     common: &'a Common,
-    running: HashMap<u64, Running>,
+    /// Commands that live: pids by id, and back.
+    running: HashMap<u64, i32>,
     ids: HashMap<i32, u64>,
     ending: Option<Ending>,
 }
@@ -65,31 +52,15 @@ fn children_signal() -> io::Result<OwnedFd> {
 impl Keeper<'_> {
     fn run(&mut self, children: BorrowedFd<'_>) -> io::Result<()> {
         loop {
-            let pending: Vec<u64> =
-                self.running.iter().filter(|(_, running)| running.pending.is_some()).map(|(id, _)| *id).collect();
-            let (asked, ended, decided) = {
-                let socket = self.socket;
-                let mut watched =
-                    vec![PollFd::new(&socket, PollFlags::IN), PollFd::from_borrowed_fd(children, PollFlags::IN)];
-                watched.extend(
-                    pending
-                        .iter()
-                        .filter_map(|id| self.running[id].pending.as_ref())
-                        .map(|pending| PollFd::new(&pending.status, PollFlags::IN)),
-                );
-                match poll(&mut watched, self.timeout().as_ref()) {
-                    Ok(_) => {}
-                    Err(rustix::io::Errno::INTR) => continue,
-                    Err(error) => return Err(error.into()),
-                }
-                let ready = |index: usize| !watched[index].revents().is_empty();
-                let decided: Vec<u64> =
-                    pending.iter().enumerate().filter(|(index, _)| ready(index + 2)).map(|(_, id)| *id).collect();
-                (ready(0), ready(1), decided)
-            };
-            for id in decided {
-                self.decide(id)?;
+            let socket = self.socket;
+            let mut watched =
+                [PollFd::from_borrowed_fd(socket, PollFlags::IN), PollFd::from_borrowed_fd(children, PollFlags::IN)];
+            match poll(&mut watched, self.timeout().as_ref()) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
             }
+            let [asked, ended] = watched.map(|fd| !fd.revents().is_empty());
             if ended {
                 let mut buffer = [0_u8; 1024];
                 while rustix::io::read(children, &mut buffer).is_ok() {}
@@ -149,69 +120,42 @@ impl Keeper<'_> {
         };
         match started {
             Ok(started) => {
-                let pending = Pending { status: started.status, pidfd: started.pidfd, terminal: started.terminal };
                 self.ids.insert(started.pid, id);
-                let running = Running { pid: started.pid, pending: Some(pending), exec: command.exec.clone() };
-                self.running.insert(id, running);
-                Ok(())
+                self.running.insert(id, started.pid);
+                let mut given = vec![started.pidfd.as_fd()];
+                given.extend(started.terminal.as_ref().map(AsFd::as_fd));
+                // It is not reaped before this is sent, so its pid still means it.
+                let reply = Reply::Spawned { id, terminal: started.terminal.is_some() };
+                wire::send_about(self.socket, &reply, &given, started.pid)
             }
             Err(failure) => wire::send(self.socket, &Reply::NotSpawned { id, failure }, &[]),
         }
     }
 
-    /// Reads a status pipe: the program runs, or it does not and is forgotten.
-    fn decide(&mut self, id: u64) -> io::Result<()> {
-        let Some(running) = self.running.get_mut(&id) else { return Ok(()) };
-        let Some(pending) = running.pending.take() else { return Ok(()) };
-        match command::outcome(pending.status.as_fd()) {
-            None => {
-                let mut given = vec![pending.pidfd.as_fd()];
-                given.extend(pending.terminal.as_ref().map(AsFd::as_fd));
-                let reply = Reply::Spawned { id, terminal: pending.terminal.is_some() };
-                wire::send_about(self.socket, &reply, &given, running.pid)
-            }
-            Some((step, errno)) => {
-                let object = std::mem::take(&mut running.exec);
-                // It is reaped as a child nobody asks for.
-                self.ids.remove(&running.pid);
-                self.running.remove(&id);
-                let failure = Failure { step, errno, object };
-                wire::send(self.socket, &Reply::NotSpawned { id, failure }, &[])
-            }
-        }
-    }
-
     fn signal(&self, id: u64, signal: i32) -> io::Result<()> {
-        let running = self.running.get(&id).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
-        // Every command leads a session and so a process group of its own. It may not have come so far.
+        let pid = self.running.get(&id).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        // Every command leads a session and so a process group of its own.
         // SAFETY: numbers only; the process is not reaped yet, so the number is still its own.
-        let done = unsafe { if libc::kill(-running.pid, signal) == 0 { 0 } else { libc::kill(running.pid, signal) } };
+        let done = unsafe { libc::kill(-pid, signal) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Reaps all that has ended, commands and orphans. True when an end that was asked for is complete.
     fn reap(&mut self) -> io::Result<bool> {
         loop {
-            match command::ended() {
-                Ended::Child(pid) => {
-                    let id = self.ids.get(&pid).copied();
-                    if let Some(id) = id {
-                        // First whether it ever ran its program, while its pid is still its own.
-                        self.decide(id)?;
-                    }
-                    let (status, usage) = command::reap(pid);
+            match command::reap_any() {
+                Reaped::Child { pid, status, usage } => {
                     if let Some(ending) = &mut self.ending {
                         ending.reaped += 1;
                     }
-                    if let Some(id) = id
-                        && self.running.remove(&id).is_some()
-                    {
-                        self.ids.remove(&pid);
+                    // Others are orphans of commands.
+                    if let Some(id) = self.ids.remove(&pid) {
+                        self.running.remove(&id);
                         self.exited(id, status, &usage)?;
                     }
                 }
-                Ended::NoneNow => break,
-                Ended::NoChildren => {
+                Reaped::NoneNow => break,
+                Reaped::NoChildren => {
                     let Some(ending) = &self.ending else { break };
                     wire::send(self.socket, &Reply::Ended { reaped: ending.reaped }, &[])?;
                     return Ok(true);
