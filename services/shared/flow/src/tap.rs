@@ -67,7 +67,7 @@ impl TapState {
         let by_chunks = (self.spec.replay_chunks / 8).clamp(1, BATCH_BYTES / CHUNK_BYTES) * CHUNK_BYTES;
         match self.spec.replay_bytes {
             0 => by_chunks,
-            bytes => (bytes / 8).clamp(4096, by_chunks),
+            bytes => (bytes / 8).clamp(1024, by_chunks),
         }
     }
 

@@ -140,20 +140,21 @@ fn sources_and_sinks_that_are_not_pipes_work() {
     let sent = pattern(0, 1_000_000);
     let input = dir.path().join("in");
     std::fs::write(&input, &sent).unwrap();
-    for append in [false, true] {
-        let output = dir.path().join(if append { "appended" } else { "written" });
+    for (append, tapped) in [(false, true), (false, false), (true, true), (true, false)] {
+        let output = dir.path().join(format!("{append}-{tapped}"));
         std::fs::write(&output, b"").unwrap();
         let sink = File::options().write(true).append(append).open(&output).unwrap();
         let taps = Taps::new(TapSpec::default());
         let (sender, mut events) = events();
         let source = File::open(&input).unwrap().into();
-        let junction = Junction::start(source, vec![edge(1, sink.into(), Some(taps.tap(1)))], sender).unwrap();
+        let tap = tapped.then(|| taps.tap(1));
+        let junction = Junction::start(source, vec![edge(1, sink.into(), tap)], sender).unwrap();
         if append {
             assert!(matches!(next(&mut events), FlowEvent::Copied { .. }), "the kernel does not splice to O_APPEND");
         }
         assert_eq!(next(&mut events), ended(1, 1_000_000, EndReason::Eof));
         join(junction);
-        assert!(std::fs::read(&output).unwrap() == sent, "append: {append}");
+        assert!(std::fs::read(&output).unwrap() == sent, "append: {append}, tapped: {tapped}");
     }
 }
 

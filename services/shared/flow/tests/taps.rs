@@ -226,14 +226,8 @@ fn nothing_is_left_open() {
         subscriber.join().unwrap();
         join(line.junction);
     };
-    // In a process of its own: other tests open and close descriptors meanwhile.
-    if std::env::var_os("FLOW_COUNTS_DESCRIPTORS").is_none() {
-        let status = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "nothing_is_left_open", "--test-threads=1"])
-            .env("FLOW_COUNTS_DESCRIPTORS", "1")
-            .status()
-            .unwrap();
-        assert!(status.success());
+    // Other tests open and close descriptors meanwhile.
+    if !in_a_process_of_its_own("nothing_is_left_open") {
         return;
     }
     once();

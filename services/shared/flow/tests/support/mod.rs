@@ -121,3 +121,19 @@ pub fn ended(id: u64, bytes: u64, reason: EndReason) -> FlowEvent {
 pub fn join(junction: Junction) {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(junction.join());
 }
+
+/// Runs the test again in a process of its own; `true` is that process, `false` the one that waited
+/// for it.
+pub fn in_a_process_of_its_own(test: &str) -> bool {
+    const INSIDE: &str = "FLOW_TEST_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--test-threads=1"])
+        .env(INSIDE, "1")
+        .status()
+        .unwrap();
+    assert!(status.success());
+    false
+}
