@@ -70,7 +70,7 @@ pub(crate) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     Ok(match run_command(&args).await {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("shipote: {error:#}");
+            eprintln!("shipote: {}", shipote_bus::error::one_line(error.as_ref()));
             ExitCode::from(STATUS_FAILED)
         }
     })

@@ -12,7 +12,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Columns and rows of the caller's terminal; 80 by 24 where it has none.
 pub(super) fn size() -> (u16, u16) {
-    tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())).map_or((80, 24), |w| (w.ws_col, w.ws_row))
+    let known = [tcgetwinsize(io::stdout()), tcgetwinsize(io::stdin())];
+    // a terminal that nobody has given a size says 0 by 0
+    let size = known.into_iter().flatten().find(|w| w.ws_col > 0 && w.ws_row > 0);
+    size.map_or((80, 24), |w| (w.ws_col, w.ws_row))
 }
 
 /// A command's terminal, joined to ours.

@@ -9,23 +9,23 @@ use crate::paths;
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The address of the environment or of the embedded bus does not answer.
-    #[error("connect to the bus at {address}: {source}; is the appliance running? start it with `shipote up`")]
+    #[error("connect to the bus at {address}: {cause}; is the appliance running? start it with `shipote up`")]
     Address {
         /// D-Bus address that was tried.
         address: String,
         /// What the bus library said.
-        source: zbus::Error,
+        cause: zbus::Error,
     },
     /// Neither an embedded bus nor the system bus answers.
     #[error(
-        "connect to the appliance: no embedded bus at {embedded} and the system bus does not answer ({source}); \
+        "connect to the appliance: no embedded bus at {embedded} and the system bus does not answer ({cause}); \
          start the appliance with `shipote up`, or name a bus in SHIPOTE_BUS_ADDRESS"
     )]
     Nowhere {
         /// Where the embedded bus would be.
         embedded: String,
         /// What the system bus said.
-        source: zbus::Error,
+        cause: zbus::Error,
     },
 }
 
@@ -52,9 +52,9 @@ pub async fn client() -> Result<zbus::Connection, ConnectError> {
             .method_timeout(CALL_TIMEOUT)
             .build()
             .await
-            .map_err(|source| ConnectError::Address { address, source }),
-        None => zbus::connection::Builder::system().method_timeout(CALL_TIMEOUT).build().await.map_err(|source| {
-            ConnectError::Nowhere { embedded: paths::embedded_bus_address(&paths::embedded_runtime()), source }
+            .map_err(|cause| ConnectError::Address { address, cause }),
+        None => zbus::connection::Builder::system().method_timeout(CALL_TIMEOUT).build().await.map_err(|cause| {
+            ConnectError::Nowhere { embedded: paths::embedded_bus_address(&paths::embedded_runtime()), cause }
         }),
     }
 }

@@ -43,3 +43,41 @@ pub fn describe(error: &zbus::Error) -> String {
         other => other.to_string(),
     }
 }
+
+/// An error with its causes on one line. A cause whose text the line already holds is left
+/// out: some libraries print their source, some leave it to the reader.
+#[must_use]
+pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Chained {
+        text: &'static str,
+        #[source]
+        cause: Option<Box<Chained>>,
+    }
+
+    #[test]
+    fn causes_stand_once() {
+        let chain = |texts: [&'static str; 3]| {
+            texts.into_iter().rev().fold(None, |cause, text| Some(Box::new(Chained { text, cause }))).unwrap()
+        };
+        assert_eq!(one_line(&*chain(["read a", "open a", "no such file"])), "read a: open a: no such file");
+        assert_eq!(one_line(&*chain(["read a: no such file", "no such file", "no"])), "read a: no such file");
+    }
+}

@@ -83,7 +83,7 @@ where
     match lifecycle::run(definition, early, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{}: {error:#}", definition.service.binary());
+            tracing::error!("{}: {}", definition.service.binary(), shipote_bus::error::one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }

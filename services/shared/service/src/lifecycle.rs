@@ -17,6 +17,11 @@ use crate::{Authority, Context, Definition, Parts, confine};
 /// How long the state actor may take to answer the watchdog.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a service may take to end what must not outlive it.
+const STOP_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long the bus may take to take the last messages.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
 pub(crate) fn run<E, P, F, R>(definition: Definition, early: E, start: F) -> anyhow::Result<()>
 where
     E: FnOnce(&ServicePaths) -> anyhow::Result<R>,
@@ -32,7 +37,7 @@ where
     let confinement: Arc<[_]> = confine::confine(service.name(), &paths)?.into();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the tokio runtime")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         let embedded = std::env::var(paths::BUS_ADDRESS_ENV).ok();
         let builder = match &embedded {
             Some(address) => zbus::connection::Builder::address(address.as_str()),
@@ -68,10 +73,18 @@ where
         tracing::info!("{} {} serves {}", service.binary(), definition.version, service.bus_name());
         let ended = serve(&connection, parts.as_ref()).await;
         notify(&[NotifyState::Stopping]);
-        parts.stop().await;
-        connection.graceful_shutdown().await;
+        // what hangs here must not keep the service from ending: the manager would kill it
+        if tokio::time::timeout(STOP_TIMEOUT, parts.stop()).await.is_err() {
+            tracing::error!("stopping took longer than {STOP_TIMEOUT:?}; what is left ends with the process");
+        }
+        if ended.is_ok() {
+            // a bus that is gone never takes the last messages
+            let _ = tokio::time::timeout(FLUSH_TIMEOUT, connection.graceful_shutdown()).await;
+        }
         ended
-    })
+    });
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve<P: Parts>(connection: &zbus::Connection, parts: &P) -> anyhow::Result<()> {
