@@ -231,6 +231,8 @@ fn services_get_what_systemd_would_give_them() {
     assert!(value("SHIPOTE_LIFELINE_FD").parse::<i32>().unwrap() > 2);
     assert!(Path::new(&value("SHIPOTE_POLICY_DIR")).is_absolute());
     assert_eq!(value("CARGO"), "absent", "the caller's environment stays outside");
+    // Standard streams, the lifeline, and the folder that is being read.
+    assert_eq!(value("DESCRIPTORS"), "5", "the caller's descriptors stay outside");
     up.stop();
 }
 
@@ -457,6 +459,7 @@ fn service() {
             ] {
                 say(format!("{key}={}", std::env::var(key).unwrap_or_else(|_| "absent".to_owned())));
             }
+            say(format!("DESCRIPTORS={}", fs::read_dir("/proc/self/fd").unwrap().count()));
         }
         "liar" => {
             start("say-ready").wait().unwrap();

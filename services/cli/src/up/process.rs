@@ -82,7 +82,7 @@ pub(super) fn command(program: &Path, lifeline: &Lifeline) -> Command {
     command.process_group(0);
     let supervisor = Pid::from_raw(std::process::id().cast_signed());
     let lifeline = lifeline.reader.as_fd().as_raw_fd();
-    // SAFETY: between fork and exec the closure makes three system calls, on values computed before, and allocates
+    // SAFETY: between fork and exec the closure makes four system calls, on values computed before, and allocates
     // nothing. The descriptor is open: the supervisor keeps its lifeline for as long as it starts processes.
     unsafe {
         command.pre_exec(move || {
@@ -90,6 +90,10 @@ pub(super) fn command(program: &Path, lifeline: &Lifeline) -> Command {
             // The supervisor may have died before that call; then the kernel will send no signal any more.
             if getppid() != supervisor {
                 return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            // Whatever the supervisor's caller left open is none of the services' business (close_range(2)).
+            if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
+                return Err(io::Error::last_os_error());
             }
             let lifeline = std::os::fd::BorrowedFd::borrow_raw(lifeline);
             fcntl_setfd(lifeline, FdFlags::empty())?;
