@@ -53,10 +53,8 @@ impl Folders {
             private(&runtime.join(service.name()))?;
         }
         private(&state.join("log"))?;
-        // As systemd does for ConfigurationDirectory=: the services' confinement grants folders, not their absence.
+        // May be absent: that is the configuration by default.
         let config = config_folder();
-        fs::create_dir_all(&config)
-            .with_context(|| format!("create folder {}; name another by XDG_CONFIG_HOME", config.display()))?;
         let policy = policy_folder();
         Ok(Self { state, runtime, config, policy, _locks: [runtime_lock, state_lock] })
     }
