@@ -51,7 +51,7 @@ pub enum Event {
         /// What it used.
         usage: Usage,
     },
-    /// The workspace is no more; the last event.
+    /// The workspace is no more, and no process of it; the last event.
     KeeperGone,
 }
 
@@ -135,7 +135,8 @@ pub(crate) async fn connect(socket: OwnedFd) -> Result<(Keeper, ExitStream), San
             Reply::Ready { mechanisms } => {
                 let Some((pid, pidfd)) = started else { return Err(SandboxError::Ended) };
                 let (events, receiver) = mpsc::unbounded_channel();
-                tokio::spawn(listen(Arc::clone(&shared), events));
+                let process = pidfd.try_clone().and_then(sys::register).map_err(SandboxError::Spawner)?;
+                tokio::spawn(listen(Arc::clone(&shared), process, events));
                 let keeper = Keeper { pid, pidfd, mechanisms, shared, sequence: AtomicU64::new(0) };
                 return Ok((keeper, ExitStream { events: receiver }));
             }
@@ -145,7 +146,8 @@ pub(crate) async fn connect(socket: OwnedFd) -> Result<(Keeper, ExitStream), San
 }
 
 /// Hands out what the keeper says until it says no more.
-async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
+async fn listen(shared: Arc<Shared>, process: AsyncFd<OwnedFd>, events: mpsc::UnboundedSender<Event>) {
+    let mut ended = None;
     while let Ok(Some(Received { message, descriptors, pid })) = shared.receive().await {
         let mut waiting = shared.waiting();
         match message {
@@ -182,15 +184,18 @@ async fn listen(shared: Arc<Shared>, events: mpsc::UnboundedSender<Event>) {
                 let _ = events.send(Event::Exited { id, code, signal, usage });
             }
             Reply::Ended { reaped } => {
-                if let Some(answer) = waiting.end.take() {
-                    let _ = answer.send(Ok(reaped));
-                }
+                ended = Some(reaped);
             }
             Reply::Started { .. } | Reply::Ready { .. } | Reply::Refused { .. } | Reply::NotEnforced { .. } => {}
         }
     }
-    // Dropping the answers tells those who wait.
+    // Its socket is closed; once it is dead itself, the kernel has ended everything in its pid namespace.
+    let _ = process.readable().await;
     let mut waiting = shared.waiting();
+    if let (Some(answer), Some(reaped)) = (waiting.end.take(), ended) {
+        let _ = answer.send(Ok(reaped));
+    }
+    // Dropping the answers tells those who wait.
     *waiting = Waiting { gone: true, ..Waiting::default() };
     let _ = events.send(Event::KeeperGone);
 }
@@ -241,6 +246,11 @@ impl Keeper {
                 descriptors: command.descriptors.iter().map(|(number, _)| *number).collect(),
             }),
         };
+        if let Some(cgroup) = &command.cgroup {
+            // As the spawner does for the workspace's own; without effect where the keeper is this user.
+            let mode = rustix::fs::Mode::from_raw_mode(0o666);
+            let _ = rustix::fs::chmodat(cgroup.as_fd(), "cgroup.procs", mode, rustix::fs::AtFlags::empty());
+        }
         let (answer, wait) = oneshot::channel();
         {
             let mut waiting = self.shared.waiting();
@@ -283,8 +293,8 @@ impl Keeper {
         }
     }
 
-    /// Ends the workspace: SIGTERM to all, and after `grace` SIGKILL to what is left. Returns when
-    /// everything is reaped, with how many processes that were. Exit events come as ever.
+    /// Ends the workspace: SIGTERM to all, and after `grace` SIGKILL to what is left. Returns when no
+    /// process of it is left, with how many ended meanwhile. Exit events come as ever.
     ///
     /// # Errors
     /// [`SandboxError::Ended`] when it ended by itself meanwhile.

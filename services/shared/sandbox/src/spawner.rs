@@ -272,6 +272,9 @@ fn make(
                 .map_err(|error| Failure::new(Step::Cgroup, path.display().to_string(), error))?,
         ),
     };
+    if let (Some(path), Identity::Range(_)) = (&spec.cgroup, identity) {
+        open_to_keeper(path);
+    }
     let (wait, mapped) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| Failure::new(Step::Namespaces, "pipe", error))?;
     // SAFETY: the spawner has one thread, and the child never returns from `keeper::run`.
@@ -295,6 +298,17 @@ fn make(
             }
             Ok(keeper)
         }
+    }
+}
+
+/// Lets a keeper with host ids of its own start commands in the cgroups beside its own. The kernel asks
+/// for write access to `cgroup.procs` of the target and of the nearest common ancestor, and that is all
+/// that the file's mode decides: nobody can move a process from or to where they lack either.
+fn open_to_keeper(cgroup: &std::path::Path) {
+    for directory in [Some(cgroup), cgroup.parent()].into_iter().flatten() {
+        // Where this fails, starting a command in another cgroup will say so.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        let _ = fs::set_permissions(directory.join("cgroup.procs"), mode);
     }
 }
 

@@ -89,7 +89,8 @@ pub struct SandboxSpec {
     pub rlimits: Rlimits,
     /// CPUs its processes may run on; empty: as the service.
     pub cpu_affinity: Vec<usize>,
-    /// Directory of an existing cgroup v2 that its first process starts in, and so all of them.
+    /// Directory of an existing cgroup v2 that its first process starts in, and so all whose command names
+    /// no other. For commands in cgroups of their own give a leaf, and put theirs beside it.
     pub cgroup: Option<PathBuf>,
     /// Refuse to make the workspace when a mechanism cannot be enforced fully.
     pub strict: bool,
@@ -135,7 +136,7 @@ pub struct CommandSpec {
     pub rlimits: Rlimits,
     /// Give it a terminal of the workspace's own as stdin, stdout and stderr.
     pub terminal: Option<Terminal>,
-    /// An open directory of a cgroup v2 that it starts in.
+    /// An open directory of a cgroup v2 that it starts in; beside or beneath the workspace's.
     pub cgroup: Option<Arc<OwnedFd>>,
     /// Further descriptors it is given, by their number in the command; numbers from 3 to 1023.
     pub descriptors: Vec<(i32, Arc<OwnedFd>)>,

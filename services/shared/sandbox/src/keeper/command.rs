@@ -151,6 +151,10 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, io::Error)> {
     for (resource, value) in &plan.limits {
         sys::limit(*resource, *value).map_err(|error| (Step::Limits, error))?;
     }
+    // SAFETY: no memory arguments; a cgroup namespace holds nothing but its root, the present cgroup.
+    if unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } != 0 {
+        return Err((Step::Namespaces, io::Error::last_os_error()));
+    }
     let ids = plan.common.ids;
     if ids.keeper == 0 {
         let (uid, gid) = (rustix::fs::Uid::from_raw(WORK), rustix::fs::Gid::from_raw(WORK));
