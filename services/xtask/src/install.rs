@@ -44,7 +44,7 @@ pub(crate) struct Args {
 }
 
 /// How the binaries are compiled.
-#[derive(Debug, Clone, Copy, clap::Args)]
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub(crate) struct Profile {
     /// With optimisation.
     #[arg(long)]

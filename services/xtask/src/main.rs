@@ -14,9 +14,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod appliance;
 mod bus_trial;
+mod demo;
 mod image;
 mod install;
+mod test;
 mod vm;
 
 /// The project's own tasks.
@@ -31,10 +34,16 @@ struct Cli {
 enum Task {
     /// Drive a message bus for a while and judge whether it can carry the embedded appliance.
     BusTrial(bus_trial::Args),
+    /// Start the appliance, do its main job on real data, show it, and clean up.
+    Demo(demo::Args),
     /// Build the kernel, initramfs and tools that machines are started with.
     Image(image::Args),
     /// Lay out an installation below a folder.
     Install(install::Args),
+    /// Run everything that must be green: formatting, lints, licences, docs, tests, the virtual machine.
+    Test(test::Args),
+    /// Start the appliance and leave it running until Ctrl-C.
+    Up(demo::UpArgs),
     /// Build, boot and drive a Debian 13 virtual machine.
     Vm(vm::Args),
 }
@@ -42,8 +51,11 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::BusTrial(args) => bus_trial::run(&args),
+        Task::Demo(args) => demo::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Install(args) => install::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Up(args) => demo::up(&args),
         Task::Vm(args) => vm::run(&args),
     };
     match result {

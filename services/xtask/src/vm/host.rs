@@ -18,24 +18,31 @@ const KEYRING: (&str, &str) = ("/usr/share/keyrings/debian-archive-keyring.gpg",
 
 const DEFAULT_MIRROR: &str = "http://deb.debian.org/debian";
 
-/// Installs what is missing where that is possible without asking (root and apt), else says what to run.
+/// What the machine needs; the machine is x86-64 and so must be the host.
 pub(super) fn require_tools() -> anyhow::Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!("vm: the machine is x86-64 and so must be the host");
     }
+    let keyring = (!Path::new(KEYRING.0).exists()).then_some(KEYRING.1);
+    require("vm", TOOLS, keyring)
+}
+
+/// Installs the packages of missing tools (and those of `more`) where that is possible without asking (root and apt),
+/// else says what to run.
+pub(crate) fn require(task: &str, tools: &[(&str, &str)], more: Option<&str>) -> anyhow::Result<()> {
     let mut missing: Vec<&str> =
-        TOOLS.iter().filter(|(tool, _)| find(tool).is_none()).map(|(_, package)| *package).collect();
-    if !Path::new(KEYRING.0).exists() {
-        missing.push(KEYRING.1);
-    }
+        tools.iter().filter(|(tool, _)| find(tool).is_none()).map(|(_, package)| *package).collect();
+    missing.extend(more);
+    missing.sort_unstable();
+    missing.dedup();
     if missing.is_empty() {
         return Ok(());
     }
     let install = format!("apt-get install --no-install-recommends {}", missing.join(" "));
     if !nix::unistd::geteuid().is_root() || find("apt-get").is_none() {
-        bail!("vm: {} missing; run (as root): {install}", missing.join(", "));
+        bail!("{task}: {} missing; run (as root): {install}", missing.join(", "));
     }
-    eprintln!("vm: install {}", missing.join(", "));
+    eprintln!("{task}: install {}", missing.join(", "));
     run(Command::new("apt-get").args(["-q", "update"]))?;
     run(Command::new("apt-get")
         .args(["-q", "-y", "install", "--no-install-recommends"])

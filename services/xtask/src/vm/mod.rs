@@ -67,6 +67,14 @@ enum Action {
     Agent,
 }
 
+/// Runs scenarios (all where none is named) in a fresh machine; fails where one fails.
+pub(crate) fn test(names: &[String]) -> anyhow::Result<()> {
+    let scenarios = driver::scenarios(names)?;
+    let code = driver::test(&prepare(&stage::Options::default())?, &scenarios, false)?;
+    anyhow::ensure!(code == ExitCode::SUCCESS, "a scenario failed; its output above says which and why");
+    Ok(())
+}
+
 /// Runs one action; the exit code is the command's own where a command ran in the machine.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.action {

@@ -13,7 +13,7 @@ use crate::install;
 const PROVISION: &str = include_str!("provision.sh");
 
 /// What goes into the machine.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(super) struct Options {
     /// Boot the machine without the project in it.
     #[arg(long)]

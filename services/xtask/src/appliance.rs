@@ -1,0 +1,137 @@
+//! The embedded appliance, built from this tree and started for a task.
+
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::vm::{host, repository};
+
+/// What `shipote up` needs beside itself.
+const TOOLS: &[(&str, &str)] = &[("cc", "gcc"), ("dbus-daemon", "dbus-daemon"), ("busctl", "systemd")];
+const PACKAGES: &[&str] = &["shipote", "shipote-machines", "shipote-plugins", "shipote-proxy", "shipote-workspaces"];
+/// How long the services may take to end by themselves.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A running `shipote up`. Dropped, it is ended, and its folder goes.
+pub(crate) struct Appliance {
+    child: Child,
+    folder: Option<tempfile::TempDir>,
+    binaries: PathBuf,
+    runtime: PathBuf,
+}
+
+/// Compiles the appliance with optimisation; returns the folder of the binaries.
+pub(crate) fn build() -> anyhow::Result<PathBuf> {
+    host::require("appliance", TOOLS, None)?;
+    let root = repository()?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(&root).args(["build", "--release", "--locked"]);
+    for package in PACKAGES {
+        cargo.args(["--package", package]);
+    }
+    let status = cargo.status().context("run cargo build")?;
+    if !status.success() {
+        bail!("cargo build failed: {status}");
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(target.join("release"))
+}
+
+impl Appliance {
+    /// Starts the appliance and waits until it is ready. With a folder of its own it leaves nothing behind; without,
+    /// state and sockets are where `shipote up` puts them.
+    pub(crate) fn start(binaries: PathBuf, own_folder: bool) -> anyhow::Result<Self> {
+        let folder =
+            if own_folder { Some(tempfile::tempdir().context("make a folder for the appliance")?) } else { None };
+        let mut command = Command::new(binaries.join("shipote"));
+        command.arg("up").env("SHIPOTE_POLICY_DIR", repository()?.join("policies")).stdout(Stdio::piped());
+        let runtime = match &folder {
+            Some(folder) => {
+                let (state, runtime) = (folder.path().join("state"), folder.path().join("run"));
+                command.arg("--state").arg(state).arg("--runtime").arg(&runtime);
+                let log = std::fs::File::create(folder.path().join("log")).context("create the appliance's log")?;
+                command.stderr(log);
+                // Ctrl-C reaches this program, which then ends the appliance in order
+                command.process_group(0);
+                runtime
+            }
+            None => PathBuf::new(),
+        };
+        let mut child = command.spawn().context("start shipote up")?;
+        let stdout = child.stdout.take().context("read from shipote up")?;
+        let mut appliance = Appliance { child, folder, binaries, runtime };
+        let mut said = Vec::new();
+        for line in BufReader::new(stdout).lines() {
+            let line = line.context("read from shipote up")?;
+            if !own_folder {
+                println!("{line}");
+            }
+            if line == "ready" {
+                return Ok(appliance);
+            }
+            said.push(line);
+        }
+        let status = appliance.child.wait().context("wait for shipote up")?;
+        let log = appliance.folder.as_ref().and_then(|f| std::fs::read_to_string(f.path().join("log")).ok());
+        bail!("shipote up ended before it was ready ({status}):\n{}{}", said.join("\n"), log.unwrap_or_default())
+    }
+
+    /// Folder of state and sockets.
+    pub(crate) fn folder(&self) -> Option<&Path> {
+        self.folder.as_ref().map(tempfile::TempDir::path)
+    }
+
+    /// D-Bus address.
+    pub(crate) fn address(&self) -> String {
+        format!("unix:path={}", self.runtime.join("bus").display())
+    }
+
+    /// A command of the appliance's command line, connected to it.
+    pub(crate) fn shipote(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(self.binaries.join("shipote"));
+        command.args(words).env("SHIPOTE_BUS_ADDRESS", self.address());
+        command
+    }
+
+    /// Waits until it ends by itself (Ctrl-C).
+    pub(crate) fn wait(mut self) -> anyhow::Result<std::process::ExitStatus> {
+        self.child.wait().context("wait for shipote up")
+    }
+
+    /// Ends it in order.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        if self.child.try_wait().context("look at shipote up")?.is_some() {
+            return Ok(());
+        }
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, Signal::SIGTERM).context("end shipote up")?;
+        let begun = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if begun.elapsed() > STOP_TIMEOUT {
+                self.child.kill()?;
+                self.child.wait()?;
+                bail!("shipote up did not end within {STOP_TIMEOUT:?} of SIGTERM and was killed");
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("xtask: {error:#}");
+        }
+    }
+}

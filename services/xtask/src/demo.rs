@@ -1,0 +1,121 @@
+//! `cargo xtask demo`: the appliance does its main job on real data, and shows it from every side.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+
+use crate::appliance::{self, Appliance};
+use crate::vm::repository;
+
+/// The package database of a Debian machine.
+const PACKAGES: &str = "/var/lib/dpkg/status";
+
+/// Arguments of `cargo xtask demo`.
+#[derive(Debug, Parser)]
+pub(crate) struct Args {
+    /// Another file of Debian control paragraphs with `Package:`, `Section:` and `Installed-Size:`.
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+}
+
+/// Arguments of `cargo xtask up`.
+#[derive(Debug, Parser)]
+pub(crate) struct UpArgs {}
+
+/// Runs `cargo xtask demo`.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let root = repository()?;
+    let demo = root.join("services/xtask/demo");
+    let input = match &args.input {
+        Some(file) => file.clone(),
+        None if Path::new(PACKAGES).exists() => PACKAGES.into(),
+        // not a Debian machine: a small part of such a database comes with the demo
+        None => demo.join("packages.txt"),
+    };
+    let pipeline = demo.join("sections.toml");
+    let binaries = appliance::build()?;
+    say("The appliance: a private bus and four services, as you, in one foreground process");
+    let appliance = Appliance::start(binaries, true)?;
+    show(&appliance, &["status"])?;
+
+    say("What this machine lets Shipote enforce around every command");
+    show(&appliance, &["capabilities"])?;
+
+    say(&format!("A pipeline of five sandboxed commands ranks the sections of {}, every edge tapped", input.display()));
+    println!("$ shipote pipeline run --tap sections.toml < {}", input.display());
+    let stdin = File::open(&input).with_context(|| format!("open {}", input.display()))?;
+    let file = pipeline.display().to_string();
+    let mut run = appliance.shipote(&["pipeline", "run", "--tap", &file]);
+    check(run.stdin(stdin).status(), "the pipeline")?;
+
+    say("A command sees the system, its own processes and nothing else");
+    let look = "id; echo; ls / /home /root 2>&1; echo; ps ax 2>/dev/null || ls -d /proc/[0-9]*; cat /etc/shadow";
+    println!("$ shipote run -- sh -c '{look}'");
+    let status = appliance.shipote(&["run", "--", "sh", "-c", look]).stderr(Stdio::inherit()).status()?;
+    if status.success() {
+        bail!("the command could read /etc/shadow, which it must not");
+    }
+
+    say("Every change is on record");
+    let state = appliance.folder().map(|f| f.join("state").display().to_string()).unwrap_or_default();
+    show(&appliance, &["audit", "--state", &state])?;
+
+    say("The same through busctl");
+    let address = format!("--address={}", appliance.address());
+    busctl(&[&address, "tree", "org.shipote.Workspaces1"])?;
+    busctl(&[&address, "introspect", "org.shipote.Workspaces1", "/org/shipote/Workspaces1", "org.shipote.Service1"])?;
+    busctl(&[
+        &address,
+        "call",
+        "org.shipote.Workspaces1",
+        "/org/shipote/Workspaces1",
+        "org.shipote.Service1",
+        "Health",
+    ])?;
+
+    say("The end: services stopped in order, nothing left behind");
+    let folder = appliance.folder().map(Path::to_path_buf);
+    appliance.stop()?;
+    if let Some(folder) = folder
+        && folder.exists()
+    {
+        bail!("the demo left {} behind", folder.display());
+    }
+    println!("\nTo go on: `cargo xtask up` leaves the appliance running.");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `cargo xtask up`.
+pub(crate) fn up(_args: &UpArgs) -> anyhow::Result<ExitCode> {
+    let binaries = appliance::build()?;
+    println!("First   export PATH={}:$PATH", binaries.display());
+    let status = Appliance::start(binaries, false)?.wait()?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn say(text: &str) {
+    println!("\n── {text}\n");
+}
+
+fn show(appliance: &Appliance, words: &[&str]) -> anyhow::Result<()> {
+    println!("$ shipote {}", words.join(" "));
+    check(appliance.shipote(words).status(), &format!("shipote {}", words.join(" ")))
+}
+
+fn busctl(words: &[&str]) -> anyhow::Result<()> {
+    println!("$ busctl {}", words.join(" "));
+    check(Command::new("busctl").args(words).arg("--no-pager").status(), "busctl")?;
+    println!();
+    Ok(())
+}
+
+fn check(status: std::io::Result<std::process::ExitStatus>, what: &str) -> anyhow::Result<()> {
+    let status = status.with_context(|| format!("run {what}"))?;
+    if !status.success() {
+        bail!("{what} failed: {status}");
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! `cargo xtask test`: everything that must be green, in one command.
+//!
+//! Each step is a program; the first that fails ends the run, and its output says why. What a step needs is installed
+//! where that is possible (root and apt; crates.io), else the error says exactly what to run.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+
+use crate::vm::{self, host, repository};
+
+/// Programs that the tests drive, and the Debian packages that have them.
+const TOOLS: &[(&str, &str)] = &[
+    ("cc", "gcc"),
+    ("dbus-daemon", "dbus-daemon"),
+    ("busctl", "systemd"),
+    ("systemd-analyze", "systemd"),
+    ("perl", "perl-base"),
+    ("python3", "python3"),
+    ("curl", "curl"),
+    ("setpriv", "util-linux"),
+];
+
+/// Arguments of `cargo xtask test`.
+#[derive(Debug, Parser)]
+pub(crate) struct Args {
+    /// Only these steps: fmt, clippy, deny, doc, test, vm.
+    #[arg(long, value_delimiter = ',', value_name = "STEPS", conflicts_with_all = ["no_vm", "vm"])]
+    only: Vec<Step>,
+    /// Without the virtual machine.
+    #[arg(long, conflicts_with = "vm")]
+    no_vm: bool,
+    /// The virtual machine alone: these scenarios, or all.
+    #[arg(long, num_args = 0.., value_name = "NAME")]
+    vm: Option<Vec<String>>,
+}
+
+/// A step, in the order in which they run: the quick ones first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Step {
+    Fmt,
+    Deny,
+    Clippy,
+    Doc,
+    Test,
+    Vm,
+}
+
+const STEPS: [Step; 6] = [Step::Fmt, Step::Deny, Step::Clippy, Step::Doc, Step::Test, Step::Vm];
+
+/// Runs `cargo xtask test`.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let steps: Vec<Step> = match (&args.vm, args.no_vm) {
+        (Some(_), _) => vec![Step::Vm],
+        (None, true) => STEPS.into_iter().filter(|s| *s != Step::Vm).collect(),
+        (None, false) if args.only.is_empty() => STEPS.to_vec(),
+        (None, false) => args.only.clone(),
+    };
+    let mut took = Vec::new();
+    for step in steps {
+        eprintln!("== {step:?}");
+        let begun = Instant::now();
+        match step {
+            Step::Fmt => cargo(&["fmt", "--all", "--check"])?,
+            Step::Deny => deny()?,
+            Step::Clippy => cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?,
+            Step::Doc => run_step(
+                cargo_command(&["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"])?
+                    .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"),
+            )?,
+            Step::Test => {
+                host::require("test", TOOLS, None)?;
+                cargo(&["build", "--workspace", "--locked"])?;
+                cargo(&["test", "--workspace", "--locked"])?;
+            }
+            Step::Vm => vm::test(args.vm.as_deref().unwrap_or_default())?,
+        }
+        took.push((step, begun.elapsed().as_secs()));
+    }
+    for (step, seconds) in &took {
+        eprintln!("{step:?}: {seconds} s");
+    }
+    println!("{} passed, 0 failed", took.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn deny() -> anyhow::Result<()> {
+    if host::find("cargo-deny").is_none() {
+        eprintln!("test: install cargo-deny from crates.io");
+        cargo(&["install", "--locked", "cargo-deny"])?;
+    }
+    // advisories need the network of their database; `cargo deny check` does them where there is one
+    cargo(&["deny", "--workspace", "check", "bans", "licenses", "sources"])
+}
+
+fn cargo(words: &[&str]) -> anyhow::Result<()> {
+    run_step(&mut cargo_command(words)?)
+}
+
+fn cargo_command(words: &[&str]) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(words).current_dir(repository()?);
+    Ok(command)
+}
+
+/// Runs a step; its output is ours.
+fn run_step(command: &mut Command) -> anyhow::Result<()> {
+    let shown = format!("{command:?}");
+    let status = command.status().with_context(|| format!("run {shown}"))?;
+    if !status.success() {
+        bail!("{shown} failed: {status}; its output above says why");
+    }
+    Ok(())
+}
