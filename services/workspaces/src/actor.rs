@@ -90,6 +90,9 @@ pub(crate) enum Change {
     CommandForgotten(Ulid),
     Pipeline(Box<Pipeline>, Vec<(String, String, i32)>),
     PipelineForgotten(Ulid),
+    /// A tapped edge, by pipeline and number.
+    Flow(Ulid, usize, Box<FlowInfo>),
+    FlowGone(Ulid, usize),
 }
 
 /// A way to talk to the actor; cheap to clone.

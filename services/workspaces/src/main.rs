@@ -45,7 +45,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let logs = LogStore::open(&context.paths.state).context("open the folder of the commands' logs")?;
     let (inputs, inputs_received) = mpsc::unbounded_channel();
     let (changes, changed) = mpsc::unbounded_channel();
-    let live = Live::new(early.spawner, logs.clone(), &context.paths.runtime, inputs.clone())
+    let live = Live::new(early.spawner, logs.clone(), &context.paths.runtime, inputs.clone(), changes.clone())
         .context("open the folder of the flow sockets")?;
     let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes);
     tokio::spawn(actor.run());

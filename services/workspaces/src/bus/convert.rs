@@ -14,6 +14,12 @@ pub(super) fn object_path(kind: &str, id: Ulid) -> OwnedObjectPath {
     OwnedObjectPath::try_from(path).expect("a ULID has only letters and digits")
 }
 
+/// Object of a tapped edge.
+pub(super) fn flow_path(pipeline: Ulid, edge: usize) -> OwnedObjectPath {
+    let path = format!("{}/flow/{pipeline}_{edge}", Service::Workspaces.path());
+    OwnedObjectPath::try_from(path).expect("a ULID has only letters and digits")
+}
+
 pub(super) fn workspace(workspace: &Workspace, commands: usize) -> WorkspaceInfo {
     WorkspaceInfo {
         id: workspace.id.to_string(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use shipote_audit::{Audit, Event};
 use shipote_bus::service::MechanismInfo;
-use shipote_bus::workspaces::{CommandInfo, PipelineInfo, WorkspacesError};
+use shipote_bus::workspaces::{CommandInfo, FlowInfo, PipelineInfo, WorkspacesError};
 use shipote_service::Authority;
 use zbus::message::Header;
 
@@ -238,5 +238,93 @@ impl PipelineObject {
     #[zbus(property(emits_changed_signal = "const"))]
     fn started_by_uid(&self) -> u32 {
         read(&self.info, |i| i.uid)
+    }
+}
+
+pub(super) struct FlowObject {
+    pub(super) doors: Doors,
+    pub(super) info: Shared<FlowInfo>,
+}
+
+impl FlowObject {
+    /// The figures of this moment: the table of flows has them, the view does not.
+    async fn figures(&self) -> FlowInfo {
+        let known = read(&self.info, FlowInfo::clone);
+        let (pipeline, edge) = (known.pipeline.clone(), known.edge);
+        let now = self
+            .doors
+            .actor
+            .ask(move |_, flows| flows.flows().into_iter().find(|f| f.pipeline == pipeline && f.edge == edge));
+        now.await.ok().flatten().unwrap_or(known)
+    }
+}
+
+#[zbus::interface(name = "org.shipote.Workspaces1.Flow")]
+impl FlowObject {
+    /// Pipeline's id.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn pipeline(&self) -> String {
+        read(&self.info, |i| i.pipeline.clone())
+    }
+
+    /// Producer: the node's label, and its output.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn from(&self) -> (String, String) {
+        read(&self.info, |i| (i.from.clone(), i.from_output.clone()))
+    }
+
+    /// Consumer: the node's label, and its input.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn to(&self) -> (String, String) {
+        read(&self.info, |i| (i.to.clone(), i.to_input.clone()))
+    }
+
+    /// Unix stream socket with the bytes: replay first, then live, raw, end of file when the
+    /// producer ends.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn socket(&self) -> String {
+        read(&self.info, |i| i.socket.clone())
+    }
+
+    /// `flowing` or `ended`.
+    #[zbus(property)]
+    fn state(&self) -> String {
+        read(&self.info, |i| i.state.clone())
+    }
+
+    /// Discerned type, as `Primitive { name: "json" }`; empty before the sample is whole.
+    #[zbus(property)]
+    fn ty(&self) -> String {
+        read(&self.info, |i| i.ty.clone())
+    }
+
+    /// MIME type; empty: not known.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn mime(&self) -> String {
+        read(&self.info, |i| i.mime.clone())
+    }
+
+    /// Confidence of the discernment, 0 to 1.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn confidence(&self) -> f64 {
+        read(&self.info, |i| i.confidence)
+    }
+
+    /// Bytes that went over the edge.
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn bytes_total(&self) -> u64 {
+        self.figures().await.bytes_total
+    }
+
+    /// Bytes a second.
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn bytes_per_sec(&self) -> f64 {
+        self.figures().await.bytes_per_sec
+    }
+
+    /// Subscribers now.
+    #[zbus(property(emits_changed_signal = "false"))]
+    async fn subscribers(&self) -> u32 {
+        self.figures().await.subscribers
     }
 }

@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use shipote_bus::workspaces::{CommandInfo, PipelineInfo};
+use shipote_bus::workspaces::{CommandInfo, FlowInfo, PipelineInfo};
 use shipote_service::mechanism_info;
 use tokio::sync::mpsc;
 use ulid::Ulid;
 use zbus::ObjectServer;
 
 use super::convert;
-use super::objects::{CommandObject, Doors, PipelineObject, Shared, WorkspaceObject, WorkspaceView};
+use super::objects::{CommandObject, Doors, FlowObject, PipelineObject, Shared, WorkspaceObject, WorkspaceView};
 use crate::actor::Change;
 use crate::state::{Command, CommandPhase, Pipeline, Workspace};
 
@@ -21,6 +21,7 @@ struct Publisher {
     workspaces: HashMap<Ulid, Shared<WorkspaceView>>,
     commands: HashMap<Ulid, Shared<CommandInfo>>,
     pipelines: HashMap<Ulid, Shared<PipelineInfo>>,
+    flows: HashMap<(Ulid, usize), Shared<FlowInfo>>,
 }
 
 /// Publishes until the actor ends.
@@ -31,6 +32,7 @@ pub(crate) async fn publish(connection: zbus::Connection, doors: Doors, mut chan
         workspaces: HashMap::new(),
         commands: HashMap::new(),
         pipelines: HashMap::new(),
+        flows: HashMap::new(),
     };
     while let Some(change) = changes.recv().await {
         if let Err(error) = publisher.take(change).await {
@@ -61,6 +63,13 @@ impl Publisher {
             Change::CommandForgotten(id) => {
                 if self.commands.remove(&id).is_some() {
                     self.server().remove::<CommandObject, _>(convert::object_path("command", id)).await?;
+                }
+                Ok(())
+            }
+            Change::Flow(pipeline, edge, info) => self.flow(pipeline, edge, *info).await,
+            Change::FlowGone(pipeline, edge) => {
+                if self.flows.remove(&(pipeline, edge)).is_some() {
+                    self.server().remove::<FlowObject, _>(convert::flow_path(pipeline, edge)).await?;
                 }
                 Ok(())
             }
@@ -136,6 +145,22 @@ impl Publisher {
             let shared = Arc::new(RwLock::new(info));
             self.pipelines.insert(id, Arc::clone(&shared));
             self.server().at(&path, PipelineObject { doors: self.doors.clone(), info: shared }).await?;
+            Ok(())
+        }
+    }
+
+    async fn flow(&mut self, pipeline: Ulid, edge: usize, info: FlowInfo) -> zbus::Result<()> {
+        let path = convert::flow_path(pipeline, edge);
+        if let Some(shared) = self.flows.get(&(pipeline, edge)) {
+            write(shared, info);
+            let object = self.server().interface::<_, FlowObject>(&path).await?;
+            let (object, emitter) = (object.get().await, object.signal_emitter());
+            object.ty_changed(emitter).await?;
+            object.state_changed(emitter).await
+        } else {
+            let shared = Arc::new(RwLock::new(info));
+            self.flows.insert((pipeline, edge), Arc::clone(&shared));
+            self.server().at(&path, FlowObject { doors: self.doors.clone(), info: shared }).await?;
             Ok(())
         }
     }

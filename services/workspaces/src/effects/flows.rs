@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use ulid::Ulid;
 
 use super::wiring::JunctionPlan;
+use crate::actor::Change;
 use crate::state::Pipeline;
 
 /// Most subscribers of one edge.
@@ -32,12 +33,13 @@ struct Flow {
 pub(super) struct Flows {
     folder: PathBuf,
     own_uid: u32,
+    changes: mpsc::UnboundedSender<Change>,
     table: Arc<Mutex<BTreeMap<(Ulid, usize), Flow>>>,
 }
 
 impl Flows {
     /// Opens the folder of the sockets; those of an earlier instance are dead and go.
-    pub(super) fn open(runtime: &Path) -> io::Result<Self> {
+    pub(super) fn open(runtime: &Path, changes: mpsc::UnboundedSender<Change>) -> io::Result<Self> {
         let folder = runtime.join("flows");
         match std::fs::remove_dir_all(&folder) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -45,7 +47,7 @@ impl Flows {
         }
         std::fs::create_dir_all(&folder)?;
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o711))?;
-        Ok(Flows { folder, own_uid: rustix::process::getuid().as_raw(), table: Arc::default() })
+        Ok(Flows { folder, own_uid: rustix::process::getuid().as_raw(), changes, table: Arc::default() })
     }
 
     /// Starts the junctions of a pipeline.
@@ -101,6 +103,9 @@ impl Flows {
                 dropped: 0,
                 state: "flowing".to_owned(),
             };
+            if socket.is_some() {
+                self.publish(Change::Flow(id, number, Box::new(info.clone())));
+            }
             let flow = Flow { info, junction: Arc::clone(&junction), edge: EdgeId(number as u64), socket };
             table.insert((id, number), flow);
         }
@@ -115,6 +120,9 @@ impl Flows {
             let mut with = |edge: EdgeId, change: &mut dyn FnMut(&mut FlowInfo)| {
                 if let Some(flow) = usize::try_from(edge.0).ok().and_then(|n| table.get_mut(&(pipeline, n))) {
                     change(&mut flow.info);
+                    if flow.socket.is_some() {
+                        self.publish(Change::Flow(pipeline, flow.info.edge as usize, Box::new(flow.info.clone())));
+                    }
                 }
             };
             match event {
@@ -133,11 +141,17 @@ impl Flows {
         }
     }
 
+    fn publish(&self, change: Change) {
+        // the publisher ends only with the service
+        let _ = self.changes.send(change);
+    }
+
     /// All tapped edges with their figures.
     pub(super) fn list(&self) -> Vec<FlowInfo> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         table
             .values()
+            .filter(|flow| flow.socket.is_some())
             .map(|flow| {
                 let mut info = flow.info.clone();
                 if let Some(stats) = flow.junction.stats(flow.edge) {
@@ -157,6 +171,7 @@ impl Flows {
         let gone: Vec<_> = table.range((pipeline, 0)..=(pipeline, usize::MAX)).map(|(k, _)| *k).collect();
         for key in gone {
             if let Some(flow) = table.remove(&key) {
+                self.publish(Change::FlowGone(key.0, key.1));
                 flow.junction.close_taps();
                 if let Some(path) = flow.socket
                     && let Err(error) = std::fs::remove_file(&path)

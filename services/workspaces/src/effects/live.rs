@@ -18,7 +18,7 @@ use ulid::Ulid;
 use super::flows::Flows;
 use super::wiring::{NodeDescriptors, wire};
 use super::{Effects, Handed, LogStore, completion};
-use crate::actor::FlowSource;
+use crate::actor::{Change, FlowSource};
 use crate::error::{Error, SpawnKind};
 use crate::state::{Command, Input, Pipeline, Workspace};
 
@@ -66,11 +66,12 @@ impl Live {
         logs: LogStore,
         runtime: &std::path::Path,
         inputs: mpsc::UnboundedSender<Input>,
+        changes: mpsc::UnboundedSender<Change>,
     ) -> io::Result<Self> {
         Ok(Live {
             spawner: Arc::new(spawner),
             logs,
-            flows: Flows::open(runtime)?,
+            flows: Flows::open(runtime, changes)?,
             inputs,
             keepers: Keepers::default(),
             handed: HashMap::new(),
