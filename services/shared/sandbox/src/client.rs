@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use shipote_confinement::Mechanism;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::error::SandboxError;
 use crate::spec::{CommandSpec, Stdio, Usage};
@@ -24,6 +24,7 @@ pub struct Keeper {
     mechanisms: Vec<Mechanism>,
     shared: Arc<Shared>,
     sequence: AtomicU64,
+    left: bool,
 }
 
 /// What [`Keeper::spawn`] gives back.
@@ -35,6 +36,17 @@ pub struct Spawned {
     pub pidfd: OwnedFd,
     /// The master of its terminal, where one was asked for.
     pub terminal: Option<OwnedFd>,
+}
+
+/// A command that was found living in an adopted workspace.
+#[derive(Debug)]
+pub struct Running {
+    /// The id it was spawned under.
+    pub id: u64,
+    /// Its pid in the service's pid namespace.
+    pub pid: i32,
+    /// The same process.
+    pub pidfd: OwnedFd,
 }
 
 /// What happens in a workspace by itself.
@@ -75,6 +87,8 @@ type Answer<T> = oneshot::Sender<Result<T, SandboxError>>;
 struct Shared {
     socket: AsyncFd<OwnedFd>,
     waiting: Mutex<Waiting>,
+    /// Tells the listener to listen no more.
+    left: Notify,
 }
 
 /// Requests without an answer yet; `gone` once there will be none.
@@ -117,8 +131,11 @@ impl Shared {
 /// Waits until the workspace of this socket stands.
 pub(crate) async fn connect(socket: OwnedFd) -> Result<(Keeper, ExitStream), SandboxError> {
     rustix::io::ioctl_fionbio(&socket, true).map_err(|error| SandboxError::Spawner(error.into()))?;
-    let shared =
-        Arc::new(Shared { socket: sys::register(socket).map_err(SandboxError::Spawner)?, waiting: Mutex::default() });
+    let shared = Arc::new(Shared {
+        socket: sys::register(socket).map_err(SandboxError::Spawner)?,
+        waiting: Mutex::default(),
+        left: Notify::new(),
+    });
     let mut started = None;
     loop {
         let Some(received) = shared.receive().await.map_err(SandboxError::SpawnerGone)? else {
@@ -134,21 +151,44 @@ pub(crate) async fn connect(socket: OwnedFd) -> Result<(Keeper, ExitStream), San
             }
             Reply::Ready { mechanisms } => {
                 let Some((pid, pidfd)) = started else { return Err(SandboxError::Ended) };
-                let (events, receiver) = mpsc::unbounded_channel();
-                let process = pidfd.try_clone().and_then(sys::register).map_err(SandboxError::Spawner)?;
-                tokio::spawn(listen(Arc::clone(&shared), process, events));
-                let keeper = Keeper { pid, pidfd, mechanisms, shared, sequence: AtomicU64::new(0) };
-                return Ok((keeper, ExitStream { events: receiver }));
+                return attend(shared, pid, pidfd, mechanisms, Vec::new());
             }
             _ => {}
         }
     }
 }
 
+/// Begins to listen to a workspace that stands; `events` are those known already.
+fn attend(
+    shared: Arc<Shared>,
+    pid: i32,
+    pidfd: OwnedFd,
+    mechanisms: Vec<Mechanism>,
+    known: Vec<Event>,
+) -> Result<(Keeper, ExitStream), SandboxError> {
+    let (events, receiver) = mpsc::unbounded_channel();
+    for event in known {
+        let _ = events.send(event);
+    }
+    let process = pidfd.try_clone().and_then(sys::register).map_err(SandboxError::Spawner)?;
+    tokio::spawn(listen(Arc::clone(&shared), process, events));
+    let keeper = Keeper { pid, pidfd, mechanisms, shared, sequence: AtomicU64::new(0), left: false };
+    Ok((keeper, ExitStream { events: receiver }))
+}
+
 /// Hands out what the keeper says until it says no more.
 async fn listen(shared: Arc<Shared>, process: AsyncFd<OwnedFd>, events: mpsc::UnboundedSender<Event>) {
     let mut ended = None;
-    while let Ok(Some(Received { message, descriptors, pid })) = shared.receive().await {
+    loop {
+        let received = tokio::select! {
+            biased;
+            () = shared.left.notified() => {
+                *shared.waiting() = Waiting { gone: true, ..Waiting::default() };
+                return;
+            }
+            received = shared.receive() => received,
+        };
+        let Ok(Some(Received { message, descriptors, pid })) = received else { break };
         let mut waiting = shared.waiting();
         match message {
             Reply::Spawned { id, terminal } => {
@@ -186,7 +226,8 @@ async fn listen(shared: Arc<Shared>, process: AsyncFd<OwnedFd>, events: mpsc::Un
             Reply::Ended { reaped } => {
                 ended = Some(reaped);
             }
-            Reply::Started { .. } | Reply::Ready { .. } | Reply::Refused { .. } | Reply::NotEnforced { .. } => {}
+            // These belong to the making or the adopting of a workspace.
+            _ => {}
         }
     }
     // Its socket is closed; once it is dead itself, the kernel has ended everything in its pid namespace.
@@ -201,6 +242,75 @@ async fn listen(shared: Arc<Shared>, process: AsyncFd<OwnedFd>, events: mpsc::Un
 }
 
 impl Keeper {
+    /// Takes a workspace over from a service that is no more, by the descriptors that [`Keeper::socket`] and
+    /// [`Keeper::pidfd`] gave and that something (systemd's descriptor store, say) held on to meanwhile.
+    /// While they are held the workspace and its commands live on; a keeper whose socket is full waits.
+    ///
+    /// Returns the commands that live. The stream begins with the ends that were not acknowledged.
+    ///
+    /// # Errors
+    /// [`SandboxError::Ended`] when the workspace has ended.
+    pub async fn adopt(socket: OwnedFd, pidfd: OwnedFd) -> Result<(Self, ExitStream, Vec<Running>), SandboxError> {
+        let pid = pid_of(&pidfd).ok_or(SandboxError::Ended)?;
+        wire::ask_for_pids(socket.as_fd()).map_err(SandboxError::Spawner)?;
+        rustix::io::ioctl_fionbio(&socket, true).map_err(|error| SandboxError::Spawner(error.into()))?;
+        let socket = sys::register(socket).map_err(SandboxError::Spawner)?;
+        let shared = Arc::new(Shared { socket, waiting: Mutex::default(), left: Notify::new() });
+        // The keeper may be waiting for room to write; what is read first makes it.
+        let mut ask = Some(Packet::new(&Request::Adopt).map_err(SandboxError::Spawner)?);
+        let (mut begun, mut running, mut known) = (false, Vec::new(), Vec::new());
+        loop {
+            if let Some(packet) = ask.take()
+                && let Err(error) = packet.send(shared.socket.as_fd(), &[])
+            {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    return Err(SandboxError::Ended);
+                }
+                ask = Some(packet);
+            }
+            let received = shared.receive().await.map_err(|_| SandboxError::Ended)?.ok_or(SandboxError::Ended)?;
+            match received.message {
+                Reply::Adopting => {
+                    (begun, running, known) = (true, Vec::new(), Vec::new());
+                }
+                Reply::Runs { id } if begun => {
+                    if let (Some(pid), Some(pidfd)) = (received.pid, received.descriptors.into_iter().next()) {
+                        running.push(Running { id, pid, pidfd });
+                    }
+                }
+                Reply::Exited { id, code, signal, usage } if begun => {
+                    known.push(Event::Exited { id, code, signal, usage });
+                }
+                Reply::Adopted { mechanisms } if begun => {
+                    let (keeper, events) = attend(shared, pid, pidfd, mechanisms, known)?;
+                    return Ok((keeper, events, running));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The connection to the keeper, to be held by something that outlives the service; see [`Keeper::adopt`].
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.shared.socket.get_ref().as_fd()
+    }
+
+    /// Lets go of the workspace without ending it: it lives on as long as someone holds a duplicate of its
+    /// socket.
+    pub fn leave(mut self) {
+        self.left = true;
+        self.shared.left.notify_one();
+    }
+
+    /// Says that the end of a command is recorded for good, so that a later service need not be told. Until
+    /// then the keeper remembers it, the last 4096 of them.
+    ///
+    /// # Errors
+    /// [`SandboxError::Ended`].
+    pub async fn acknowledge(&self, id: u64) -> Result<(), SandboxError> {
+        self.shared.send(&Request::Acknowledge { id }, &[]).await
+    }
+
     /// What isolation this workspace has.
     pub fn mechanisms(&self) -> &[Mechanism] {
         &self.mechanisms
@@ -315,7 +425,17 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         // The listener holds the socket too; closed for both directions, the keeper ends, and then it.
         let _ = rustix::net::shutdown(self.shared.socket.get_ref(), rustix::net::Shutdown::Both);
     }
+}
+
+/// The pid behind a pidfd, in this process's pid namespace (proc_pid_fdinfo(5)); None once it is reaped.
+fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    (pid > 0).then_some(pid)
 }

@@ -31,7 +31,7 @@ mod spec;
 mod sys;
 mod wire;
 
-pub use client::{Event, ExitStream, Keeper, Spawned};
+pub use client::{Event, ExitStream, Keeper, Running, Spawned};
 pub use error::{SandboxError, Step};
 pub use probe::probe;
 pub use shipote_confinement::{Enforcement, Mechanism};

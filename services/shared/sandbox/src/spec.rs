@@ -169,8 +169,9 @@ impl SandboxSpec {
     /// Refuses what can be seen to be wrong without asking the kernel.
     pub(crate) fn check(&self) -> Result<(), crate::SandboxError> {
         let refuse = |text: String| Err(crate::SandboxError::Spec(text));
-        if self.hostname.is_empty() || self.hostname.len() > 64 || self.hostname.contains(['\0', '\n', ' ']) {
-            return refuse(format!("host name {:?}: has to be 1 to 64 bytes without spaces", self.hostname));
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        if self.hostname.is_empty() || self.hostname.len() > 64 || !self.hostname.bytes().all(plain) {
+            return refuse("host name: has to be 1 to 64 letters, digits, hyphens, dots and underscores".to_owned());
         }
         if self.scratch_bytes < 1 << 20 {
             return refuse(format!("scratch space of {} bytes: at least 1 MiB is needed", self.scratch_bytes));

@@ -51,6 +51,12 @@ pub(crate) enum Request {
     End {
         grace_ms: u64,
     },
+    /// The end of this command is known for good; its record may go.
+    Acknowledge {
+        id: u64,
+    },
+    /// From a service that has taken the socket over: tell everything again.
+    Adopt,
 }
 
 /// A command, with the descriptors told by flags and numbers.
@@ -108,6 +114,16 @@ pub(crate) enum Reply {
     },
     Ended {
         reaped: u32,
+    },
+    /// What was sent before this was for another service.
+    Adopting,
+    /// A command that lives, with its pidfd.
+    Runs {
+        id: u64,
+    },
+    /// All that lives and has ended was told.
+    Adopted {
+        mechanisms: Vec<Mechanism>,
     },
 }
 

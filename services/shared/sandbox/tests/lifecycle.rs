@@ -214,6 +214,51 @@ async fn a_large_environment_passes_and_one_too_large_is_an_error() {
     assert_eq!(workspace.output("echo works").await, "works");
 }
 
+#[tokio::test]
+async fn ending_an_idle_workspace_does_not_wait_for_the_grace() {
+    let workspace = Workspace::new().await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), workspace.keeper.end(Duration::from_secs(3600))).await;
+    assert_eq!(ended.unwrap().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_workspace_is_taken_over_with_what_lives_and_what_has_ended() {
+    let mut workspace = Workspace::new().await;
+    workspace.run(&shell("exit 1")).await;
+    workspace.keeper.acknowledge(1).await.unwrap();
+    workspace.run(&shell("exit 2")).await;
+    let spawned = workspace.keeper.spawn(30, &command("sleep", &["1000"]), Stdio::default()).await.unwrap();
+    let (mut read, write) = common::pipe();
+    let dies = Stdio { stdin: Some(write), ..Stdio::default() };
+    workspace.keeper.spawn(31, &shell("exit 3"), dies).await.unwrap();
+    // What a descriptor store would hold.
+    let socket = workspace.keeper.socket().try_clone_to_owned().unwrap();
+    let process = workspace.keeper.pidfd().try_clone_to_owned().unwrap();
+    let pid = workspace.keeper.pid();
+    workspace.keeper.leave();
+    drop((workspace.events, workspace.spawner));
+    // It ends while there is no service: nobody is told.
+    let mut nothing = String::new();
+    read.read_to_string(&mut nothing).unwrap();
+
+    let (keeper, mut events, running) = shipote_sandbox::Keeper::adopt(socket, process).await.unwrap();
+    assert_eq!(keeper.pid(), pid);
+    assert!(!keeper.mechanisms().is_empty());
+    assert_eq!(running.iter().filter(|command| command.id == 30).map(|command| command.pid).next(), Some(spawned.pid));
+    let mut ended = Vec::new();
+    while ended.last() != Some(&(31, Some(3))) {
+        let Some(Event::Exited { id, code, .. }) = events.next().await else { panic!("gone") };
+        ended.push((id, code));
+    }
+    // The acknowledged one is not told again.
+    assert_eq!(ended, [(2, Some(2)), (31, Some(3))]);
+    keeper.spawn(40, &command("true", &[]), Stdio::default()).await.unwrap();
+    assert!(matches!(events.next().await, Some(Event::Exited { id: 40, code: Some(0), .. })));
+    keeper.signal(30, libc::SIGKILL).await.unwrap();
+    assert!(matches!(events.next().await, Some(Event::Exited { id: 30, signal: Some(9), .. })));
+    keeper.end(Duration::ZERO).await.unwrap();
+}
+
 #[test]
 fn probing_names_every_mechanism() {
     let report = probe(SpawnerConfig::default()).unwrap();

@@ -63,8 +63,8 @@ fn live(seat: &Seat<'_>) {
         Ok((mechanisms, common)) => {
             if seat.spec.strict && mechanisms.iter().any(|mechanism| !mechanism.is_enforced()) {
                 let _ = wire::send(seat.socket, &Reply::NotEnforced { mechanisms }, &[]);
-            } else if wire::send(seat.socket, &Reply::Ready { mechanisms }, &[]).is_ok() {
-                serve::serve(seat.socket, &common);
+            } else if wire::send(seat.socket, &Reply::Ready { mechanisms: mechanisms.clone() }, &[]).is_ok() {
+                serve::serve(seat.socket, &common, mechanisms);
             }
         }
         Err(failure) => {

@@ -1,16 +1,35 @@
 //! The keeper at work: one loop over its socket and its children.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use shipote_confinement::Mechanism;
 
 use super::command::{self, Common, Reaped};
 use crate::error::{Failure, Step};
 use crate::spec::Usage;
 use crate::wire::{self, Reply, Request};
+
+/// Most ends that are kept for a service to come; the oldest go first.
+const RECORDS: usize = 4096;
+
+/// How a command ended.
+struct Record {
+    id: u64,
+    code: Option<i32>,
+    signal: Option<i32>,
+    usage: Usage,
+}
+
+impl Record {
+    fn reply(&self) -> Reply {
+        Reply::Exited { id: self.id, code: self.code, signal: self.signal, usage: self.usage }
+    }
+}
 
 struct Keeper<'a> {
     socket: BorrowedFd<'a>,
@@ -18,6 +37,9 @@ struct Keeper<'a> {
     /// Commands that live: pids by id, and back.
     running: HashMap<u64, i32>,
     ids: HashMap<i32, u64>,
+    /// Ends that no service has acknowledged.
+    records: VecDeque<Record>,
+    mechanisms: Vec<Mechanism>,
     ending: Option<Ending>,
 }
 
@@ -28,9 +50,17 @@ struct Ending {
 }
 
 /// Serves until the socket closes or an end was asked for and everything is reaped.
-pub(super) fn serve(socket: BorrowedFd<'_>, common: &Common) {
+pub(super) fn serve(socket: BorrowedFd<'_>, common: &Common, mechanisms: Vec<Mechanism>) {
     let Ok(children) = children_signal() else { return };
-    let mut keeper = Keeper { socket, common, running: HashMap::new(), ids: HashMap::new(), ending: None };
+    let mut keeper = Keeper {
+        socket,
+        common,
+        running: HashMap::new(),
+        ids: HashMap::new(),
+        records: VecDeque::new(),
+        mechanisms,
+        ending: None,
+    };
     // An error is a socket that closed: there is nobody left to serve.
     let _ = keeper.run(children.as_fd());
 }
@@ -65,11 +95,11 @@ impl Keeper<'_> {
                 let mut buffer = [0_u8; 1024];
                 while rustix::io::read(children, &mut buffer).is_ok() {}
             }
-            // Without a signal too: an end that is under way has a deadline.
-            if (ended || self.ending.is_some()) && self.reap()? {
+            if asked && !self.request()? {
                 return Ok(());
             }
-            if asked && !self.request()? {
+            // Without a signal too: an end may find nothing to wait for, and has a deadline.
+            if (ended || self.ending.is_some()) && self.reap()? {
                 return Ok(());
             }
         }
@@ -103,8 +133,24 @@ impl Keeper<'_> {
                 let deadline = Instant::now() + Duration::from_millis(grace_ms);
                 self.ending = Some(Ending { deadline, killed: false, reaped: 0 });
             }
+            Request::Acknowledge { id } => self.records.retain(|record| record.id != id),
+            Request::Adopt => self.tell()?,
         }
         Ok(true)
+    }
+
+    /// Tells a service that has taken over all there is to know.
+    fn tell(&self) -> io::Result<()> {
+        wire::send(self.socket, &Reply::Adopting, &[])?;
+        for (id, pid) in &self.running {
+            let process = Pid::from_raw(*pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+            let pidfd = pidfd_open(process, PidfdFlags::empty())?;
+            wire::send_about(self.socket, &Reply::Runs { id: *id }, &[pidfd.as_fd()], *pid)?;
+        }
+        for record in &self.records {
+            wire::send(self.socket, &record.reply(), &[])?;
+        }
+        wire::send(self.socket, &Reply::Adopted { mechanisms: self.mechanisms.clone() }, &[])
     }
 
     fn spawn(&mut self, id: u64, command: &wire::Command, descriptors: Vec<OwnedFd>) -> io::Result<()> {
@@ -120,6 +166,8 @@ impl Keeper<'_> {
         };
         match started {
             Ok(started) => {
+                // The id has come to mean another command.
+                self.records.retain(|record| record.id != id);
                 self.ids.insert(started.pid, id);
                 self.running.insert(id, started.pid);
                 let mut given = vec![started.pidfd.as_fd()];
@@ -171,7 +219,7 @@ impl Keeper<'_> {
         Ok(false)
     }
 
-    fn exited(&self, id: u64, status: i32, usage: &libc::rusage) -> io::Result<()> {
+    fn exited(&mut self, id: u64, status: i32, usage: &libc::rusage) -> io::Result<()> {
         let usec = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
         let usage = Usage {
             user_usec: usec(usage.ru_utime),
@@ -180,7 +228,13 @@ impl Keeper<'_> {
         };
         let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
         let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
-        wire::send(self.socket, &Reply::Exited { id, code, signal, usage }, &[])
+        let record = Record { id, code, signal, usage };
+        let sent = wire::send(self.socket, &record.reply(), &[]);
+        if self.records.len() == RECORDS {
+            self.records.pop_front();
+        }
+        self.records.push_back(record);
+        sent
     }
 }
 
