@@ -24,6 +24,7 @@
 
 mod client;
 mod error;
+mod grants;
 mod keeper;
 mod probe;
 mod spawner;

@@ -1,5 +1,6 @@
 //! The spawner: a small process, forked in `main`, that makes keepers for as long as the service lives.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -14,6 +15,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::client::{ExitStream, Keeper, connect};
 use crate::error::{Failure, SandboxError, Step};
+use crate::grants;
 use crate::keeper::{self, Seat};
 use crate::spec::SandboxSpec;
 use crate::sys::{self, Side};
@@ -143,6 +145,8 @@ struct Ids {
     config: SpawnerConfig,
     ranged: bool,
     next: u32,
+    /// Ranges of workspaces that another spawner made and that live on.
+    taken: HashSet<u32>,
 }
 
 impl Ids {
@@ -153,7 +157,8 @@ impl Ids {
             && holds(config, "/proc/self/gid_map");
         // Another spawner on this host should not begin with the same range.
         let next = std::process::id().wrapping_mul(0x9e37_79b1) % config.id_ranges.max(1);
-        Self { config: config.clone(), ranged, next }
+        let taken = if ranged { ranges_in_use(config) } else { HashSet::new() };
+        Self { config: config.clone(), ranged, next, taken }
     }
 
     fn take(&mut self, live: &[Live]) -> io::Result<Identity> {
@@ -168,7 +173,7 @@ impl Ids {
         for _ in 0..self.config.id_ranges {
             let index = self.next;
             self.next = (index + 1) % self.config.id_ranges;
-            if live.iter().all(|other| other.range != Some(index)) {
+            if !self.taken.contains(&index) && live.iter().all(|other| other.range != Some(index)) {
                 return Ok(Identity::Range(self.config.first_id + index * RANGE));
             }
         }
@@ -178,6 +183,19 @@ impl Ids {
     fn index(&self, identity: Identity) -> Option<u32> {
         if let Identity::Range(base) = identity { Some((base - self.config.first_id) / RANGE) } else { None }
     }
+}
+
+/// The ranges that user namespaces of living processes have.
+fn ranges_in_use(config: &SpawnerConfig) -> HashSet<u32> {
+    let Ok(processes) = fs::read_dir("/proc") else { return HashSet::new() };
+    processes
+        .flatten()
+        .filter(|entry| entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit))
+        .filter_map(|entry| fs::read_to_string(entry.path().join("uid_map")).ok())
+        .filter_map(|map| map.split_whitespace().nth(1)?.parse::<u32>().ok()?.checked_sub(config.first_id))
+        .map(|offset| offset / RANGE)
+        .filter(|index| *index < config.id_ranges)
+        .collect()
 }
 
 /// Whether this process's own user namespace has the ids that are to be given out.
@@ -264,7 +282,7 @@ fn make(
 ) -> Result<Live, Failure> {
     let identity = ids
         .take(live)
-        .map_err(|error| Failure::new(Step::Ids, "for the workspace's user (run as root, or not)", error))?;
+        .map_err(|error| Failure::new(Step::Ids, "for the workspace's user, as root without ids to give", error))?;
     let cgroup = match &spec.cgroup {
         None => None,
         Some(path) => Some(
@@ -275,12 +293,21 @@ fn make(
     if let (Some(path), Identity::Range(_)) = (&spec.cgroup, identity) {
         open_to_keeper(path);
     }
+    // An ordinary user's keeper has that user's rights, and its mount namespace the right to clone mounts.
+    let grants = match identity {
+        Identity::Caller { .. } => Vec::new(),
+        Identity::Range(base) => {
+            spec.paths.iter().map(|grant| grants::prepare(grant, Some(base))).collect::<Result<_, Failure>>()?
+        }
+    };
     let (wait, mapped) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| Failure::new(Step::Namespaces, "pipe", error))?;
     // SAFETY: the spawner has one thread, and the child never returns from `keeper::run`.
     let side = unsafe { sys::clone3(sys::NAMESPACES, cgroup.as_ref().map(AsFd::as_fd)) };
     match side.map_err(|error| Failure::new(Step::Namespaces, "of the workspace", error))? {
-        Side::Child => keeper::run(&Seat { socket, mapped: wait.as_fd(), spec, identity, nofile, filters }),
+        Side::Child => {
+            keeper::run(&Seat { socket, mapped: wait.as_fd(), spec, identity, nofile, filters, grants: &grants })
+        }
         Side::Parent { pid, pidfd } => {
             let keeper = Live { pid, pidfd, range: ids.index(identity) };
             drop(wait);

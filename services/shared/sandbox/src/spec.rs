@@ -24,8 +24,13 @@ pub enum Access {
     /// Read and execute.
     #[default]
     Read,
-    /// Read, execute, write, create, remove; as far as the host's file modes let the workspace's user.
+    /// Read, execute, write, create, remove; as far as the host's file modes let the workspace's user, which
+    /// on the host is a user of its own and owns nothing.
     Write,
+    /// As `Write`, with the rights of the path's owner: its files are the command's own, and what the
+    /// command makes belongs to the owner (an id-mapped mount). The caller of this library answers for who
+    /// may grant that. Not for what root owns.
+    Owner,
 }
 
 /// A path of the host that a workspace sees.

@@ -151,6 +151,37 @@ async fn granted_paths_are_seen_at_their_targets_and_hidden_ones_are_empty() {
 }
 
 #[tokio::test]
+async fn an_owners_path_is_used_with_the_owners_rights() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let host = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(host.path(), open).unwrap();
+    let path = host.path().join("home");
+    std::fs::create_dir(&path).unwrap();
+    std::fs::write(path.join("private"), "read me").unwrap();
+    // Root grants another user's path; an ordinary user has only its own.
+    if rustix::process::geteuid().is_root() {
+        chown(&path, Some(12345), Some(23456)).unwrap();
+        chown(path.join("private"), Some(12345), Some(23456)).unwrap();
+    }
+    std::fs::set_permissions(path.join("private"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let owner = std::fs::metadata(&path).unwrap();
+    let grant = PathGrant { path: path.clone(), target: Some("/data".into()), access: Access::Owner };
+    let spec = SandboxSpec { paths: vec![grant.clone()], ..SandboxSpec::default() };
+    let mut workspace = Workspace::with(&spec).await;
+    let script = "cat /data/private; echo made > /data/made; stat -c %U:%G /data/made";
+    assert_eq!(workspace.output(script).await, "read mework:work");
+    let made = std::fs::metadata(path.join("made")).unwrap();
+    assert_eq!((made.uid(), made.gid()), (owner.uid(), owner.gid()));
+    if rustix::process::geteuid().is_root() {
+        chown(&path, Some(0), Some(0)).unwrap();
+        let error = workspace.spawner.workspace(&spec).await.unwrap_err();
+        assert_eq!((error.step(), error.errno()), (Some(Step::Path), Some(libc::EPERM)));
+    }
+}
+
+#[tokio::test]
 async fn loopback_works_where_it_is_given() {
     let try_it = "use Socket; socket(S,PF_INET,SOCK_STREAM,0) or die; \
                   bind(S,sockaddr_in(0,INADDR_LOOPBACK)) or die; listen(S,1) or die; \

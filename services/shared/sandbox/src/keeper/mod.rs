@@ -9,7 +9,7 @@ mod root;
 mod serve;
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -33,6 +33,8 @@ pub(crate) struct Seat<'a> {
     pub(crate) mapped: BorrowedFd<'a>,
     pub(crate) spec: &'a SandboxSpec,
     pub(crate) identity: Identity,
+    /// The granted paths as the spawner prepared them; empty where the keeper has to.
+    pub(crate) grants: &'a [OwnedFd],
     /// Soft limit of open descriptors that the service had.
     pub(crate) nofile: u64,
     /// The seccomp filter of commands: what the keeper bears too, and the rest.
@@ -52,7 +54,9 @@ pub(crate) fn run(seat: &Seat<'_>) -> ! {
 }
 
 fn live(seat: &Seat<'_>) {
-    sys::keep_only(&[seat.socket.as_raw_fd(), seat.mapped.as_raw_fd()]);
+    let mut kept = vec![seat.socket.as_raw_fd(), seat.mapped.as_raw_fd()];
+    kept.extend(seat.grants.iter().map(AsRawFd::as_raw_fd));
+    sys::keep_only(&kept);
     sys::name_process(c"shipote-keeper");
     let mut byte = [0_u8; 1];
     if !matches!(rustix::io::read(seat.mapped, &mut byte), Ok(1)) {
@@ -80,7 +84,7 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure>
         .into();
     let ids = Ids { keeper: if matches!(seat.identity, Identity::Range(_)) { 0 } else { WORK } };
     report.push(become_first(seat.identity)?);
-    report.extend(root::build(spec, ids)?);
+    report.extend(root::build(spec, ids, seat.grants)?);
     rustix::system::sethostname(spec.hostname.as_bytes())
         .map_err(|error| Failure::new(Step::Root, "host name", error))?;
     if spec.network == Network::Loopback {
@@ -189,7 +193,7 @@ fn domain(spec: &SandboxSpec) -> Result<Domain, shipote_confinement::Error> {
     for grant in &spec.paths {
         let access = match grant.access {
             Access::Read => PathAccess::Execute,
-            Access::Write => PathAccess::All,
+            Access::Write | Access::Owner => PathAccess::All,
         };
         domain = domain.allow_path(grant.target.as_ref().unwrap_or(&grant.path), access)?;
     }

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,8 @@ use shipote_confinement::Mechanism;
 
 use super::{Ids, WORK};
 use crate::error::{Failure, Step};
-use crate::spec::{Access, SandboxSpec};
+use crate::grants;
+use crate::spec::SandboxSpec;
 use crate::sys::{self, NODEV, NOEXEC, NOSUID, RDONLY};
 
 /// Where the system lies, besides `/usr`: links or directories as on the host.
@@ -53,20 +54,14 @@ struct Root {
 
 /// Builds the root of `spec`, moves into it and leaves the host's behind. Reports on `/proc` and the
 /// terminals, which a host may refuse.
-pub(super) fn build(spec: &SandboxSpec, ids: Ids) -> Result<Vec<Mechanism>, Failure> {
-    // Granted paths are opened before anything is covered.
-    let grants = spec
-        .paths
-        .iter()
-        .map(|grant| {
-            let named = |error| Failure::new(Step::Path, grant.path.display().to_string(), error);
-            let tree = clone_tree(&grant.path, true).map_err(named)?;
-            let read_only = if grant.access == Access::Read { RDONLY } else { 0 };
-            sys::set_mount_attributes(tree.as_fd(), read_only | NOSUID | NODEV, true)
-                .map_err(|error| Failure::new(Step::Path, grant.path.display().to_string(), error))?;
-            Ok((grant.target.as_ref().unwrap_or(&grant.path), tree))
-        })
-        .collect::<Result<Vec<_>, Failure>>()?;
+pub(super) fn build(spec: &SandboxSpec, ids: Ids, prepared: &[OwnedFd]) -> Result<Vec<Mechanism>, Failure> {
+    // Granted paths are opened before anything is covered, where the spawner did not.
+    let own = if prepared.is_empty() {
+        spec.paths.iter().map(|grant| grants::prepare(grant, None)).collect::<Result<Vec<_>, Failure>>()?
+    } else {
+        Vec::new()
+    };
+    let trees = if prepared.is_empty() { own.as_slice() } else { prepared };
 
     let mount = filesystem("tmpfs", &[("size", "1m"), ("mode", "0755")], MountAttrFlags::MOUNT_ATTR_NOSUID)?;
     move_mount(mount.as_fd(), "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
@@ -76,8 +71,12 @@ pub(super) fn build(spec: &SandboxSpec, ids: Ids) -> Result<Vec<Mechanism>, Fail
     root.configuration(spec, ids)?;
     root.scratch(spec)?;
     let mut report = vec![root.devices(ids)?, root.processes()?];
-    for (target, tree) in &grants {
-        root.attach(target, tree.as_fd())?;
+    for (grant, tree) in spec.paths.iter().zip(trees) {
+        root.attach(grant.target.as_ref().unwrap_or(&grant.path), tree.as_fd())?;
+    }
+    for tree in prepared {
+        // Nothing here owns them: this process is a copy of the one that does.
+        sys::close_range(tree.as_raw_fd() as u32, tree.as_raw_fd() as u32, 0);
     }
     for path in &spec.hidden {
         root.hide(path)?;

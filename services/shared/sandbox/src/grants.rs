@@ -1,0 +1,58 @@
+//! Granted paths that the spawner prepares, because it has rights that a keeper with host ids of its own
+//! has not: to reach a path at all, and to map the ids of its files.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::error::{Failure, Step};
+use crate::keeper::WORK;
+use crate::spec::{Access, PathGrant};
+use crate::sys::{self, NODEV, NOSUID, RDONLY, Side};
+
+/// A detached copy of the mounts at the granted path, ready to be attached. The ids of an owner's files
+/// become those of the workspace's user where `base` says what its host ids begin with.
+pub(crate) fn prepare(grant: &PathGrant, base: Option<u32>) -> Result<OwnedFd, Failure> {
+    let failed = |error: io::Error| Failure::new(Step::Path, grant.path.display().to_string(), error);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let tree = open_tree(CWD, &grant.path, flags).map_err(|error| failed(error.into()))?;
+    let read_only = if grant.access == Access::Read { RDONLY } else { 0 };
+    sys::set_mount_attributes(tree.as_fd(), read_only | NOSUID | NODEV, true).map_err(failed)?;
+    if let (Access::Owner, Some(base)) = (grant.access, base) {
+        // Of the tree, not of the path, which may have come to mean something else.
+        let owner = rustix::fs::fstat(&tree).map_err(|error| failed(error.into()))?;
+        if owner.st_uid == 0 || owner.st_gid == 0 {
+            // What a command left there as root's could be run by root, or with root's rights.
+            return Err(failed(io::Error::from_raw_os_error(libc::EPERM)));
+        }
+        let namespace = mapping(owner.st_uid, owner.st_gid, base + WORK).map_err(failed)?;
+        sys::map_mount_ids(tree.as_fd(), namespace.as_fd()).map_err(failed)?;
+    }
+    Ok(tree)
+}
+
+/// A user namespace in which `uid` and `gid` are the host's `to`, and nothing else is anything. It lives as
+/// long as its descriptor.
+fn mapping(uid: u32, gid: u32, to: u32) -> io::Result<OwnedFd> {
+    let (wait, done) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // SAFETY: the spawner has one thread, and the child only waits and ends.
+    match unsafe { sys::clone3(libc::CLONE_NEWUSER as u64, None) }? {
+        Side::Child => {
+            drop(done);
+            let _ = rustix::io::read(&wait, &mut [0_u8; 1]);
+            sys::exit(0)
+        }
+        Side::Parent { pid, .. } => {
+            let made = fs::write(format!("/proc/{pid}/uid_map"), format!("{uid} {to} 1"))
+                .and_then(|()| fs::write(format!("/proc/{pid}/gid_map"), format!("{gid} {to} 1")))
+                .and_then(|()| File::open(format!("/proc/{pid}/ns/user")));
+            drop((wait, done));
+            // SAFETY: waits for the child, which reads the end of its pipe.
+            unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+            Ok(made?.into())
+        }
+    }
+}
