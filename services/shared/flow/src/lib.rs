@@ -46,6 +46,11 @@
 //!   of that otherwise, and opens them as chunks come. A service with many taps needs a soft limit
 //!   of open files to match, and `fs.pipe-user-pages-soft` where it lacks `CAP_SYS_RESOURCE`;
 //!   beyond that limit pipes shrink, chunks with them, and [`FlowEvent::Degraded`] says so.
+//! - With one consumer, and pipes at both ends, no byte is ever in the junction alone: what has not
+//!   been given to the consumer is still in the source. A service that keeps duplicates of both
+//!   descriptors (systemd's store of descriptors) may be killed and start a new junction with them;
+//!   the consumer's stream stays whole, the replay begins anew. It must let go of its duplicates
+//!   when [`FlowEvent::Ended`] comes, or neither side learns that the other has left.
 //! - A producer that puts pages of a file into its pipe (`splice`, `vmsplice`) and then changes
 //!   that file changes what is still on its way, as it does with any pipe.
 //! - `SIGPIPE` must be ignored in the process, as Rust programs do from the start.
@@ -67,6 +72,7 @@ mod sampler;
 mod spec;
 mod stats;
 mod subscriber;
+mod take;
 mod tap;
 mod wait;
 
@@ -78,6 +84,7 @@ pub use crate::meter::Meter;
 pub use crate::replay::Replay;
 pub use crate::spec::{Allow, EdgeId, EdgeSink, Tap, TapSpec};
 pub use crate::stats::EdgeStats;
+pub use shipote_discern::{Discernment, TypeName};
 
 /// Bytes of a chunk at most.
 pub const CHUNK_BYTES: usize = 64 * 1024;
