@@ -1,0 +1,77 @@
+{
+  description = "Shipote: sandboxed workspaces, microVMs, a proxy and its plugins, as small services on D-Bus";
+
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+
+  outputs =
+    { self, nixpkgs }:
+    let
+      inherit (nixpkgs) lib;
+      systems = [
+        "x86_64-linux"
+        "aarch64-linux"
+      ];
+      forEachSystem = make: lib.genAttrs systems (system: make nixpkgs.legacyPackages.${system});
+      ours = pkgs: self.packages.${pkgs.stdenv.hostPlatform.system};
+    in
+    {
+      packages = forEachSystem (pkgs: {
+        default = (ours pkgs).shipote;
+        # The four services, the command line, and their units, policies and catalogue.
+        shipote = pkgs.callPackage ./services/package.nix { };
+        # What `nix run .#demo` starts.
+        demo = pkgs.callPackage ./nixos-module/demo.nix { inherit (ours pkgs) shipote; };
+        # The options of the NixOS module as one page of CommonMark.
+        options = import ./nixos-module/options-page.nix { inherit pkgs lib; };
+      });
+
+      overlays.default = final: _: { shipote = final.callPackage ./services/package.nix { }; };
+
+      nixosModules.default = ./nixos-module;
+
+      nixosConfigurations.appliance = lib.nixosSystem {
+        modules = [
+          self.nixosModules.default
+          ./nixos-module/appliance.nix
+        ];
+      };
+
+      devShells = forEachSystem (pkgs: {
+        default = pkgs.callPackage ./nixos-module/shell.nix { };
+      });
+
+      formatter = forEachSystem (pkgs: pkgs.nixfmt-tree);
+
+      checks = forEachSystem (
+        pkgs:
+        {
+          inherit (ours pkgs) shipote demo options;
+          format = pkgs.callPackage ./nixos-module/format.nix { };
+          module = import ./nixos-module/tests { inherit nixpkgs pkgs self; };
+        }
+        // lib.mapAttrs' (name: lib.nameValuePair "vm-${name}") (
+          import ./vm-tests {
+            inherit pkgs lib;
+            module = self.nixosModules.default;
+          }
+        )
+        // lib.optionalAttrs pkgs.stdenv.hostPlatform.isx86_64 {
+          appliance = self.nixosConfigurations.appliance.config.system.build.toplevel;
+        }
+      );
+
+      apps = forEachSystem (pkgs: rec {
+        default = shipote;
+        shipote = {
+          type = "app";
+          program = lib.getExe (ours pkgs).shipote;
+          meta.description = "The command line; `up` starts the services as the calling user";
+        };
+        demo = {
+          type = "app";
+          program = lib.getExe (ours pkgs).demo;
+          meta.description = "Start the services, run a tapped pipeline over real input, stop";
+        };
+      });
+    };
+}

@@ -1,0 +1,41 @@
+# Which of the services run.
+{ config, lib, ... }:
+let
+  cfg = config.services.shipote;
+  names = import ./names.nix;
+
+  unit =
+    name:
+    if cfg.services.${name}.enable then
+      {
+        wantedBy = [ "multi-user.target" ];
+        # Read at the start only.
+        restartTriggers = [ config.environment.etc."shipote/shipote.toml".source ];
+        # A stop in between would empty the descriptor store, which a restart keeps.
+        stopIfChanged = false;
+      }
+    else
+      # Masked: the first call on the bus would start it otherwise.
+      { enable = false; };
+in
+{
+  options.services.shipote.services = lib.genAttrs names (name: {
+    enable = lib.mkOption {
+      type = lib.types.bool;
+      default = true;
+      example = false;
+      description = "Whether `shipote-${name}.service` runs. Off, it is masked, so that no call on the bus starts it.";
+    };
+  });
+
+  config = lib.mkIf cfg.enable {
+    systemd.services =
+      lib.listToAttrs (map (name: lib.nameValuePair "shipote-${name}" (unit name)) names)
+      // lib.optionalAttrs cfg.services.machines.enable {
+        shipote-machines = unit "machines" // {
+          # /dev/kvm belongs to this group, where the host's rules do not open it to everybody.
+          serviceConfig.SupplementaryGroups = [ "kvm" ];
+        };
+      };
+  };
+}

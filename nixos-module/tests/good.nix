@@ -1,0 +1,132 @@
+# Configurations that must evaluate, and what has to hold of the systems they make.
+{ lib, on }:
+let
+  text = config: unit: config.systemd.units.${unit}.text;
+  masked = config: unit: !config.systemd.units.${unit}.enable;
+  wanted = config: unit: lib.elem "multi-user.target" config.systemd.units.${unit}.wantedBy;
+in
+{
+  off = {
+    config = { };
+    holds = config: {
+      "no unit is ours" =
+        lib.filter (lib.hasPrefix "shipote") (lib.attrNames config.systemd.units) == [ ];
+      "no user is ours" = lib.filter (lib.hasPrefix "shipote") (lib.attrNames config.users.users) == [ ];
+    };
+  };
+
+  plain = {
+    config = on { };
+    holds = config: {
+      "every service starts at boot" = lib.all (name: wanted config "shipote-${name}.service") (
+        import ../names.nix
+      );
+      "the units are the package's, with drop-ins" =
+        config.systemd.units."shipote-proxy.service".overrideStrategy == "asDropinIfExists"
+        && !lib.hasInfix "ExecStart" (text config "shipote-proxy.service");
+      "each service has a user and a group of its own" = lib.all (
+        name:
+        config.users.users."shipote-${name}".group == "shipote-${name}"
+        && config.users.groups ? "shipote-${name}"
+      ) (import ../names.nix);
+      "the workspaces service may open its socket to the group" =
+        config.users.users.shipote-workspaces.extraGroups == [ "shipote" ];
+      "polkit decides" = config.security.polkit.enable;
+      "there is a configuration" = config.environment.etc ? "shipote/shipote.toml";
+    };
+  };
+
+  some-services = {
+    config = on {
+      services.proxy.enable = false;
+      services.plugins.enable = false;
+    };
+    holds = config: {
+      "what is off is masked" =
+        masked config "shipote-proxy.service" && masked config "shipote-plugins.service";
+      "the others are not" =
+        wanted config "shipote-workspaces.service" && wanted config "shipote-machines.service";
+    };
+  };
+
+  workspaces-and-pipelines = {
+    config = on {
+      workspaces.build = {
+        strict = true;
+        graceMilliseconds = 0;
+        spec.permissions.networking = "loopback";
+      };
+      pipelines.largest = {
+        workspace = "build";
+        tap = true;
+        startAt = "daily";
+        variables.DIR = "/usr/share with blank";
+        spec = {
+          nodes = [
+            {
+              label = "list";
+              command = [
+                "ls"
+                "\${DIR}"
+              ];
+            }
+            {
+              label = "sort";
+              command = [ "sort" ];
+            }
+          ];
+          edges = [
+            {
+              from = "list";
+              to = 1;
+            }
+          ];
+        };
+      };
+    };
+    holds = config: {
+      "a workspace ends with its service" = lib.hasInfix "PartOf=shipote-workspaces.service" (
+        text config "shipote-workspace-build.service"
+      );
+      "a workspace is strict where asked" = lib.hasInfix "\"--strict\"" (
+        text config "shipote-workspace-build.service"
+      );
+      "a pipeline waits for its workspace" =
+        lib.hasInfix "Requires=shipote-workspaces.service shipote-workspace-build.service" (
+          text config "shipote-pipeline-largest.service"
+        );
+      "a blank in a variable stays" = lib.hasInfix "\"DIR=/usr/share with blank\"" (
+        text config "shipote-pipeline-largest.service"
+      );
+      "a timer starts it, not the boot" =
+        config.systemd.timers ? shipote-pipeline-largest
+        && !wanted config "shipote-pipeline-largest.service";
+    };
+  };
+
+  policies = {
+    config = on {
+      policies.landlock.proxy = {
+        read = [ "/proc" ];
+        bind_tcp = [ 8080 ];
+      };
+    };
+    holds = config: {
+      "the proxy reads its policy from the folder that has it" = lib.hasInfix "SHIPOTE_POLICY_DIR=" (
+        text config "shipote-proxy.service"
+      );
+      "the others keep the package's" =
+        !lib.hasInfix "SHIPOTE_POLICY_DIR=" (text config "shipote-plugins.service");
+    };
+  };
+
+  settings = {
+    config = on {
+      settings.audit.mode = "required";
+      settings.cli = { };
+    };
+    holds = config: {
+      "the mode is passed on" = config.services.shipote.settings.audit.mode == "required";
+    };
+  };
+}

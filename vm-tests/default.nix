@@ -1,0 +1,31 @@
+# The scenarios of this folder as NixOS VM tests: the same files that `cargo xtask vm test` runs on Debian.
+{
+  pkgs,
+  lib,
+  module,
+}:
+let
+  isScenario = name: kind: kind == "regular" && lib.hasSuffix ".py" name;
+  scenarios = lib.attrNames (lib.filterAttrs isScenario (builtins.readDir ./.));
+
+  test =
+    file:
+    let
+      name = lib.removeSuffix ".py" file;
+    in
+    lib.nameValuePair name (
+      pkgs.testers.runNixOSTest {
+        name = "shipote-${name}";
+        nodes.machine = {
+          imports = [ module ];
+          services.shipote.enable = true;
+          virtualisation.memorySize = 2048;
+          virtualisation.cores = 2;
+          # The journal is what scenarios read: complete, and never rate-limited.
+          services.journald.rateLimitBurst = 0;
+        };
+        testScript = builtins.readFile (./. + "/${file}");
+      }
+    );
+in
+lib.listToAttrs (map test scenarios)
