@@ -5,10 +5,11 @@
 //!
 //! ```text
 //!   service ── control socket ──▶ spawner     forked in main, one thread, keeps the service's rights
-//!      │                             │ clone3: user, mount, pid, ipc, uts, net, cgroup namespaces
+//!      │                             │ clone3: user, mount, pid, ipc, uts and network namespaces
 //!      └──── keeper socket ───────▶ keeper    PID 1 of one workspace: builds its root, reaps, reports
-//!                                    │ clone3
-//!                                 command     landlock, seccomp, no capability, its own session
+//!                                    │ clone3, sharing memory until exec
+//!                                 command     landlock, seccomp, no capability, its own session and
+//!                                             cgroup namespace
 //! ```
 //!
 //! The [`Spawner`] exists because a service confines itself, and a confined process can neither mount
@@ -23,8 +24,10 @@
 //! ends it); a command's environment, descriptors and signal state are exactly what was asked for.
 
 mod client;
+mod connection;
 mod error;
 mod grants;
+mod ids;
 mod keeper;
 mod probe;
 mod spawner;
@@ -34,7 +37,8 @@ mod wire;
 
 pub use client::{Event, ExitStream, Keeper, Running, Spawned};
 pub use error::{SandboxError, Step};
+pub use ids::SpawnerConfig;
 pub use probe::probe;
 pub use shipote_confinement::{Enforcement, Mechanism};
-pub use spawner::{Spawner, SpawnerConfig};
+pub use spawner::Spawner;
 pub use spec::{Access, CommandSpec, Network, PathGrant, Rlimits, SandboxSpec, Stdio, Terminal, Usage};

@@ -1,6 +1,8 @@
 //! What this host lets a sandbox have, found out by making one.
 
-use std::os::fd::AsFd;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use shipote_confinement::Mechanism;
 
@@ -20,6 +22,14 @@ pub fn probe(config: SpawnerConfig) -> Result<Vec<Mechanism>, SandboxError> {
     wire::send(spawner.control(), &Create { spec: SandboxSpec::default() }, &[theirs.as_fd()])
         .map_err(SandboxError::SpawnerGone)?;
     drop(theirs);
+    let mut report = answer(&ours)?;
+    if let Some(cgroup) = report.iter_mut().find(|mechanism| mechanism.name == "cgroup") {
+        *cgroup = cgroup_delegation();
+    }
+    Ok(report)
+}
+
+fn answer(ours: &OwnedFd) -> Result<Vec<Mechanism>, SandboxError> {
     loop {
         match wire::receive::<Reply>(ours.as_fd()).map_err(SandboxError::SpawnerGone)? {
             Some((Reply::Ready { mechanisms } | Reply::NotEnforced { mechanisms }, _)) => return Ok(mechanisms),
@@ -29,5 +39,28 @@ pub fn probe(config: SpawnerConfig) -> Result<Vec<Mechanism>, SandboxError> {
             Some(_) => {}
             None => return Ok(vec![Mechanism::missing("workspace", "its first process died at once")]),
         }
+    }
+}
+
+/// Whether cgroups can be made beneath this process's own, which is what a workspace's limits need.
+fn cgroup_delegation() -> Mechanism {
+    let own = || -> Option<PathBuf> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?.split(' ').nth(4)?.to_owned();
+        let cgroups = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let path = cgroups.lines().find_map(|line| line.strip_prefix("0::/"))?.to_owned();
+        Some(Path::new(&mount).join(path))
+    };
+    let Some(own) = own() else { return Mechanism::missing("cgroup", "no cgroup v2 is mounted") };
+    let controllers = fs::read_to_string(own.join("cgroup.controllers")).unwrap_or_default();
+    let lacking: Vec<&str> = ["cpu", "io", "memory", "pids"]
+        .into_iter()
+        .filter(|wanted| !controllers.split_whitespace().any(|controller| controller == *wanted))
+        .collect();
+    let trial = own.join(format!("shipote-probe-{}", std::process::id()));
+    match fs::create_dir(&trial).and_then(|()| fs::remove_dir(&trial)) {
+        Err(error) => Mechanism::missing("cgroup", format!("none can be made in {}: {error}", own.display())),
+        Ok(()) if lacking.is_empty() => Mechanism::enforced("cgroup", "delegated"),
+        Ok(()) => Mechanism::degraded("cgroup", format!("no controller for {}", lacking.join(", "))),
     }
 }

@@ -1,6 +1,5 @@
 //! The spawner: a small process, forked in `main`, that makes keepers for as long as the service lives.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -9,36 +8,18 @@ use std::sync::OnceLock;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::thread::CapabilitySet;
 use shipote_confinement::seccomp::Filter;
 use tokio::io::unix::AsyncFd;
 
-use crate::client::{ExitStream, Keeper, connect};
+use crate::client::{ExitStream, Keeper};
+use crate::connection::connect;
 use crate::error::{Failure, SandboxError, Step};
 use crate::grants;
+use crate::ids::{Identity, Ids, SpawnerConfig, map_ids};
 use crate::keeper::{self, Seat};
 use crate::spec::SandboxSpec;
 use crate::sys::{self, Side};
 use crate::wire::{self, Create, Packet, Reply};
-
-/// How the spawner gives out ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SpawnerConfig {
-    /// First host uid and gid of the ranges that workspaces get where the caller may set ids.
-    pub first_id: u32,
-    /// How many ranges of 65,536 ids there are from there on.
-    pub id_ranges: u32,
-}
-
-impl Default for SpawnerConfig {
-    fn default() -> Self {
-        // Above what useradd, systemd's DynamicUser and nsresourced, and subuid files use.
-        Self { first_id: 0x6000_0000, id_ranges: 8192 }
-    }
-}
-
-/// Ids in one range.
-const RANGE: u32 = 65_536;
 
 /// A connection to the spawner. Dropping it, or the death of the process, ends the spawner; workspaces
 /// that exist go on until their [`Keeper`] is dropped.
@@ -125,94 +106,10 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Who the keeper and its commands are on the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Identity {
-    /// A range of host ids of its own, from this one.
-    Range(u32),
-    /// One id only: the caller's.
-    Caller { uid: u32, gid: u32 },
-}
-
 struct Live {
     pid: i32,
     pidfd: OwnedFd,
     range: Option<u32>,
-}
-
-/// What the spawner gives ids from.
-struct Ids {
-    config: SpawnerConfig,
-    ranged: bool,
-    next: u32,
-    /// Ranges of workspaces that another spawner made and that live on.
-    taken: HashSet<u32>,
-}
-
-impl Ids {
-    fn new(config: &SpawnerConfig) -> Self {
-        let wanted = CapabilitySet::SETUID | CapabilitySet::SETGID;
-        let ranged = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(wanted))
-            && holds(config, "/proc/self/uid_map")
-            && holds(config, "/proc/self/gid_map");
-        // Another spawner on this host should not begin with the same range.
-        let next = std::process::id().wrapping_mul(0x9e37_79b1) % config.id_ranges.max(1);
-        let taken = if ranged { ranges_in_use(config) } else { HashSet::new() };
-        Self { config: config.clone(), ranged, next, taken }
-    }
-
-    fn take(&mut self, live: &[Live]) -> io::Result<Identity> {
-        if !self.ranged {
-            let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-            // Root outside must not be the user inside.
-            if uid == 0 {
-                return Err(io::Error::from_raw_os_error(libc::EPERM));
-            }
-            return Ok(Identity::Caller { uid, gid });
-        }
-        for _ in 0..self.config.id_ranges {
-            let index = self.next;
-            self.next = (index + 1) % self.config.id_ranges;
-            if !self.taken.contains(&index) && live.iter().all(|other| other.range != Some(index)) {
-                return Ok(Identity::Range(self.config.first_id + index * RANGE));
-            }
-        }
-        Err(io::Error::from_raw_os_error(libc::EUSERS))
-    }
-
-    fn index(&self, identity: Identity) -> Option<u32> {
-        if let Identity::Range(base) = identity { Some((base - self.config.first_id) / RANGE) } else { None }
-    }
-}
-
-/// The ranges that user namespaces of living processes have.
-fn ranges_in_use(config: &SpawnerConfig) -> HashSet<u32> {
-    let Ok(processes) = fs::read_dir("/proc") else { return HashSet::new() };
-    processes
-        .flatten()
-        .filter(|entry| entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit))
-        .filter_map(|entry| fs::read_to_string(entry.path().join("uid_map")).ok())
-        .filter_map(|map| map.split_whitespace().nth(1)?.parse::<u32>().ok()?.checked_sub(config.first_id))
-        .map(|offset| offset / RANGE)
-        .filter(|index| *index < config.id_ranges)
-        .collect()
-}
-
-/// Whether this process's own user namespace has the ids that are to be given out.
-fn holds(config: &SpawnerConfig, map: &str) -> bool {
-    let Some(end) = config.id_ranges.checked_mul(RANGE).and_then(|count| config.first_id.checked_add(count)) else {
-        return false;
-    };
-    fs::read_to_string(map).is_ok_and(|text| {
-        text.lines().any(|line| {
-            let mut fields = line.split_whitespace().map(|field| field.parse::<u64>().unwrap_or(0));
-            let (first, _, count) = (fields.next(), fields.next(), fields.next());
-            match (first, count) {
-                (Some(first), Some(count)) => first <= u64::from(config.first_id) && u64::from(end) <= first + count,
-                _ => false,
-            }
-        })
-    })
 }
 
 /// The spawner's whole life.
@@ -280,8 +177,9 @@ fn make(
     nofile: u64,
     filters: &Option<(Filter, Filter)>,
 ) -> Result<Live, Failure> {
+    let in_use: Vec<Option<u32>> = live.iter().map(|keeper| keeper.range).collect();
     let identity = ids
-        .take(live)
+        .take(&in_use)
         .map_err(|error| Failure::new(Step::Ids, "for the workspace's user, as root without ids to give", error))?;
     let cgroup = match &spec.cgroup {
         None => None,
@@ -336,21 +234,5 @@ fn open_to_keeper(cgroup: &std::path::Path) {
         // Where this fails, starting a command in another cgroup will say so.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         let _ = fs::set_permissions(directory.join("cgroup.procs"), mode);
-    }
-}
-
-/// Writes the id maps of a new user namespace (user_namespaces(7)).
-fn map_ids(pid: i32, identity: Identity) -> io::Result<()> {
-    let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text);
-    match identity {
-        Identity::Range(base) => {
-            write("uid_map", format!("0 {base} {RANGE}"))?;
-            write("gid_map", format!("0 {base} {RANGE}"))
-        }
-        Identity::Caller { uid, gid } => {
-            write("setgroups", "deny".to_owned())?;
-            write("uid_map", format!("{} {uid} 1", keeper::WORK))?;
-            write("gid_map", format!("{} {gid} 1", keeper::WORK))
-        }
     }
 }

@@ -5,6 +5,7 @@
 //! the socket closes it ends, and the kernel ends every process of its pid namespace with it.
 
 mod command;
+mod layout;
 mod root;
 mod serve;
 
@@ -17,7 +18,7 @@ use shipote_confinement::seccomp::Filter;
 use shipote_confinement::{Domain, Handled, Mechanism, PathAccess};
 
 use crate::error::{Failure, Step};
-use crate::spawner::Identity;
+use crate::ids::Identity;
 use crate::spec::{Access, Network, SandboxSpec};
 use crate::sys;
 use crate::wire::{self, Reply};
@@ -58,6 +59,8 @@ fn live(seat: &Seat<'_>) {
     kept.extend(seat.grants.iter().map(AsRawFd::as_raw_fd));
     sys::keep_only(&kept);
     sys::name_process(c"shipote-keeper");
+    // The service's mask would show in what is built, and in what commands make.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let mut byte = [0_u8; 1];
     if !matches!(rustix::io::read(seat.mapped, &mut byte), Ok(1)) {
         return;
@@ -84,7 +87,7 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure>
         .into();
     let ids = Ids { keeper: if matches!(seat.identity, Identity::Range(_)) { 0 } else { WORK } };
     report.push(become_first(seat.identity)?);
-    report.extend(root::build(spec, ids, seat.grants)?);
+    report.extend(layout::build(spec, ids, seat.grants)?);
     rustix::system::sethostname(spec.hostname.as_bytes())
         .map_err(|error| Failure::new(Step::Root, "host name", error))?;
     if spec.network == Network::Loopback {
