@@ -1,13 +1,217 @@
-//! `org.shipote.Machines1.Manager`, at the root object.
+//! `org.shipote.Machines1.Manager`, at the root object: authorise, convert, one message to the actor.
 
-use shipote_bus::NotAvailable;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
 
-pub(crate) struct Manager;
+use shipote_audit::{Audit, Door, Event, Record};
+use shipote_bus::Service;
+use shipote_bus::machines::{MachineInfo, MachinesError};
+use shipote_machines::Error;
+use shipote_machines::actor::{Handle, Shown};
+use shipote_machines::spec::Spec;
+use shipote_service::{Authority, Caller};
+use tokio::sync::mpsc;
+use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
+use zbus::OwnedVariant;
+
+/// polkit: everything about machines.
+const ACTION: &str = "org.shipote.machines.manage";
+/// Longest spec, bytes.
+const SPEC_MAX: usize = 64 * 1024;
+
+type Options = HashMap<String, OwnedVariant>;
+
+/// The root object.
+pub(crate) struct Manager {
+    pub(crate) actor: Handle,
+    pub(crate) authority: Authority,
+    pub(crate) audit: Arc<Audit>,
+}
+
+impl Manager {
+    async fn authorise(&self, header: &Header<'_>, options: &Options) -> Result<Caller, MachinesError> {
+        if let Some(name) = options.keys().next() {
+            return Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name")));
+        }
+        self.authority
+            .check(header, ACTION)
+            .await
+            .map_err(|error| MachinesError::NotAuthorized(error.to_string()))
+    }
+
+    /// Does a mutation with its audit record: refused before it starts where records are required and cannot be taken.
+    async fn audited<T>(
+        &self,
+        event: Event,
+        name: &str,
+        caller: Caller,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, MachinesError> {
+        self.audit.ready().map_err(|error| MachinesError::AuditUnavailable(error.to_string()))?;
+        let result = work.await;
+        let record = Record::new(event, name, caller.uid, Door::Bus).outcome(&result);
+        if let Err(error) = self.audit.record(&record) {
+            tracing::error!("record {event:?} of {name}: {error}");
+        }
+        result.map_err(refusal)
+    }
+}
 
 #[zbus::interface(name = "org.shipote.Machines1.Manager")]
 impl Manager {
-    /// List the machines. Not available yet: answers `org.shipote.Error.NotAvailable`.
-    fn list(&self) -> Result<Vec<String>, NotAvailable> {
-        Err(NotAvailable::yet("machines: List"))
+    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`), empty for the defaults. No options yet.
+    async fn create(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        spec: &str,
+        options: Options,
+    ) -> Result<(), MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        if spec.len() > SPEC_MAX {
+            return Err(MachinesError::InvalidSpec(format!("a spec of {} bytes; the limit is {SPEC_MAX}", spec.len())));
+        }
+        let spec = Spec::parse(name, spec).map_err(refusal)?;
+        self.audited(Event::MachineCreate, name, caller, self.actor.create(name, spec)).await
+    }
+
+    /// Starts a machine. Returns when it is being started; `StateChanged` tells that it runs, or why it failed. No
+    /// options yet.
+    async fn start(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        options: Options,
+    ) -> Result<(), MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        self.audited(Event::MachineStart, name, caller, self.actor.start_machine(name)).await
+    }
+
+    /// Asks a machine to power off; after `grace_ms` milliseconds it is killed. Returns at once; `StateChanged` tells of
+    /// the end. No options yet.
+    async fn stop(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        grace_ms: u64,
+        options: Options,
+    ) -> Result<(), MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        let grace = Duration::from_millis(grace_ms);
+        self.audited(Event::MachineStop, name, caller, self.actor.stop(name, grace)).await
+    }
+
+    /// Removes a machine that does not run. No options yet.
+    async fn delete(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        options: Options,
+    ) -> Result<(), MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        self.audited(Event::MachineDelete, name, caller, self.actor.remove(name)).await
+    }
+
+    /// Lists the machines by name. No options yet.
+    #[zbus(out_args("machines"))]
+    async fn list(&self, options: Options) -> Result<Vec<MachineInfo>, MachinesError> {
+        if let Some(name) = options.keys().next() {
+            return Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name")));
+        }
+        Ok(self.actor.list().await.map_err(refusal)?.into_iter().map(info).collect())
+    }
+
+    /// Connects to a vsock port of a running machine: a stream socket that speaks it raw. On the agent's port (6000) the
+    /// connection is greeted already, so that any client of the agent's protocol can use it. No options yet.
+    #[zbus(out_args("socket"))]
+    async fn connect(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        port: u32,
+        options: Options,
+    ) -> Result<zbus::OwnedFd, MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        let connecting = async {
+            let stream = self.actor.guest(name).await?.connect(port).await?;
+            // Whoever gets it expects reads to wait.
+            let plain = stream.into_std().and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
+            plain.map(OwnedFd::from).map_err(Error::io("hand over the connection to", name))
+        };
+        let socket = self.audited(Event::MachineRun, name, caller, connecting).await?;
+        Ok(socket.into())
+    }
+
+    /// The end of a machine's console, of this life or the last (64 KiB at most), as a pipe. No options yet.
+    #[zbus(out_args("text"))]
+    async fn console(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        options: Options,
+    ) -> Result<zbus::OwnedFd, MachinesError> {
+        self.authorise(&header, &options).await?;
+        let text = self.actor.console(name).await.map_err(refusal)?;
+        let pipe = || -> std::io::Result<OwnedFd> {
+            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+            // No more than the pipe holds: this cannot block.
+            let holds = rustix::pipe::fcntl_getpipe_size(&writer)?;
+            let mut rest = &text[text.len().saturating_sub(holds)..];
+            while !rest.is_empty() {
+                rest = &rest[rustix::io::write(&writer, rest)?..];
+            }
+            Ok(reader)
+        };
+        pipe().map(Into::into).map_err(|error| MachinesError::Failed(format!("console of {name}: {error}")))
+    }
+
+    /// A machine came into another state; `reason` says why it ended.
+    #[zbus(signal)]
+    async fn state_changed(
+        emitter: &SignalEmitter<'_>,
+        name: String,
+        state: String,
+        reason: String,
+    ) -> zbus::Result<()>;
+}
+
+/// Passes changes on to the bus for as long as the actor lives.
+pub(crate) async fn publish(connection: zbus::Connection, mut changes: mpsc::UnboundedReceiver<Shown>) {
+    while let Some(Shown { name, state, reason, .. }) = changes.recv().await {
+        tracing::info!("machine {name} is {}{}", state.as_str(), if reason.is_empty() { "" } else { ": " }.to_owned() + &reason);
+        let told = async {
+            let emitter = SignalEmitter::new(&connection, Service::Machines.path())?;
+            Manager::state_changed(&emitter, name, state.as_str().to_owned(), reason).await
+        };
+        if let Err(error) = told.await {
+            tracing::warn!("tell the bus of a machine's state: {error}");
+        }
+    }
+}
+
+fn info(shown: Shown) -> MachineInfo {
+    MachineInfo {
+        name: shown.name,
+        state: shown.state.as_str().to_owned(),
+        reason: shown.reason,
+        memory_mib: shown.spec.memory_mib,
+        cpus: shown.spec.cpus.into(),
+    }
+}
+
+/// The one place where errors become the bus's.
+fn refusal(error: Error) -> MachinesError {
+    let text = error.to_string();
+    match error {
+        Error::NoSuchMachine(_) => MachinesError::NoSuchMachine(text),
+        Error::NameTaken(_) => MachinesError::NameTaken(text),
+        Error::InvalidSpec { .. } => MachinesError::InvalidSpec(text),
+        Error::WrongState { .. } => MachinesError::WrongState(text),
+        Error::LimitReached { .. } => MachinesError::LimitReached(text),
+        Error::Connect { .. } => MachinesError::ConnectFailed(text),
+        Error::NoImage(_) | Error::Io { .. } | Error::Stopping => MachinesError::Failed(text),
     }
 }

@@ -1,31 +1,56 @@
-//! `shipote-machines`: microVMs. Its work is not written yet: it starts, serves its bus name
-//! and `Health`, and says so for the rest.
+//! `shipote-machines`: microVMs, on the bus. The work is done in the library; here is the door.
 #![forbid(unsafe_code)]
 
 mod bus;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use shipote_bus::Service;
-use shipote_service::{Definition, Parts, run};
+use anyhow::Context as _;
+use shipote_bus::{Service, paths};
+use shipote_machines::actor::{Handle, Qemu};
+use shipote_machines::store::Store;
+use shipote_service::{Context, Definition, Parts, run};
+use tokio::sync::mpsc;
 
-struct Nothing;
+use crate::bus::{Manager, publish};
 
-impl Parts for Nothing {
+struct Machines {
+    actor: Handle,
+}
+
+impl Parts for Machines {
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
-        Ok(BTreeMap::new())
+        let machines = self.actor.list().await.map_err(|error| error.to_string())?;
+        let running = machines.iter().filter(|machine| machine.state.has_monitor()).count();
+        Ok(BTreeMap::from([("machines".to_owned(), machines.len() as u64), ("running".to_owned(), running as u64)]))
     }
+
+    async fn stop(&self) {
+        self.actor.shut_down().await;
+    }
+}
+
+async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
+    let (changes, changed) = mpsc::unbounded_channel();
+    let launcher = Qemu {
+        image: paths::machine_image(),
+        runtime: context.paths.runtime.join("machines"),
+        host: Arc::default(),
+    };
+    let actor = Handle::start(Store::new(&context.paths.state), launcher, changes).context("load the machines")?;
+    tokio::spawn(publish(context.connection.clone(), changed));
+    let manager = Manager {
+        actor: actor.clone(),
+        authority: context.authority.clone(),
+        audit: Arc::clone(&context.audit),
+    };
+    context.connection.object_server().at(Service::Machines.path(), manager).await?;
+    Ok(Machines { actor })
 }
 
 fn main() -> ExitCode {
     let definition = Definition { service: Service::Machines, version: env!("CARGO_PKG_VERSION") };
-    run(
-        definition,
-        |_| Ok(()),
-        async |context, ()| {
-            context.connection.object_server().at(Service::Machines.path(), bus::Manager).await?;
-            Ok(Nothing)
-        },
-    )
+    run(definition, |_| Ok(()), start)
 }

@@ -12,6 +12,7 @@
 pub mod appliance;
 pub mod connect;
 pub mod error;
+pub mod machines;
 pub mod names;
 pub mod paths;
 pub mod service;

@@ -15,6 +15,10 @@ pub const POLICY_DIR_ENV: &str = "SHIPOTE_POLICY_DIR";
 /// Environment variable with the number of a pipe that reaches end of file when the
 /// embedded appliance's supervisor is gone.
 pub const LIFELINE_ENV: &str = "SHIPOTE_LIFELINE_FD";
+/// Environment variable that names the folder of what machines are started with.
+pub const MACHINE_IMAGE_ENV: &str = "SHIPOTE_MACHINE_IMAGE";
+/// Folder of the installed kernel, initramfs and vsock device of machines.
+pub const MACHINE_IMAGE_DIR: &str = "/usr/lib/shipote/machine";
 /// Folder of the installed policies.
 pub const POLICY_DIR: &str = "/usr/share/shipote/policies";
 /// Folder of the configuration of the appliance.
@@ -53,6 +57,14 @@ impl ServicePaths {
             policy: env::var_os(POLICY_DIR_ENV).map_or_else(|| PathBuf::from(POLICY_DIR), PathBuf::from),
         }
     }
+}
+
+/// Folder of what machines are started with: `SHIPOTE_MACHINE_IMAGE`, else the installed one.
+/// Links are followed, because a confined service may reach only the folder itself.
+#[must_use]
+pub fn machine_image() -> PathBuf {
+    let named = env::var_os(MACHINE_IMAGE_ENV).map_or_else(|| PathBuf::from(MACHINE_IMAGE_DIR), PathBuf::from);
+    std::fs::canonicalize(&named).unwrap_or(named)
 }
 
 /// Runtime folder of the embedded appliance: `$XDG_RUNTIME_DIR/shipote`, else

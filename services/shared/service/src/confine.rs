@@ -3,20 +3,21 @@
 use std::path::Path;
 
 use anyhow::Context as _;
-use shipote_bus::paths::ServicePaths;
+use shipote_bus::paths::{self, ServicePaths};
 use shipote_confinement::{Mechanism, Policy};
 
 /// Applies the service's policy. An absent policy is no confinement, and is reported so.
-pub(crate) fn confine(service: &str, paths: &ServicePaths) -> anyhow::Result<Vec<Mechanism>> {
-    let file = paths.policy.join("landlock").join(format!("{service}.toml"));
+pub(crate) fn confine(service: &str, folders: &ServicePaths) -> anyhow::Result<Vec<Mechanism>> {
+    let file = folders.policy.join("landlock").join(format!("{service}.toml"));
     if !file.exists() {
         let reason = format!("no policy at {}", file.display());
         tracing::warn!("{service} runs without confinement of its own: {reason}");
         return Ok(vec![Mechanism::missing("policy", reason)]);
     }
     let policy = Policy::load(&file).with_context(|| format!("load policy {}", file.display()))?;
-    let variables: [(&str, &Path); 3] =
-        [("STATE", &paths.state), ("RUNTIME", &paths.runtime), ("CONFIG", &paths.config)];
+    let image = paths::machine_image();
+    let variables: [(&str, &Path); 4] =
+        [("STATE", &folders.state), ("RUNTIME", &folders.runtime), ("CONFIG", &folders.config), ("IMAGE", &image)];
     let mechanisms = policy.apply(&variables).with_context(|| format!("apply policy {}", file.display()))?;
     for mechanism in mechanisms.iter().filter(|m| !m.is_enforced()) {
         tracing::warn!("{service}: {} is {}: {}", mechanism.name, mechanism.state, mechanism.reason);

@@ -1,0 +1,383 @@
+//! The one owner of all machines. Everything that happens to them comes through its queue, in order.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::Error;
+use crate::console::Console;
+use crate::guest::Guest;
+use crate::launch::{Order, Report};
+use crate::spec::Spec;
+use crate::state::{Effect, Input, Refused, State};
+use crate::store::Store;
+
+/// Machines that may exist.
+pub const MACHINES_MAX: usize = 256;
+/// How long a machine may take to answer. Generous: its processor may be emulated, and shared.
+const START_TIME: Duration = Duration::from_secs(120);
+
+/// What a machine is launched by.
+pub trait Launcher: Send + 'static {
+    /// Launches a machine. It takes orders until it tells [`Report::Exited`], which it does whatever happens.
+    fn launch(
+        &self,
+        name: &str,
+        spec: &Spec,
+        console: Console,
+        report: Box<dyn Fn(Report) + Send + Sync>,
+    ) -> mpsc::UnboundedSender<Order>;
+}
+
+/// A machine, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Name.
+    pub name: String,
+    /// Spec.
+    pub spec: Spec,
+    /// State.
+    pub state: State,
+    /// Why it ended last; empty otherwise.
+    pub reason: String,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+enum Message {
+    Create(String, Spec, Reply<()>),
+    Start(String, Reply<()>),
+    Stop(String, Duration, Reply<()>),
+    Remove(String, Reply<()>),
+    List(oneshot::Sender<Vec<Shown>>),
+    Guest(String, Reply<Guest>),
+    Console(String, Reply<Vec<u8>>),
+    /// Of the machine's `n`th life.
+    Told(String, u64, Report),
+    Expired(String, u64),
+    Shutdown(oneshot::Sender<()>),
+}
+
+struct Machine {
+    spec: Spec,
+    state: State,
+    reason: String,
+    console: Console,
+    /// Counts its lives, so that what is left over of one cannot touch the next.
+    life: u64,
+    orders: Option<mpsc::UnboundedSender<Order>>,
+    guest: Option<Guest>,
+}
+
+/// Owns the machines; see [`Handle`].
+pub struct Actor<L> {
+    machines: BTreeMap<String, Machine>,
+    store: Store,
+    launcher: L,
+    changes: mpsc::UnboundedSender<Shown>,
+    sender: mpsc::WeakUnboundedSender<Message>,
+    /// Who waits for the end of all machines.
+    ending: Option<oneshot::Sender<()>>,
+}
+
+/// How everybody else reaches the actor.
+#[derive(Clone)]
+pub struct Handle(mpsc::UnboundedSender<Message>);
+
+impl Handle {
+    /// Starts an actor with the machines that the store has. Changes of state go to `changes`.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn start<L: Launcher>(store: Store, launcher: L, changes: mpsc::UnboundedSender<Shown>) -> Result<Self, Error> {
+        let (sender, messages) = mpsc::unbounded_channel();
+        let machines = store.load()?.into_iter().map(|(name, spec)| (name, Machine::new(spec))).collect();
+        let weak = sender.downgrade();
+        tokio::spawn(Actor { machines, store, launcher, changes, sender: weak, ending: None }.run(messages));
+        Ok(Self(sender))
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(Reply<T>) -> Message) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(message(reply)).map_err(|_| Error::Stopping)?;
+        answer.await.map_err(|_| Error::Stopping)?
+    }
+
+    /// Defines a machine.
+    ///
+    /// # Errors
+    /// [`Error::NameTaken`], [`Error::LimitReached`], or the disk's.
+    pub async fn create(&self, name: &str, spec: Spec) -> Result<(), Error> {
+        self.ask(|reply| Message::Create(name.to_owned(), spec, reply)).await
+    }
+
+    /// Has it started; that it runs is told later.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::WrongState`].
+    pub async fn start_machine(&self, name: &str) -> Result<(), Error> {
+        self.ask(|reply| Message::Start(name.to_owned(), reply)).await
+    }
+
+    /// Has it power off, and killed after `grace`; that it is stopped is told later.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::WrongState`].
+    pub async fn stop(&self, name: &str, grace: Duration) -> Result<(), Error> {
+        self.ask(|reply| Message::Stop(name.to_owned(), grace, reply)).await
+    }
+
+    /// Removes a machine that doesn't run.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::WrongState`], or the disk's.
+    pub async fn remove(&self, name: &str) -> Result<(), Error> {
+        self.ask(|reply| Message::Remove(name.to_owned(), reply)).await
+    }
+
+    /// All machines, by name.
+    ///
+    /// # Errors
+    /// [`Error::Stopping`].
+    pub async fn list(&self) -> Result<Vec<Shown>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Message::List(reply)).map_err(|_| Error::Stopping)?;
+        answer.await.map_err(|_| Error::Stopping)
+    }
+
+    /// How to reach a running machine.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::WrongState`].
+    pub async fn guest(&self, name: &str) -> Result<Guest, Error> {
+        self.ask(|reply| Message::Guest(name.to_owned(), reply)).await
+    }
+
+    /// The end of a machine's console, of this life or the last.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`].
+    pub async fn console(&self, name: &str) -> Result<Vec<u8>, Error> {
+        self.ask(|reply| Message::Console(name.to_owned(), reply)).await
+    }
+
+    /// Ends every machine and returns when the last is gone.
+    pub async fn shut_down(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.0.send(Message::Shutdown(reply)).is_ok() {
+            let _ = done.await;
+        }
+    }
+}
+
+impl Machine {
+    fn new(spec: Spec) -> Self {
+        let (console, reason) = (Console::default(), String::new());
+        Self { spec, state: State::Stopped, reason, console, life: 0, orders: None, guest: None }
+    }
+
+    fn show(&self, name: &str) -> Shown {
+        Shown { name: name.to_owned(), spec: self.spec.clone(), state: self.state, reason: self.reason.clone() }
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // A machine that takes no more orders is about to tell of its end.
+            let _ = orders.send(order);
+        }
+    }
+}
+
+impl<L: Launcher> Actor<L> {
+    async fn run(mut self, mut messages: mpsc::UnboundedReceiver<Message>) {
+        while let Some(message) = messages.recv().await {
+            self.handle(message);
+            if self.ending.is_some() && !self.machines.values().any(|machine| machine.state.has_monitor()) {
+                if let Some(waiting) = self.ending.take() {
+                    let _ = waiting.send(());
+                }
+                return;
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        // Whoever asked may have gone meanwhile: what was asked for is done all the same.
+        match message {
+            Message::Create(name, spec, reply) => drop(reply.send(self.create(name, spec))),
+            Message::Start(name, reply) => drop(reply.send(self.input("start", &name, Input::Start, START_TIME))),
+            Message::Stop(name, grace, reply) => drop(reply.send(self.input("stop", &name, Input::Stop, grace))),
+            Message::Remove(name, reply) => drop(reply.send(self.remove(&name))),
+            Message::List(reply) => {
+                drop(reply.send(self.machines.iter().map(|(name, machine)| machine.show(name)).collect()));
+            }
+            Message::Guest(name, reply) => drop(reply.send(self.guest(&name))),
+            Message::Console(name, reply) => {
+                drop(reply.send(self.get(&name).map(|machine| machine.console.bytes())));
+            }
+            Message::Told(name, life, report) => self.told(&name, life, report),
+            Message::Expired(name, life) => {
+                if self.machines.get(&name).is_some_and(|machine| machine.life == life) {
+                    let _ = self.input("end", &name, Input::Expired, Duration::ZERO);
+                }
+            }
+            Message::Shutdown(reply) => {
+                self.ending = Some(reply);
+                for machine in self.machines.values() {
+                    machine.order(Order::Kill);
+                }
+            }
+        }
+    }
+
+    fn get(&mut self, name: &str) -> Result<&mut Machine, Error> {
+        self.machines.get_mut(name).ok_or_else(|| Error::NoSuchMachine(name.to_owned()))
+    }
+
+    fn create(&mut self, name: String, spec: Spec) -> Result<(), Error> {
+        if self.machines.contains_key(&name) {
+            return Err(Error::NameTaken(name));
+        }
+        if self.machines.len() >= MACHINES_MAX {
+            return Err(Error::LimitReached { name, limit: MACHINES_MAX });
+        }
+        self.store.save(&name, &spec)?;
+        let machine = Machine::new(spec);
+        let _ = self.changes.send(machine.show(&name));
+        self.machines.insert(name, machine);
+        Ok(())
+    }
+
+    fn remove(&mut self, name: &str) -> Result<(), Error> {
+        let state = self.get(name)?.state;
+        if state.has_monitor() {
+            let state = format!("{}; stop it first", state.as_str());
+            return Err(Error::WrongState { operation: "remove", name: name.to_owned(), state });
+        }
+        self.store.remove(name)?;
+        self.machines.remove(name);
+        Ok(())
+    }
+
+    fn guest(&mut self, name: &str) -> Result<Guest, Error> {
+        let machine = self.get(name)?;
+        match &machine.guest {
+            Some(guest) if machine.state == State::Running => Ok(guest.clone()),
+            _ => {
+                let state = format!("{}; start it first", machine.state.as_str());
+                Err(Error::WrongState { operation: "connect to", name: name.to_owned(), state })
+            }
+        }
+    }
+
+    /// Does one step of a machine's life; `time` is what it then has until [`Input::Expired`].
+    fn input(&mut self, operation: &'static str, name: &str, input: Input, time: Duration) -> Result<(), Error> {
+        let machine = self.get(name)?;
+        let before = machine.state;
+        let (state, effect) = before.step(input).map_err(|Refused(state)| {
+            let (name, state) = (name.to_owned(), state.as_str().to_owned());
+            Error::WrongState { operation, name, state }
+        })?;
+        machine.state = state;
+        match effect {
+            Some(Effect::Launch) => {
+                machine.life += 1;
+                machine.reason.clear();
+                machine.console = Console::default();
+                let (spec, console) = (machine.spec.clone(), machine.console.clone());
+                self.launch(name, &spec, console, time);
+            }
+            Some(Effect::AskToEnd) => {
+                machine.order(Order::PowerOff);
+                let life = machine.life;
+                self.expire_after(name, life, time);
+            }
+            Some(Effect::Kill) => machine.order(Order::Kill),
+            None => {}
+        }
+        if state != before {
+            let shown = self.get(name)?.show(name);
+            // The bus side lives as long as the actor.
+            let _ = self.changes.send(shown);
+        }
+        Ok(())
+    }
+
+    fn launch(&mut self, name: &str, spec: &Spec, console: Console, time: Duration) {
+        let Some(machine) = self.machines.get_mut(name) else { return };
+        let (life, owned, sender) = (machine.life, name.to_owned(), self.sender.clone());
+        let report = move |report| {
+            if let Some(sender) = sender.upgrade() {
+                let _ = sender.send(Message::Told(owned.clone(), life, report));
+            }
+        };
+        machine.orders = Some(self.launcher.launch(name, spec, console, Box::new(report)));
+        self.expire_after(name, life, time);
+    }
+
+    fn expire_after(&self, name: &str, life: u64, time: Duration) {
+        let (name, sender) = (name.to_owned(), self.sender.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            if let Some(sender) = sender.upgrade() {
+                let _ = sender.send(Message::Expired(name, life));
+            }
+        });
+    }
+
+    fn told(&mut self, name: &str, life: u64, report: Report) {
+        let Some(machine) = self.machines.get_mut(name).filter(|machine| machine.life == life) else { return };
+        let input = match report {
+            Report::Ready(guest) => {
+                machine.guest = Some(guest);
+                Input::Ready
+            }
+            Report::Exited { clean, reason } => {
+                machine.guest = None;
+                machine.orders = None;
+                machine.reason = reason;
+                Input::Exited { clean }
+            }
+        };
+        if let Err(error) = self.input("follow", name, input, Duration::ZERO) {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+/// Launches with QEMU.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    /// Folder with the kernel and the rest.
+    pub image: PathBuf,
+    /// Folder for the machines' sockets.
+    pub runtime: PathBuf,
+    /// What guests run on, once it is known.
+    pub host: std::sync::Arc<tokio::sync::OnceCell<crate::vmm::host::Host>>,
+}
+
+impl Launcher for Qemu {
+    fn launch(
+        &self,
+        name: &str,
+        spec: &Spec,
+        console: Console,
+        report: Box<dyn Fn(Report) + Send + Sync>,
+    ) -> mpsc::UnboundedSender<Order> {
+        let (orders, received) = mpsc::unbounded_channel();
+        let (this, name, spec) = (self.clone(), name.to_owned(), spec.clone());
+        tokio::spawn(async move {
+            let image = match crate::image::Image::open(&this.image) {
+                Ok(image) => image,
+                Err(error) => return report(Report::Exited { clean: false, reason: error.to_string() }),
+            };
+            let host = this.host.get_or_init(|| crate::vmm::host::Host::probe(&image)).await.clone();
+            let runtime = this.runtime.join(&name);
+            crate::launch::run(crate::launch::Plan { name, spec, image, host, runtime, console }, received, report)
+                .await;
+        });
+        orders
+    }
+}

@@ -1,0 +1,25 @@
+//! `shipote-machines`: microVMs, from a spec to a guest that answers.
+//!
+//! For: starting and ending virtual machines, and handing out connections to the agent in each. Not for: what is said on
+//! those connections; whoever gets one speaks the agent's protocol by itself, so that no byte a guest sends is parsed
+//! here, beyond the greeting.
+//!
+//! Rooms: [`spec`] what a machine is made of, [`state`] the pure state machine, [`actor`] owns all machines, [`launch`]
+//! one machine's life, [`vmm`] QEMU and what it needs of the host, [`guest`] connections, `bus` (in the binary) the door.
+//!
+//! Invariant: no virtual machine outlives this process, and none is left without an entry in the actor's table.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+pub mod actor;
+pub mod console;
+pub mod error;
+pub mod guest;
+pub mod image;
+pub mod launch;
+pub mod spec;
+pub mod state;
+pub mod store;
+pub mod vmm;
+
+pub use error::Error;

@@ -1,0 +1,86 @@
+//! What a machine is made of, as TOML:
+//!
+//! ```toml
+//! memory_mib = 256
+//! cpus = 1
+//! ```
+
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// Longest name: it is the guest's host name (RFC 1123) and part of socket paths.
+pub const NAME_MAX: usize = 48;
+
+/// A machine's spec. Everything has a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Spec {
+    /// Memory in MiB, 64 to 65,536.
+    pub memory_mib: u32,
+    /// Processors, 1 to 64.
+    pub cpus: u8,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self { memory_mib: 256, cpus: 1 }
+    }
+}
+
+impl Spec {
+    /// Reads and checks a spec.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`], with line and key.
+    pub fn parse(name: &str, text: &str) -> Result<Self, Error> {
+        let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
+        check_name(name)?;
+        let spec: Self = toml::from_str(text).map_err(|error| invalid(format!("the spec: {error}")))?;
+        if !(64..=65_536).contains(&spec.memory_mib) {
+            return Err(invalid(format!("memory_mib = {}: give 64 to 65536", spec.memory_mib)));
+        }
+        if !(1..=64).contains(&spec.cpus) {
+            return Err(invalid(format!("cpus = {}: give 1 to 64", spec.cpus)));
+        }
+        Ok(spec)
+    }
+}
+
+/// A name is also a host name, a folder and part of a socket's path.
+///
+/// # Errors
+/// [`Error::InvalidSpec`].
+pub fn check_name(name: &str) -> Result<(), Error> {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(good) && !name.starts_with('-') && !name.ends_with('-')
+    {
+        return Ok(());
+    }
+    let problem = format!("a name has 1 to {NAME_MAX} of a-z, 0-9 and `-`, with no `-` at either end");
+    Err(Error::InvalidSpec { name: name.escape_debug().to_string(), problem })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["a", "web-1", "0", &"x".repeat(NAME_MAX)] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a b", "a/b", "..", "a.b", "ä", "a\0", &"x".repeat(NAME_MAX + 1)] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn specs() {
+        assert_eq!(Spec::parse("a", "").unwrap(), Spec::default());
+        assert_eq!(Spec::parse("a", "memory_mib = 128\ncpus = 2").unwrap(), Spec { memory_mib: 128, cpus: 2 });
+        for bad in ["memory_mib = 63", "cpus = 0", "cpus = 65", "memory = 1", "cpus = \"two\"", "["] {
+            assert!(matches!(Spec::parse("a", bad), Err(Error::InvalidSpec { .. })), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The actor with machines that are only pretended.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use shipote_machines::Error;
+use shipote_machines::actor::{Handle, Launcher, Shown};
+use shipote_machines::console::Console;
+use shipote_machines::guest::Guest;
+use shipote_machines::launch::{Order, Report};
+use shipote_machines::spec::Spec;
+use shipote_machines::state::State;
+use shipote_machines::store::Store;
+use tokio::sync::mpsc;
+
+type Tell = Arc<dyn Fn(Report) + Send + Sync>;
+
+/// Machines that do what the test says, and end when they are told to.
+#[derive(Clone, Default)]
+struct Pretended(Arc<Mutex<Vec<Tell>>>);
+
+impl Launcher for Pretended {
+    fn launch(
+        &self,
+        _name: &str,
+        _spec: &Spec,
+        console: Console,
+        report: Box<dyn Fn(Report) + Send + Sync>,
+    ) -> mpsc::UnboundedSender<Order> {
+        console.push(b"booting\n");
+        let tell: Tell = report.into();
+        self.0.lock().unwrap().push(Arc::clone(&tell));
+        let (orders, mut received) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            if let Some(order) = received.recv().await {
+                tell(Report::Exited { clean: order == Order::PowerOff, reason: format!("{order:?}") });
+            }
+        });
+        orders
+    }
+}
+
+struct Trial {
+    handle: Handle,
+    changes: mpsc::UnboundedReceiver<Shown>,
+    machines: Pretended,
+    dir: tempfile::TempDir,
+}
+
+fn trial() -> Trial {
+    let dir = tempfile::tempdir().unwrap();
+    let (sender, changes) = mpsc::unbounded_channel();
+    let machines = Pretended::default();
+    let handle = Handle::start(Store::new(dir.path()), machines.clone(), sender).unwrap();
+    Trial { handle, changes, machines, dir }
+}
+
+impl Trial {
+    fn tell(&self, life: usize, report: Report) {
+        let tell = Arc::clone(&self.machines.0.lock().unwrap()[life]);
+        tell(report);
+    }
+
+    async fn next(&mut self) -> (State, String) {
+        let shown = self.changes.recv().await.unwrap();
+        (shown.state, shown.reason)
+    }
+}
+
+fn guest() -> Guest {
+    Guest { name: "a".into(), socket: "/nowhere".into(), secret: String::new() }
+}
+
+#[tokio::test]
+async fn a_machine_lives_and_is_there_after_a_restart() {
+    let mut trial = trial();
+    trial.handle.create("a", Spec::default()).await.unwrap();
+    assert!(matches!(trial.handle.create("a", Spec::default()).await, Err(Error::NameTaken(_))));
+    assert!(matches!(trial.handle.start_machine("b").await, Err(Error::NoSuchMachine(_))));
+    assert!(matches!(trial.handle.guest("a").await, Err(Error::WrongState { .. })));
+    assert_eq!(trial.next().await.0, State::Stopped);
+    trial.handle.start_machine("a").await.unwrap();
+    assert_eq!(trial.next().await.0, State::Starting);
+    assert!(matches!(trial.handle.start_machine("a").await, Err(Error::WrongState { .. })));
+    trial.tell(0, Report::Ready(guest()));
+    assert_eq!(trial.next().await.0, State::Running);
+    assert!(trial.handle.guest("a").await.is_ok());
+    assert_eq!(trial.handle.console("a").await.unwrap(), b"booting\n");
+    assert!(matches!(trial.handle.remove("a").await, Err(Error::WrongState { .. })));
+    trial.handle.stop("a", Duration::from_secs(100)).await.unwrap();
+    assert_eq!(trial.next().await.0, State::Stopping);
+    assert_eq!(trial.next().await, (State::Stopped, "PowerOff".into()));
+
+    let (sender, _changes) = mpsc::unbounded_channel();
+    let again = Handle::start(Store::new(trial.dir.path()), Pretended::default(), sender).unwrap();
+    assert_eq!(again.list().await.unwrap().len(), 1);
+    again.remove("a").await.unwrap();
+    assert!(again.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_machine_that_dies_is_failed_and_starts_again_untouched_by_its_past() {
+    let mut trial = trial();
+    trial.handle.create("a", Spec::default()).await.unwrap();
+    trial.handle.start_machine("a").await.unwrap();
+    trial.tell(0, Report::Exited { clean: true, reason: "died".into() });
+    for state in [State::Stopped, State::Starting] {
+        assert_eq!(trial.next().await.0, state);
+    }
+    assert_eq!(trial.next().await, (State::Failed, "died".into()), "before it was ready even a clean end is a failure");
+    trial.handle.start_machine("a").await.unwrap();
+    assert_eq!(trial.next().await, (State::Starting, String::new()));
+    // Late words of the first life.
+    trial.tell(0, Report::Exited { clean: false, reason: "old".into() });
+    trial.tell(1, Report::Ready(guest()));
+    assert_eq!(trial.next().await.0, State::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_takes_too_long_is_killed() {
+    let mut trial = trial();
+    trial.handle.create("a", Spec::default()).await.unwrap();
+    trial.handle.start_machine("a").await.unwrap();
+    for state in [State::Stopped, State::Starting, State::Failing] {
+        assert_eq!(trial.next().await.0, state);
+    }
+    assert_eq!(trial.next().await, (State::Failed, "Kill".into()));
+}
+
+#[tokio::test]
+async fn the_end_of_the_service_is_the_end_of_all_machines() {
+    let trial = trial();
+    for name in ["a", "b"] {
+        trial.handle.create(name, Spec::default()).await.unwrap();
+        trial.handle.start_machine(name).await.unwrap();
+    }
+    trial.handle.shut_down().await;
+    assert!(matches!(trial.handle.list().await, Err(Error::Stopping)));
+}

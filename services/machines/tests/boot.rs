@@ -1,0 +1,167 @@
+//! A machine that really boots, through the actor, talked to by the public release of the protocol crate.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shipote_agent_protocol::{ports, read_message, write_message};
+use shipote_machines::actor::{Handle, Qemu, Shown};
+use shipote_machines::spec::Spec;
+use shipote_machines::state::State;
+use shipote_machines::store::Store;
+use smolvm_protocol_0::{AgentRequest, AgentResponse};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+/// The image, from `SHIPOTE_MACHINE_IMAGE`, else from the cache or built now; `None` where there is no QEMU to boot it.
+fn image() -> Option<PathBuf> {
+    let found =
+        std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|d| d.join("qemu-system-x86_64").exists());
+    if !found {
+        eprintln!("skipped: there is no qemu-system-x86_64 on the PATH");
+        return None;
+    }
+    if let Some(dir) = std::env::var_os("SHIPOTE_MACHINE_IMAGE") {
+        return Some(dir.into());
+    }
+    let output = Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--package", "xtask", "--", "image"])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "cargo xtask image: {}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).unwrap().trim().into())
+}
+
+struct Machines {
+    handle: Handle,
+    changes: mpsc::UnboundedReceiver<Shown>,
+    dir: tempfile::TempDir,
+}
+
+fn machines(image: PathBuf) -> Machines {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, runtime) = (dir.path().join("state"), dir.path().join("run"));
+    std::fs::create_dir(&state).unwrap();
+    let (sender, changes) = mpsc::unbounded_channel();
+    let launcher = Qemu { image, runtime, host: Arc::default() };
+    Machines { handle: Handle::start(Store::new(&state), launcher, sender).unwrap(), changes, dir }
+}
+
+impl Machines {
+    /// Waits for a machine's state; the changes are told, nothing is asked.
+    async fn until(&mut self, state: State) -> Shown {
+        loop {
+            let shown = self.changes.recv().await.unwrap();
+            if shown.state == state {
+                return shown;
+            }
+            assert_ne!(shown.state, State::Failed, "{}", shown.reason);
+        }
+    }
+
+    /// Processes whose command line names this test's folder.
+    fn processes(&self) -> usize {
+        let needle = self.dir.path().to_str().unwrap().to_owned();
+        let mentions = |entry: &std::fs::DirEntry| {
+            std::fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&needle))
+        };
+        std::fs::read_dir("/proc").unwrap().flatten().filter(mentions).count()
+    }
+}
+
+async fn ask(stream: &mut UnixStream, request: &AgentRequest) -> AgentResponse {
+    write_message(stream, request).await.unwrap();
+    read_message(stream).await.unwrap().unwrap()
+}
+
+fn shell(script: &str) -> AgentRequest {
+    AgentRequest::VmExec {
+        command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: vec![],
+        workdir: None,
+        timeout_ms: None,
+        interactive: false,
+        tty: false,
+        background: false,
+    }
+}
+
+async fn run(stream: &mut UnixStream, script: &str) -> String {
+    match ask(stream, &shell(script)).await {
+        AgentResponse::Completed { exit_code: 0, stdout, .. } => String::from_utf8(stdout).unwrap(),
+        other => panic!("{script}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_machine_boots_runs_commands_moves_files_and_powers_off() {
+    let Some(image) = image() else { return };
+    let mut machines = machines(image);
+    let begun = Instant::now();
+    machines.handle.create("demo", Spec { memory_mib: 128, cpus: 1 }).await.unwrap();
+    machines.handle.start_machine("demo").await.unwrap();
+    machines.until(State::Running).await;
+    eprintln!("from start to the agent's answer: {:.1?}", begun.elapsed());
+    let guest = machines.handle.guest("demo").await.unwrap();
+
+    let mut control = guest.connect(ports::AGENT_CONTROL).await.unwrap();
+    assert_eq!(run(&mut control, "hostname; echo $$; cat /proc/1/comm").await.lines().next(), Some("demo"));
+    let resident = run(&mut control, "awk '/VmRSS/ {print $2}' /proc/1/status").await;
+    eprintln!("the agent's memory: {} KiB", resident.trim());
+    assert!(resident.trim().parse::<u32>().unwrap() <= 8 * 1024);
+
+    // The secret is nowhere in the guest, and the greeting is needed even there.
+    assert_eq!(
+        run(&mut control, "ls /shipote-machine.json 2>/dev/null; cat /proc/cmdline | grep -c secret; true").await,
+        "0\n"
+    );
+    let strange = guest_without_secret(&guest).connect(ports::AGENT_CONTROL).await;
+    assert!(strange.is_err(), "a connection without the secret was let in");
+
+    // Two connections at once, and what a command leaves behind ends with it: here in a session of its own.
+    let mut other = guest.connect(ports::AGENT_CONTROL).await.unwrap();
+    write_message(&mut other, &shell("setsid sleep 4242 & echo; sleep 0.2")).await.unwrap();
+    run(&mut control, "until pidof sleep; do :; done").await;
+    assert!(matches!(read_message(&mut other).await.unwrap(), Some(AgentResponse::Completed { exit_code: 0, .. })));
+    run(&mut control, "while pidof sleep; do :; done").await;
+
+    let data: Vec<u8> = (0..700_000_u32).map(|n| (n % 251) as u8).collect();
+    let write = AgentRequest::FileWrite { path: "/tmp/data".into(), data: data.clone(), mode: Some(0o600) };
+    assert!(matches!(ask(&mut control, &write).await, AgentResponse::Ok { .. }));
+    assert_eq!(run(&mut control, "wc -c < /tmp/data").await.trim(), "700000");
+    write_message(&mut control, &AgentRequest::FileRead { path: "/tmp/data".into() }).await.unwrap();
+    let mut back = Vec::new();
+    while let Some(AgentResponse::DataChunk { data, done: false }) = read_message(&mut control).await.unwrap() {
+        back.extend(data);
+    }
+    assert!(back == data, "the file came back changed");
+
+    machines.handle.stop("demo", Duration::from_secs(60)).await.unwrap();
+    let shown = machines.until(State::Stopped).await;
+    assert_eq!(shown.reason, "the guest powered off");
+    assert_eq!(machines.processes(), 0);
+    assert!(!machines.dir.path().join("run/demo").exists());
+}
+
+fn guest_without_secret(guest: &shipote_machines::guest::Guest) -> shipote_machines::guest::Guest {
+    shipote_machines::guest::Guest { secret: "guess".into(), ..guest.clone() }
+}
+
+#[tokio::test]
+async fn a_killed_service_leaves_no_machine_behind() {
+    let Some(image) = image() else { return };
+    let mut machines = machines(image);
+    machines.handle.create("killed", Spec { memory_mib: 128, cpus: 1 }).await.unwrap();
+    machines.handle.start_machine("killed").await.unwrap();
+    machines.until(State::Starting).await;
+    while machines.processes() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    machines.handle.shut_down().await;
+    assert_eq!(machines.processes(), 0);
+}

@@ -1,0 +1,12 @@
+//! `org.shipote.Machines1`: wire types, errors and the client proxy.
+
+mod error;
+mod info;
+mod proxy;
+
+pub use error::MachinesError;
+pub use info::MachineInfo;
+pub use proxy::{MachinesProxy, StateChanged};
+
+/// Interface of the root object.
+pub const MANAGER_INTERFACE: &str = "org.shipote.Machines1.Manager";

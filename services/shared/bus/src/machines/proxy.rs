@@ -1,0 +1,35 @@
+//! Client proxy. The documentation of each method is the interface's own.
+
+use std::collections::BTreeMap;
+
+use zbus::OwnedFd;
+
+use super::{MachineInfo, MachinesError};
+
+type Options<'a> = BTreeMap<&'a str, zbus::Variant<'a>>;
+
+/// Client of the root object.
+#[zbus::proxy(
+    interface = "org.shipote.Machines1.Manager",
+    default_service = "org.shipote.Machines1",
+    default_path = "/org/shipote/Machines1"
+)]
+pub trait Machines {
+    /// See the interface.
+    fn create(&self, name: &str, spec: &str, options: Options<'_>) -> Result<(), MachinesError>;
+    /// See the interface.
+    fn start(&self, name: &str, options: Options<'_>) -> Result<(), MachinesError>;
+    /// See the interface.
+    fn stop(&self, name: &str, grace_ms: u64, options: Options<'_>) -> Result<(), MachinesError>;
+    /// See the interface.
+    fn delete(&self, name: &str, options: Options<'_>) -> Result<(), MachinesError>;
+    /// See the interface.
+    fn list(&self, options: Options<'_>) -> Result<Vec<MachineInfo>, MachinesError>;
+    /// See the interface.
+    fn connect(&self, name: &str, port: u32, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
+    /// See the interface.
+    fn console(&self, name: &str, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
+    /// See the interface.
+    #[zbus(signal)]
+    fn state_changed(&self, name: String, state: String, reason: String) -> zbus::Result<()>;
+}
