@@ -13,9 +13,9 @@ use shipote_machines::actor::{Handle, Shown};
 use shipote_machines::spec::Spec;
 use shipote_service::{Authority, Caller};
 use tokio::sync::mpsc;
+use zbus::OwnedVariant;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
-use zbus::OwnedVariant;
 
 /// polkit: everything about machines.
 const ACTION: &str = "org.shipote.machines.manage";
@@ -36,10 +36,7 @@ impl Manager {
         if let Some(name) = options.keys().next() {
             return Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name")));
         }
-        self.authority
-            .check(header, ACTION)
-            .await
-            .map_err(|error| MachinesError::NotAuthorized(error.to_string()))
+        self.authority.check(header, ACTION).await.map_err(|error| MachinesError::NotAuthorized(error.to_string()))
     }
 
     /// Does a mutation with its audit record: refused before it starts where records are required and cannot be taken.
@@ -181,7 +178,11 @@ impl Manager {
 /// Passes changes on to the bus for as long as the actor lives.
 pub(crate) async fn publish(connection: zbus::Connection, mut changes: mpsc::UnboundedReceiver<Shown>) {
     while let Some(Shown { name, state, reason, .. }) = changes.recv().await {
-        tracing::info!("machine {name} is {}{}", state.as_str(), if reason.is_empty() { "" } else { ": " }.to_owned() + &reason);
+        tracing::info!(
+            "machine {name} is {}{}",
+            state.as_str(),
+            if reason.is_empty() { "" } else { ": " }.to_owned() + &reason
+        );
         let told = async {
             let emitter = SignalEmitter::new(&connection, Service::Machines.path())?;
             Manager::state_changed(&emitter, name, state.as_str().to_owned(), reason).await
@@ -203,6 +204,7 @@ fn info(shown: Shown) -> MachineInfo {
 }
 
 /// The one place where errors become the bus's.
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn refusal(error: Error) -> MachinesError {
     let text = error.to_string();
     match error {

@@ -34,18 +34,12 @@ impl Parts for Machines {
 
 async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
     let (changes, changed) = mpsc::unbounded_channel();
-    let launcher = Qemu {
-        image: paths::machine_image(),
-        runtime: context.paths.runtime.join("machines"),
-        host: Arc::default(),
-    };
+    let launcher =
+        Qemu { image: paths::machine_image(), runtime: context.paths.runtime.join("machines"), host: Arc::default() };
     let actor = Handle::start(Store::new(&context.paths.state), launcher, changes).context("load the machines")?;
     tokio::spawn(publish(context.connection.clone(), changed));
-    let manager = Manager {
-        actor: actor.clone(),
-        authority: context.authority.clone(),
-        audit: Arc::clone(&context.audit),
-    };
+    let manager =
+        Manager { actor: actor.clone(), authority: context.authority.clone(), audit: Arc::clone(&context.audit) };
     context.connection.object_server().at(Service::Machines.path(), manager).await?;
     Ok(Machines { actor })
 }

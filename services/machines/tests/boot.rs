@@ -153,7 +153,7 @@ fn guest_without_secret(guest: &shipote_machines::guest::Guest) -> shipote_machi
 }
 
 #[tokio::test]
-async fn a_killed_service_leaves_no_machine_behind() {
+async fn the_end_of_the_service_ends_a_machine_that_only_starts() {
     let Some(image) = image() else { return };
     let mut machines = machines(image);
     machines.handle.create("killed", Spec { memory_mib: 128, cpus: 1 }).await.unwrap();

@@ -1,6 +1,5 @@
 //! Dictionaries of `org.shipote.Machines1`. Every one may gain keys.
 
-use serde::{Deserialize, Serialize};
 use zbus::{DeserializeDict, SerializeDict, Type};
 
 /// A machine, in lists.
