@@ -22,6 +22,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+    pty::OpenptFlags,
 };
 
 /// Far longer than anything takes: a test that gets here has failed.
@@ -60,8 +61,11 @@ impl House {
     }
 
     fn up(&self, services: &[(&str, &str)], arguments: &[&str]) -> Up {
+        self.up_as(self.shipote(), services, arguments)
+    }
+
+    fn up_as(&self, mut command: Command, services: &[(&str, &str)], arguments: &[&str]) -> Up {
         let names: Vec<&str> = services.iter().map(|(name, _)| *name).collect();
-        let mut command = self.shipote();
         command.arg("up").arg("--state").arg(self.path("state")).arg("--runtime").arg(self.path("run"));
         command.arg("--services").arg(names.join(",")).args(arguments);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -143,6 +147,7 @@ impl Up {
 
     /// Waits for its end and what it printed until then.
     fn end(mut self) -> (std::process::ExitStatus, Vec<String>) {
+        assert!(gone(watch(self.child.id()).as_fd()), "does not end:\n{}", self.seen.join("\n"));
         let status = self.child.wait().unwrap();
         self.seen.extend(self.lines.iter());
         (status, std::mem::take(&mut self.seen))
@@ -334,6 +339,49 @@ fn orphans_of_services_end_with_the_appliance() {
 }
 
 #[test]
+fn an_outer_service_manager_hears_of_it() {
+    let services = [("proxy", "good")];
+    let house = House::new(&services);
+    let path = house.path("outer");
+    let outer = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    outer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = house.shipote();
+    command.env("NOTIFY_SOCKET", &path);
+    let mut up = house.up_as(command, &services, &[]);
+    let heard = || {
+        let mut bytes = [0; 256];
+        let length = outer.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..length]).into_owned()
+    };
+    assert!(heard().contains("READY=1"));
+    up.line(|l| l == "ready");
+    up.stop();
+    assert!(heard().contains("STOPPING=1"));
+}
+
+#[test]
+fn a_hang_up_reloads_but_a_lost_terminal_stops() {
+    let services = [("proxy", "good")];
+    let house = House::new(&services);
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let controller = rustix::pty::openpt(flags).unwrap();
+    rustix::pty::grantpt(&controller).unwrap();
+    rustix::pty::unlockpt(&controller).unwrap();
+    let name = rustix::pty::ptsname(&controller, Vec::new()).unwrap().into_string().unwrap();
+    let terminal = fs::OpenOptions::new().read(true).write(true).open(name).unwrap();
+    let mut command = house.shipote();
+    command.stdin(terminal);
+    let mut up = house.up_as(command, &services, &[]);
+    up.line(|l| l == "ready");
+    up.signal(Signal::HUP);
+    up.said("| reloads");
+    drop(controller);
+    up.signal(Signal::HUP);
+    let (status, lines) = up.end();
+    assert!(status.success() && lines.iter().any(|l| l.contains("the terminal is gone")), "{}", lines.join("\n"));
+}
+
+#[test]
 fn a_second_one_is_refused_with_the_holders_number() {
     let services = [("proxy", "good")];
     let (house, up) = House::ready(&services, &[]);
@@ -349,7 +397,9 @@ fn a_second_one_is_refused_with_the_holders_number() {
 #[test]
 fn a_missing_binary_is_named_before_anything_starts() {
     let house = House::new(&[]);
-    let (status, lines) = house.shipote_up_with_path("/nowhere", &[("machines", "good")]).end();
+    let mut command = house.shipote();
+    command.env("PATH", "/nowhere");
+    let (status, lines) = house.up_as(command, &[("machines", "good")], &[]).end();
     assert_eq!(status.code(), Some(1));
     assert!(lines.join("\n").contains("there is no shipote-machines"), "{lines:?}");
     assert!(!house.path("run").exists());
@@ -395,22 +445,6 @@ fn status_tells_of_a_service_that_does_not_answer() {
     let output = house.shipote().args(["status", "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("shipote up"), "says the way out");
-}
-
-impl House {
-    fn shipote_up_with_path(&self, path: &str, services: &[(&str, &str)]) -> Up {
-        let mut command = self.shipote();
-        let names: Vec<&str> = services.iter().map(|(name, _)| *name).collect();
-        command.env("PATH", path).arg("up").arg("--runtime").arg(self.path("run"));
-        command.arg("--state").arg(self.path("state")).arg("--services").arg(names.join(","));
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (sender, lines) = channel();
-        let stderr = child.stderr.take().unwrap();
-        std::thread::spawn(move || {
-            BufReader::new(stderr).lines().map_while(Result::ok).for_each(|l| drop(sender.send(l)));
-        });
-        Up { child, lines, seen: Vec::new() }
-    }
 }
 
 /// Not a test: what the scripts named like services start.
@@ -477,6 +511,7 @@ fn service() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let every = Duration::from_micros(std::env::var("WATCHDOG_USEC").unwrap().parse().unwrap());
+        let mut reload = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).unwrap();
         let mut ping = tokio::time::interval(every / 4);
         let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
         for pings in 0.. {
@@ -486,6 +521,11 @@ fn service() {
                     if behaviour == "stubborn" {
                         say(format!("pinged {pings} times"));
                     }
+                }
+                _ = reload.recv() => {
+                    notify("RELOADING=1\nMONOTONIC_USEC=1");
+                    say("reloads".to_owned());
+                    notify("READY=1");
                 }
                 _ = end.recv(), if behaviour != "stubborn" => {
                     say("told to end".to_owned());

@@ -42,7 +42,7 @@ pub(super) async fn complete(bus: &Connection, line: &mut ServiceLine) {
             line.confinement =
                 confinement.into_iter().map(|m| Line { mechanism: m.name, state: m.state, reason: m.reason }).collect();
         }
-        Ok(Err(error)) => line.status = format!("does not answer: {error}"),
+        Ok(Err(error)) => line.status = format!("does not answer: {}", shipote_bus::error::describe(&error)),
         Err(_) => line.status = format!("has not answered within {} s", ANSWER.as_secs()),
     }
 }

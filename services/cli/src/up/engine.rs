@@ -30,6 +30,7 @@ use super::{
     process::{self, Lifeline, Process},
     ready::Ready,
     supervisor::{Action, Cause, Event, Limits, Supervisor, Unit},
+    terminal::Terminal,
 };
 
 /// What comes to the engine from its tasks.
@@ -86,6 +87,7 @@ impl Engine {
         let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
         let mut hang_up = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
         let mut child = signal(SignalKind::child()).context("wait for SIGCHLD")?;
+        let terminal = Terminal::of_stdin();
         let notices = Receiver::bind(&folders.runtime.join("notify")).context("listen for the services' notices")?;
         orphans::adopt().context("adopt orphans")?;
         let (inputs, mut input) = mpsc::channel(64);
@@ -125,7 +127,14 @@ impl Engine {
                 Some(input) = input.recv() => engine.input(input),
                 _ = terminate.recv() => engine.feed_stop("SIGTERM"),
                 _ = interrupt.recv() => engine.feed_stop("SIGINT"),
-                _ = hang_up.recv() => engine.feed(Event::Reload),
+                _ = hang_up.recv() => {
+                    if terminal.is_gone() {
+                        engine.feed_stop("the terminal is gone");
+                    } else {
+                        engine.log.say("SIGHUP: the services read their configuration anew");
+                        engine.feed(Event::Reload);
+                    }
+                }
                 _ = child.recv() => orphans::reap(&engine.pids()),
                 notice = notices.receive() => match notice {
                     Ok((pid, notice)) => engine.notice(pid, notice),

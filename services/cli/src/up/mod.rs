@@ -19,6 +19,7 @@ mod orphans;
 mod process;
 mod ready;
 mod supervisor;
+mod terminal;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 

@@ -75,6 +75,11 @@ impl Ledger {
         self.with(|i| i.stalling = stalling);
     }
 
+    #[cfg(test)]
+    pub(super) fn has_faults(&self) -> bool {
+        self.with(|i| !i.faults.is_empty())
+    }
+
     pub(super) fn is_stalling(&self) -> bool {
         self.with(|i| i.stalling)
     }

@@ -115,3 +115,36 @@ pub(super) fn check_growth(ledger: &Ledger, samples: &[Sample]) {
         ledger.fault("memory is bounded", format_args!("{first} KiB mostly, {peak} KiB at its peak"));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(rss: impl Fn(u64) -> u64) -> Vec<Sample> {
+        let sample = |second| Sample {
+            second,
+            rss_kib: rss(second),
+            descriptors: 10,
+            cpu_seconds: 0.0,
+            stalled: second % 10 == 0,
+        };
+        (0..100).map(sample).collect()
+    }
+
+    #[test]
+    fn growth_is_a_fault() {
+        type Memory = fn(u64) -> u64;
+        let cases: [(&str, Memory, bool); 5] = [
+            ("steady", |_| 10_000, false),
+            ("grows at the start", |s| 10_000 + s.min(20) * 1_000, false),
+            ("grows while a client stalls", |s| if s % 10 == 0 { 30_000 } else { 10_000 }, false),
+            ("leaks", |s| 10_000 + s * 100, true),
+            ("has no bound while a client stalls", |s| if s % 10 == 0 { 300_000 } else { 10_000 }, true),
+        ];
+        for (name, memory, fault) in cases {
+            let ledger = Ledger::default();
+            check_growth(&ledger, &samples(memory));
+            assert_eq!(ledger.has_faults(), fault, "{name}");
+        }
+    }
+}
