@@ -122,6 +122,7 @@ fn serve(control: OwnedFd, config: &SpawnerConfig) {
     sys::keep_only(&[control.as_raw_fd()]);
     sys::name_process(c"shipote-spawn");
     let nofile = sys::raise_nofile();
+    forgo_oom_protection();
     let mut ids = Ids::new(config);
     // Compiled once; every keeper is a copy of this process.
     let filters = shipote_confinement::seccomp::command_filter_in_parts().ok();
@@ -161,6 +162,15 @@ fn serve(control: OwnedFd, config: &SpawnerConfig) {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
             Err(_) => return,
         }
+    }
+}
+
+/// A service may be protected from the kernel's memory killer; commands must not inherit that.
+fn forgo_oom_protection() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let now = fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if now.is_some_and(|now| now < 0) {
+        let _ = fs::write(FILE, "0");
     }
 }
 

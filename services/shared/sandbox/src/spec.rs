@@ -143,7 +143,8 @@ pub struct CommandSpec {
     pub terminal: Option<Terminal>,
     /// An open directory of a cgroup v2 that it starts in; beside or beneath the workspace's.
     pub cgroup: Option<Arc<OwnedFd>>,
-    /// Further descriptors it is given, by their number in the command; numbers from 3 to 1023.
+    /// Further descriptors it is given, by their number in the command; numbers from 3 to 1023. None may be
+    /// of a directory, which would lead out of the workspace's root.
     pub descriptors: Vec<(i32, Arc<OwnedFd>)>,
 }
 

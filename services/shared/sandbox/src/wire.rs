@@ -285,6 +285,19 @@ mod tests {
         assert!(receive::<String>(b.as_fd()).unwrap().is_none());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_a_message_or_an_error(bytes in proptest::collection::vec(proptest::num::u8::ANY, 1..200)) {
+            let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            for _ in 0..3 {
+                rustix::net::send(&a, &bytes, SendFlags::empty()).unwrap();
+            }
+            let _ = receive::<Create>(b.as_fd());
+            let _ = receive::<Request>(b.as_fd());
+            let _ = receive::<Reply>(b.as_fd());
+        }
+    }
+
     #[test]
     fn rubbish_is_an_error() {
         let (a, b) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();

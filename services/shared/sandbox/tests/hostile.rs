@@ -282,6 +282,21 @@ async fn calls_of_another_architecture_kill_it() {
 }
 
 #[tokio::test]
+async fn it_is_given_no_directory_of_the_host() {
+    let workspace = Workspace::new().await;
+    let root = || std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap());
+    let mut further = shell("ls /proc/self/fd/5/");
+    further.descriptors = vec![(5, std::sync::Arc::new(root()))];
+    let stdin = Stdio { stdin: Some(root()), ..Stdio::default() };
+    let mut cgroup = shell("true");
+    cgroup.cgroup = Some(std::sync::Arc::new(root()));
+    for (spec, stdio) in [(&further, Stdio::default()), (&shell("true"), stdin), (&cgroup, Stdio::default())] {
+        let error = workspace.keeper.spawn(1, spec, stdio).await.unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EISDIR), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn what_it_leaves_running_ends_with_the_workspace() {
     let mut workspace = Workspace::new().await;
     let (mut read, write) = common::pipe();

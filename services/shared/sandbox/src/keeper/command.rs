@@ -56,6 +56,15 @@ struct Plan<'a> {
 
 /// Starts `command`. When this returns its program runs, or did not come to it and is reaped.
 pub(super) fn start(command: &Command, given: Vec<OwnedFd>, common: &Common) -> Result<Started, Failure> {
+    for fd in &given {
+        let stat = rustix::fs::fstat(fd).map_err(|error| Failure::new(Step::Descriptors, "given", error))?;
+        // From the cgroup's the child is parted by close-on-exec; any other would lead out of the root.
+        let directory = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
+        if directory && !(command.cgroup && is_cgroup(fd)) {
+            let error = io::Error::from_raw_os_error(libc::EISDIR);
+            return Err(Failure::new(Step::Descriptors, "given: one is a directory", error));
+        }
+    }
     let text = |text: &str| {
         CString::new(text).map_err(|_| {
             Failure::new(Step::Request, "text with a NUL byte", io::Error::from_raw_os_error(libc::EINVAL))
@@ -121,6 +130,11 @@ pub(super) fn start(command: &Command, given: Vec<OwnedFd>, common: &Common) -> 
         return Err(Failure { step, errno, object: object.into_owned() });
     }
     Ok(Started { pid, pidfd, terminal: terminal.map(|(master, _)| master) })
+}
+
+fn is_cgroup(fd: &OwnedFd) -> bool {
+    const CGROUP2: u64 = 0x6367_7270;
+    rustix::fs::fstatfs(fd).is_ok_and(|stat| stat.f_type as u64 == CGROUP2)
 }
 
 /// The child's part, on the keeper's memory.

@@ -124,7 +124,7 @@ fn become_first(identity: Identity) -> Result<Mechanism, Failure> {
         }
         Identity::Caller { uid, .. } => Mechanism::degraded(
             "host-ids",
-            format!("commands are uid {uid} on the host, as every other workspace; setting ids needs privilege"),
+            format!("commands are uid {uid} with its groups on the host, in every workspace; other ids need privilege"),
         ),
     };
     sys::set_not_dumpable();
