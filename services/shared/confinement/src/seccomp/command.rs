@@ -306,6 +306,7 @@ const ALLOWED_HERE: &[i64] = &[
     libc::SYS_utime,
     libc::SYS_utimes,
     libc::SYS_vfork,
+    333, // io_pgetevents
 ];
 
 /// Made as they are on aarch64, by number where libc has no constant for it.
@@ -315,6 +316,7 @@ const ALLOWED_HERE: &[i64] = &[
     84,  // sync_file_range
     163, // getrlimit
     164, // setrlimit
+    292, // io_pgetevents
 ];
 
 /// Known, and refused with EPERM.
