@@ -6,6 +6,7 @@
   imports = [
     ./assertions.nix
     ./journal.nix
+    ./machines.nix
     ./package.nix
     ./pipelines.nix
     ./policies.nix

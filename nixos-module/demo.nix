@@ -68,9 +68,11 @@ writeShellApplication {
     }
     trap finish EXIT
 
-    export SHIPOTE_BUS_ADDRESS="unix:path=$work/run/bus"
+    # Folders of its own: an appliance that the user runs already is left alone.
+    export XDG_STATE_HOME="$work/state" XDG_RUNTIME_DIR="$work/run" XDG_CONFIG_HOME="$work/config"
+    mkdir -m 0700 "$work/run"
     mkfifo "$work/said"
-    shipote up --state "$work/state" --runtime "$work/run" >"$work/said" &
+    shipote up >"$work/said" &
     up=$!
     # Open to the end: a line that is written after `ready` must find a reader.
     exec 3<"$work/said"

@@ -29,13 +29,8 @@ in
   });
 
   config = lib.mkIf cfg.enable {
-    systemd.services =
-      lib.listToAttrs (map (name: lib.nameValuePair "shipote-${name}" (unit name)) names)
-      // lib.optionalAttrs cfg.services.machines.enable {
-        shipote-machines = unit "machines" // {
-          # /dev/kvm belongs to this group, where the host's rules do not open it to everybody.
-          serviceConfig.SupplementaryGroups = [ "kvm" ];
-        };
-      };
+    systemd.services = lib.listToAttrs (
+      map (name: lib.nameValuePair "shipote-${name}" (unit name)) names
+    );
   };
 }

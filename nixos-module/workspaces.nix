@@ -9,6 +9,7 @@
 let
   cfg = config.services.shipote;
   toml = pkgs.formats.toml { };
+  systemctl = "${config.systemd.package}/bin/systemctl";
 
   unit = name: workspace: {
     description = "Shipote workspace ${name}";
@@ -33,17 +34,22 @@ let
         ]
         ++ lib.optional workspace.strict "--strict"
       );
-      # It may be gone already: ended by hand, by its own limit of time, or with the service.
-      ExecStop =
-        "-"
-        + utils.escapeSystemdExecArgs [
-          (lib.getExe cfg.package)
-          "workspace"
-          "stop"
-          name
-          "--grace"
-          (toString workspace.graceMilliseconds)
-        ];
+      # It may be gone already: ended by hand, by its own limit of time, or with the service. Where the service is not
+      # there, asking for it would start it, and wait for the very job that waits for this one.
+      ExecStop = "-${pkgs.writeShellScript "stop-workspace" ''
+        if ${systemctl} --quiet is-active shipote-workspaces.service; then
+          exec ${
+            lib.escapeShellArgs [
+              (lib.getExe cfg.package)
+              "workspace"
+              "stop"
+              name
+              "--grace"
+              (toString workspace.graceMilliseconds)
+            ]
+          }
+        fi
+      ''}";
     };
   };
 in

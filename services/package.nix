@@ -25,6 +25,12 @@ rustPlatform.buildRustPackage {
 
   nativeBuildInputs = [ installShellFiles ];
 
+  # As the profile `dist`, which is for what packages ship.
+  env = {
+    CARGO_PROFILE_RELEASE_LTO = "thin";
+    CARGO_PROFILE_RELEASE_CODEGEN_UNITS = "4";
+  };
+
   buildPhase = ''
     runHook preBuild
     export CARGO_BUILD_JOBS=$NIX_BUILD_CORES

@@ -19,6 +19,12 @@ let
         nodes.machine = {
           imports = [ module ];
           services.shipote.enable = true;
+          # Users that scenarios let try things.
+          users.users.mallory.isNormalUser = true;
+          users.users.runner = {
+            isNormalUser = true;
+            extraGroups = [ "shipote" ];
+          };
           virtualisation.memorySize = 2048;
           virtualisation.cores = 2;
           # The journal is what scenarios read: complete, and never rate-limited.

@@ -104,6 +104,19 @@ in
     };
   };
 
+  machines = {
+    config = on { services.machines.image = "/srv/image"; };
+    holds = config: {
+      "the image stays where it is" = lib.hasInfix "SHIPOTE_MACHINE_IMAGE=/srv/image\"" (
+        text config "shipote-machines.service"
+      );
+      "QEMU is on the path" = lib.hasInfix "qemu" (text config "shipote-machines.service");
+      "the service is in the group of /dev/kvm" = lib.hasInfix "SupplementaryGroups=kvm" (
+        text config "shipote-machines.service"
+      );
+    };
+  };
+
   policies = {
     config = on {
       policies.landlock.proxy = {
