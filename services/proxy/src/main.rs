@@ -1,31 +1,80 @@
-//! `shipote-proxy`: the proxy. Its work is not written yet: it starts, serves its bus name
-//! and `Health`, and says so for the rest.
-#![forbid(unsafe_code)]
+//! `shipote-proxy`: the data plane of [`shipote_proxy`] as a service on the bus.
+//!
+//! Rules are the files of `proxy/rules/` in the configuration folder. They are read at the start, on `Reload` and on
+//! SIGHUP (`systemctl reload`); rules that cannot be served are refused and those from before go on.
+#![deny(unsafe_code)]
 
 mod bus;
+mod config;
+mod sockets;
+mod state;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use anyhow::Context as _;
 use shipote_bus::Service;
-use shipote_service::{Definition, Parts, run};
+use shipote_proxy::{Engine, Settings, admin};
+use shipote_service::{Context, Definition, Parts, run};
 
-struct Nothing;
+use crate::state::State;
 
-impl Parts for Nothing {
+struct Proxy {
+    state: Arc<State>,
+}
+
+impl Parts for Proxy {
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
-        Ok(BTreeMap::new())
+        let engine = &self.state.engine;
+        let listeners = engine.with_graph(|g| g.listeners.len()) as u64;
+        Ok(BTreeMap::from([("connections".to_owned(), engine.open()), ("listeners".to_owned(), listeners)]))
     }
+
+    async fn reload(&self) -> Result<(), String> {
+        self.state.reload().await.map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    async fn stop(&self) {
+        let left = self.state.engine.drain().await;
+        if left > 0 {
+            tracing::warn!("{left} connections were still open when the time to drain was up");
+        }
+    }
+}
+
+/// What is taken over and read before the service confines itself.
+struct Early {
+    settings: Settings,
+    inherited: Vec<std::net::TcpListener>,
+}
+
+async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
+    let engine = Arc::new(Engine::start(early.settings, early.inherited).context("start the workers")?);
+    let state = Arc::new(State::new(Arc::clone(&engine), context.paths.config.join("proxy")));
+    // Rules that are wrong must not keep the service from starting: it is over the bus that they are looked at.
+    if let Err(error) = state.reload().await {
+        tracing::error!("no rules are served: {error}");
+    }
+    let path = context.paths.runtime.join("admin.sock");
+    match admin::bind(&path) {
+        Ok(listener) => drop(tokio::spawn(admin::serve(listener, engine))),
+        Err(error) => tracing::error!("no figures over HTTP: bind {}: {error}", path.display()),
+    }
+    let manager = bus::Manager {
+        state: Arc::clone(&state),
+        authority: context.authority.clone(),
+        audit: Arc::clone(&context.audit),
+    };
+    context.connection.object_server().at(Service::Proxy.path(), manager).await?;
+    Ok(Proxy { state })
 }
 
 fn main() -> ExitCode {
     let definition = Definition { service: Service::Proxy, version: env!("CARGO_PKG_VERSION") };
     run(
         definition,
-        |_| Ok(()),
-        async |context, ()| {
-            context.connection.object_server().at(Service::Proxy.path(), bus::Manager).await?;
-            Ok(Nothing)
-        },
+        |paths| Ok(Early { settings: config::load(&paths.config)?, inherited: sockets::inherited()? }),
+        start,
     )
 }

@@ -1,5 +1,6 @@
 //! `shipote proxy`: rules compiled and shown, and the running proxy asked and reloaded.
 
+mod ask;
 mod compile;
 
 use std::process::ExitCode;
@@ -16,10 +17,32 @@ pub(crate) struct ProxyArgs {
 enum Command {
     /// Compile a directory of rules and print the flow graph, without touching any traffic
     Compile(compile::CompileArgs),
+    /// List the listeners and their rules, in the order in which they are tried
+    Rules(ask::JsonArgs),
+    /// Print the flow graph that holds now
+    Graph(ask::GraphArgs),
+    /// Read the rule files again and go over to them, whole or not at all
+    Reload(ask::JsonArgs),
+    /// List the open connections
+    Connections(ask::JsonArgs),
+    /// List the upstreams and how they fare
+    Upstreams(ask::JsonArgs),
+    /// Show the last flows; with --follow, those to come
+    Tail(ask::TailArgs),
+    /// Print the figures as OpenMetrics text
+    Metrics,
 }
 
 pub(crate) async fn run(args: ProxyArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Compile(args) => compile::run(&args),
+        Command::Compile(args) => return compile::run(&args),
+        Command::Rules(args) => ask::rules(&args).await?,
+        Command::Graph(args) => ask::graph(&args).await?,
+        Command::Reload(args) => ask::reload(&args).await?,
+        Command::Connections(args) => ask::connections(&args).await?,
+        Command::Upstreams(args) => ask::upstreams(&args).await?,
+        Command::Tail(args) => ask::tail(&args).await?,
+        Command::Metrics => ask::metrics().await?,
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,274 @@
+//! The data plane as a whole: its workers, what they listen on, and the plan they run by.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use shipote_rules::{Graph, Transport};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::figures::Figures;
+use crate::flows::{Flow, Flows};
+use crate::plan::{LinkError, Plan};
+use crate::settings::Settings;
+use crate::shared::Shared;
+use crate::upstream::Registry;
+use crate::worker::{self, Command, Window};
+
+/// Why a graph was not taken; the one before goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A rule asks for what this build cannot do.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// An address could not be bound.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// An open connection.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// Its number; flows name it.
+    pub id: u64,
+    /// Who connected.
+    pub remote: SocketAddr,
+    /// Where.
+    pub listener: SocketAddr,
+    /// For how long, milliseconds.
+    pub age_ms: u64,
+}
+
+/// What is known of an upstream.
+#[derive(Debug, Clone)]
+pub struct UpstreamInfo {
+    /// Its address as rules write it.
+    pub address: String,
+    /// Whether it is passed by because it could not be reached.
+    pub down: bool,
+    /// Requests and tunnels open now.
+    pub open: u64,
+    /// Requests and tunnels in all.
+    pub total: u64,
+    /// Connections that could not be made.
+    pub failures: u64,
+}
+
+struct Handle {
+    /// Taken when the engine ends, which ends the worker.
+    commands: Option<mpsc::UnboundedSender<Command>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    window: Window,
+}
+
+/// A running data plane.
+pub struct Engine {
+    settings: Arc<Settings>,
+    shared: Arc<Shared>,
+    registry: Registry,
+    workers: Vec<Handle>,
+    /// Sockets that came from the service manager, by address: never closed, so that none is lost while rules change.
+    inherited: BTreeMap<SocketAddr, TcpListener>,
+    listening: Mutex<Vec<SocketAddr>>,
+}
+
+impl Engine {
+    /// Starts the workers, with rules that match nothing. `inherited` are listeners that the service manager opened.
+    ///
+    /// # Errors
+    /// A thread could not be started, or an inherited socket has no address.
+    pub fn start(settings: Settings, inherited: Vec<TcpListener>) -> io::Result<Self> {
+        let settings = Arc::new(settings);
+        let registry = Registry::new();
+        let empty = Graph {
+            listeners: Vec::new(),
+            nodes: Vec::new(),
+            checks: Vec::new(),
+            middleware: Vec::new(),
+            terminators: Vec::new(),
+            files: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let plan = Plan::link(empty, &registry, None).map_err(io::Error::other)?;
+        let shared = Arc::new(Shared::new(Arc::new(plan)));
+        let mut by_address = BTreeMap::new();
+        for socket in inherited {
+            socket.set_nonblocking(true)?;
+            by_address.insert(socket.local_addr()?, socket);
+        }
+        let mut workers = Vec::with_capacity(settings.workers);
+        for i in 0..settings.workers.max(1) {
+            let (commands, receiver) = mpsc::unbounded_channel();
+            let flows = settings.flows.div_ceil(settings.workers.max(1));
+            let window = || Window {
+                figures: Arc::new(Figures::default()),
+                flows: Arc::new(Flows::new(flows)),
+                connections: Arc::default(),
+            };
+            let window = window();
+            let theirs = Window {
+                figures: Arc::clone(&window.figures),
+                flows: Arc::clone(&window.flows),
+                connections: Arc::clone(&window.connections),
+            };
+            let (settings, shared) = (Arc::clone(&settings), Arc::clone(&shared));
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{i}"))
+                .spawn(move || worker::run(settings, shared, &theirs, receiver))?;
+            workers.push(Handle { commands: Some(commands), thread: Some(thread), window });
+        }
+        Ok(Self { settings, shared, registry, workers, inherited: by_address, listening: Mutex::default() })
+    }
+
+    /// Goes over to another graph, whole or not at all: all of its addresses are bound before it holds. Requests that
+    /// are open end by the graph that they began with.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; the graph from before goes on.
+    pub fn apply(&self, graph: Graph) -> Result<(), ApplyError> {
+        let before = self.shared.plan();
+        let plan = Plan::link(graph, &self.registry, Some(&before))?;
+        let wanted: Vec<SocketAddr> = plan
+            .graph
+            .listeners
+            .iter()
+            .filter(|l| l.listen.transport == Transport::Tcp)
+            .map(|l| l.listen.address)
+            .collect();
+        let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut new = Vec::new();
+        for address in wanted.iter().filter(|a| !listening.contains(a)) {
+            for worker in &self.workers {
+                let socket = self.bind(*address).map_err(|source| ApplyError::Listen { address: *address, source })?;
+                new.push((worker, *address, socket));
+            }
+        }
+        self.shared.swap(Arc::new(plan));
+        for (worker, address, socket) in new {
+            tell(worker, Command::Listen(address, socket));
+        }
+        for address in listening.iter().filter(|a| !wanted.contains(a)) {
+            self.workers.iter().for_each(|w| tell(w, Command::Unlisten(*address)));
+        }
+        *listening = wanted;
+        Ok(())
+    }
+
+    fn bind(&self, address: SocketAddr) -> io::Result<TcpListener> {
+        if let Some(socket) = self.inherited.get(&address) {
+            return socket.try_clone();
+        }
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(4096)?;
+        Ok(socket.into())
+    }
+
+    /// Stops accepting, lets open requests end, and returns when the last connection is gone or time is up; then how
+    /// many connections were left.
+    pub async fn drain(&self) -> u64 {
+        self.shared.drain();
+        let mut ends = Vec::new();
+        for worker in &self.workers {
+            let (done, ended) = oneshot::channel();
+            tell(worker, Command::Drain(done));
+            ends.push(ended);
+        }
+        let all = async {
+            for end in ends {
+                // A worker that is gone has nothing open.
+                let _ = end.await;
+            }
+        };
+        if tokio::time::timeout(self.settings.drain_time, all).await.is_ok() { 0 } else { self.open() }
+    }
+
+    /// The graph that holds now.
+    #[must_use]
+    pub fn with_graph<R>(&self, f: impl FnOnce(&Graph) -> R) -> R {
+        f(&self.shared.plan().graph)
+    }
+
+    /// Connections open now.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.workers.iter().map(|w| w.window.figures.open.get()).sum()
+    }
+
+    /// The open connections, oldest first.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        let now = Instant::now();
+        let mut all = Vec::new();
+        for worker in &self.workers {
+            let open = worker.window.connections.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(open.iter().map(|(id, c)| ConnectionInfo {
+                id: *id,
+                remote: c.remote,
+                listener: c.listener,
+                age_ms: u64::try_from(now.saturating_duration_since(c.since).as_millis()).unwrap_or(u64::MAX),
+            }));
+        }
+        all.sort_by_key(|c| c.id);
+        all
+    }
+
+    /// The upstreams that rules named since the start.
+    #[must_use]
+    pub fn upstreams(&self) -> Vec<UpstreamInfo> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let info = |t: Arc<crate::upstream::Target>| UpstreamInfo {
+            address: t.name.clone(),
+            down: t.is_down(),
+            open: t.open.load(Relaxed) as u64,
+            total: t.total.load(Relaxed),
+            failures: t.failures.load(Relaxed),
+        };
+        self.registry.all().into_iter().map(info).collect()
+    }
+
+    /// The last flows of all workers, oldest first.
+    #[must_use]
+    pub fn flows(&self, count: usize) -> Vec<Flow> {
+        let mut all: Vec<Flow> = self.workers.iter().flat_map(|w| w.window.flows.last(count)).collect();
+        all.sort_by_key(|f| f.unix_ms);
+        all.split_off(all.len().saturating_sub(count))
+    }
+
+    pub(crate) fn figures(&self) -> impl Iterator<Item = &Figures> {
+        self.workers.iter().map(|w| &*w.window.figures)
+    }
+}
+
+impl Drop for Engine {
+    /// Ends the workers and waits for them, so that their addresses are free again.
+    fn drop(&mut self) {
+        self.workers.iter_mut().for_each(|w| drop(w.commands.take()));
+        for thread in self.workers.iter_mut().filter_map(|w| w.thread.take()) {
+            if thread.join().is_err() {
+                tracing::error!("a worker ended by a panic");
+            }
+        }
+    }
+}
+
+/// A worker that does not listen any more has ended on purpose.
+fn tell(worker: &Handle, command: Command) {
+    if let Some(commands) = &worker.commands {
+        let _ = commands.send(command);
+    }
+}

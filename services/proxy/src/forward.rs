@@ -1,0 +1,69 @@
+//! `tcp_forward`: a connection to an upstream, unread.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use shipote_rules::{Terminator, TerminatorId};
+
+use crate::flows::Entry;
+use crate::http1::exchange::InFlight;
+use crate::io::Io;
+use crate::plan::Plan;
+use crate::tunnel::{Passed, buffers, tunnel};
+use crate::upstream::{connect, pick};
+use crate::walk::Peer;
+use crate::worker::Worker;
+
+/// Connects to one of the rule's upstreams and passes bytes on until both sides are done.
+pub(crate) async fn forward(worker: &Worker, plan: &Plan, terminator: TerminatorId, client: Io, peer: &Peer) {
+    let entry = plan.graph.terminator(terminator);
+    let Terminator::TcpForward { balance, limits, .. } = &entry.terminator else { return };
+    let began = Instant::now();
+    let mut tried = Vec::new();
+    let mut error = String::new();
+    let mut name = "";
+    let passed = Cell::new(Passed::default());
+    let turn = worker.turn();
+    let targets = &plan.targets[terminator.index()];
+    while let Some(target) = pick(targets, *balance, turn, peer.remote.ip(), &tried) {
+        name = &target.name;
+        client.slot().set(limits.connect * 2);
+        match connect(target, limits.connect).await {
+            Ok(stream) => {
+                worker.figures.connects.add(1);
+                let _open = InFlight::new(target);
+                let upstream = Io::new(stream, client.share_slot());
+                client.slot().set(limits.idle);
+                let (mut up, mut down) = buffers(&worker.pool);
+                error = match tunnel(&client, &upstream, &mut up, &mut down, &passed).await {
+                    Ok(()) => String::new(),
+                    Err(e) => e.to_string(),
+                };
+                worker.pool.give(up);
+                worker.pool.give(down);
+                break;
+            }
+            Err(e) => {
+                worker.figures.connect_failures.add(1);
+                error = e.to_string();
+                tried.push(target.id);
+            }
+        }
+    }
+    let Passed { up, down } = passed.get();
+    worker.figures.bytes_in.add(up);
+    worker.figures.bytes_out.add(down);
+    let flow = Entry {
+        connection: peer.id,
+        client: &peer.remote_text,
+        rule: &entry.rule,
+        host: peer.sni.as_deref().unwrap_or("").as_bytes(),
+        upstream: name,
+        bytes_in: up,
+        bytes_out: down,
+        duration: began.elapsed(),
+        error: &error,
+        ..Entry::default()
+    };
+    worker.flows.push(&flow, Instant::now());
+}

@@ -1,0 +1,224 @@
+//! One type for every kind of stream, and reads and writes that know their connection's deadline.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::{Buf, Slot};
+
+/// A stream of bytes.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// Why a read or a write did not happen.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IoError {
+    #[error("a time limit passed")]
+    TimedOut,
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl Stream {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(s) => Pin::new(s).poll_read(cx, buf),
+            Self::Unix(s) => Pin::new(s).poll_read(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(s) => Pin::new(s).poll_write_vectored(cx, parts),
+            Self::Unix(s) => Pin::new(s).poll_write_vectored(cx, parts),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(s) => Pin::new(s).poll_write(cx, bytes),
+            Self::Unix(s) => Pin::new(s).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(s) => Pin::new(s).poll_shutdown(cx),
+            Self::Unix(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+
+    /// Whether an idle stream is still good: nothing came in, not even its end.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let mut byte = [0];
+        let read = match self {
+            Self::Tcp(s) => s.try_read(&mut byte),
+            Self::Unix(s) => s.try_read(&mut byte),
+        };
+        matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// The same with a question to the kernel, for requests that cannot be repeated.
+    pub(crate) fn is_quiet_for_sure(&self) -> bool {
+        use std::os::fd::AsFd as _;
+        let mut byte = [0u8];
+        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+        let fd = match self {
+            Self::Tcp(s) => s.as_fd(),
+            Self::Unix(s) => s.as_fd(),
+        };
+        matches!(rustix::net::recv(fd, &mut byte, flags), Err(rustix::io::Errno::AGAIN))
+    }
+}
+
+/// A stream that several futures of one task use in turn, each poll for itself, under one deadline.
+#[derive(Debug)]
+pub(crate) struct Io {
+    stream: RefCell<Stream>,
+    slot: Rc<Slot>,
+}
+
+impl Io {
+    pub(crate) fn new(stream: Stream, slot: Rc<Slot>) -> Self {
+        Self { stream: RefCell::new(stream), slot }
+    }
+
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    /// The slot, for another stream under the same deadline.
+    pub(crate) fn share_slot(&self) -> Rc<Slot> {
+        Rc::clone(&self.slot)
+    }
+
+    pub(crate) fn into_stream(self) -> Stream {
+        self.stream.into_inner()
+    }
+
+    /// Reads once into the buffer's spare room; 0 at the end of the stream. The time limit counts from then again.
+    pub(crate) async fn fill(&self, buf: &mut Buf) -> Result<usize, IoError> {
+        let n = poll_fn(|cx| self.poll_fill(cx, buf)).await?;
+        self.slot.touch();
+        Ok(n)
+    }
+
+    /// The same, leaving the deadline where it is.
+    pub(crate) async fn fill_within(&self, buf: &mut Buf) -> Result<usize, IoError> {
+        poll_fn(|cx| self.poll_fill(cx, buf)).await
+    }
+
+    fn poll_fill(&self, cx: &mut Context<'_>, buf: &mut Buf) -> Poll<Result<usize, IoError>> {
+        let mut room = ReadBuf::new(buf.spare());
+        debug_assert!(room.remaining() > 0, "a full buffer looks like the end of the stream");
+        match self.stream.borrow_mut().poll_read(cx, &mut room) {
+            Poll::Ready(Ok(())) => {
+                let n = room.filled().len();
+                buf.grew(n);
+                Poll::Ready(Ok(n))
+            }
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e.into())),
+            Poll::Pending => self.expired(cx),
+        }
+    }
+
+    fn expired<T>(&self, cx: &mut Context<'_>) -> Poll<Result<T, IoError>> {
+        if self.slot.poll_expired(cx) { Poll::Ready(Err(IoError::TimedOut)) } else { Poll::Pending }
+    }
+
+    /// Waits until there is something to read (or the end), holding no buffer meanwhile.
+    pub(crate) async fn readable(&self) -> Result<(), IoError> {
+        poll_fn(|cx| {
+            let ready = match &*self.stream.borrow() {
+                Stream::Tcp(s) => s.poll_read_ready(cx),
+                Stream::Unix(s) => s.poll_read_ready(cx),
+            };
+            match ready {
+                Poll::Ready(result) => Poll::Ready(result.map_err(IoError::from)),
+                Poll::Pending => self.expired(cx),
+            }
+        })
+        .await
+    }
+
+    /// Writes all of `bytes`.
+    pub(crate) async fn write(&self, mut bytes: &[u8]) -> Result<(), IoError> {
+        poll_fn(|cx| {
+            while !bytes.is_empty() {
+                match self.stream.borrow_mut().poll_write(cx, bytes) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(closed())),
+                    Poll::Ready(Ok(n)) => bytes = &bytes[n..],
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e.into())),
+                    Poll::Pending => return self.expired(cx),
+                }
+                self.slot.touch();
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    /// Writes three pieces, one after the other, with as few calls as the kernel allows.
+    pub(crate) async fn write_all(&self, pieces: [&[u8]; 3]) -> Result<(), IoError> {
+        let total: usize = pieces.iter().map(|p| p.len()).sum();
+        let mut done = 0;
+        poll_fn(|cx| {
+            while done < total {
+                let n = ready!(self.poll_write_from(cx, &pieces, done))?;
+                if n == 0 {
+                    return Poll::Ready(Err(closed()));
+                }
+                done += n;
+                self.slot.touch();
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await
+    }
+
+    fn poll_write_from(&self, cx: &mut Context<'_>, pieces: &[&[u8]; 3], done: usize) -> Poll<Result<usize, IoError>> {
+        let mut skip = done;
+        let mut rest = [IoSlice::new(&[]); 3];
+        let mut used = 0;
+        for piece in pieces {
+            if skip >= piece.len() {
+                skip -= piece.len();
+            } else {
+                rest[used] = IoSlice::new(&piece[skip..]);
+                used += 1;
+                skip = 0;
+            }
+        }
+        let mut stream = self.stream.borrow_mut();
+        let written = match &rest[..used] {
+            [one] => stream.poll_write(cx, one),
+            many => stream.poll_write_vectored(cx, many),
+        };
+        match written {
+            Poll::Ready(result) => Poll::Ready(result.map_err(IoError::from)),
+            Poll::Pending => self.expired(cx),
+        }
+    }
+
+    /// Says that nothing more will be written.
+    pub(crate) async fn shutdown(&self) -> Result<(), IoError> {
+        poll_fn(|cx| match self.stream.borrow_mut().poll_shutdown(cx) {
+            Poll::Ready(result) => Poll::Ready(result.map_err(IoError::from)),
+            Poll::Pending => self.expired(cx),
+        })
+        .await
+    }
+}
+
+fn closed() -> IoError {
+    IoError::System(io::ErrorKind::WriteZero.into())
+}

@@ -1,0 +1,32 @@
+//! The proxy's data plane: connections in, rules applied, bytes out.
+//!
+//! For: serving a compiled graph of rules ([`shipote_rules::Graph`]) on real sockets, by one single-threaded runtime
+//! per core. Not for: reading rules (that is `shipote-rules`), compiling WASM, writing to disk.
+//!
+//! Invariant: a request runs by one plan from its first byte to its last, whatever is loaded meanwhile; where a message
+//! ends is decided once, by strict parsing, and what goes on is framed by the proxy itself; a body is never in memory
+//! as a whole.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+mod engine;
+mod figures;
+mod flows;
+mod forward;
+mod http1;
+mod io;
+pub mod metrics;
+mod peek;
+mod plan;
+mod rate;
+mod settings;
+mod shared;
+mod tunnel;
+mod upstream;
+mod walk;
+mod worker;
+
+pub use engine::{ApplyError, ConnectionInfo, Engine, UpstreamInfo};
+pub use flows::Flow;
+pub use plan::LinkError;
+pub use settings::Settings;

@@ -1,0 +1,125 @@
+//! A graph linked to what it needs at run time: upstreams and rate limits. Immutable, swapped whole.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use shipote_rules::{
+    Graph, HttpVersion, Listener, Middleware, Node, Phase, Terminator, TerminatorEntry, Transport, Upstream,
+    UpstreamAddress,
+};
+
+use crate::rate::Limiter;
+use crate::upstream::{Registry, Target};
+
+/// A rule that this build cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("link rule {rule:?}: {reason}")]
+pub struct LinkError {
+    /// The rule.
+    pub rule: String,
+    /// What is missing, and what can be written instead.
+    pub reason: String,
+}
+
+/// What workers run by.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) graph: Graph,
+    /// By terminator.
+    pub(crate) targets: Vec<Vec<Arc<Target>>>,
+    /// By middleware; rate limits only.
+    pub(crate) limiters: Vec<Option<Arc<Limiter>>>,
+    listeners: HashMap<(Transport, SocketAddr), usize>,
+}
+
+impl Plan {
+    /// Links a graph. Upstreams and rate limits that the plan before had are kept with all that they know.
+    pub(crate) fn link(graph: Graph, registry: &Registry, before: Option<&Plan>) -> Result<Self, LinkError> {
+        let mut targets = Vec::with_capacity(graph.terminators.len());
+        for entry in &graph.terminators {
+            let upstreams = upstreams_of(entry).map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
+            targets.push(upstreams.iter().map(|u| registry.target(u)).collect());
+        }
+        for node in &graph.nodes {
+            if let Node::Upgrade { to: Phase::Body, .. } = node {
+                return Err(unsupported(first_rule(&graph), "a match on http.body"));
+            }
+        }
+        for listener in &graph.listeners {
+            let rule = listener.rules.first().cloned().unwrap_or_default();
+            if listener.tls.is_some() {
+                return Err(unsupported(rule, "TLS on a listener"));
+            }
+            if listener.listen.transport == Transport::Udp {
+                return Err(unsupported(rule, "udp_forward"));
+            }
+        }
+        let mut limiters = Vec::with_capacity(graph.middleware.len());
+        for entry in &graph.middleware {
+            limiters.push(match &entry.middleware {
+                Middleware::RateLimit { rate, burst, window, .. } => {
+                    // The same limit of the same rule goes on counting across a reload.
+                    let kept = before.and_then(|b| b.limiter(&entry.rule, &entry.middleware));
+                    Some(kept.unwrap_or_else(|| Arc::new(Limiter::new(*rate, *window, *burst))))
+                }
+                Middleware::Plugin { .. } => return Err(unsupported(entry.rule.clone(), "a plugin in a chain")),
+                _ => None,
+            });
+        }
+        let listeners =
+            graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
+        Ok(Self { graph, targets, limiters, listeners })
+    }
+
+    fn limiter(&self, rule: &str, middleware: &Middleware) -> Option<Arc<Limiter>> {
+        let alike = |a: &Middleware, b: &Middleware| match (a, b) {
+            (
+                Middleware::RateLimit { key, rate, burst, window, .. },
+                Middleware::RateLimit { key: k, rate: r, burst: b, window: w, .. },
+            ) => (key, rate, burst, window) == (k, r, b, w),
+            _ => false,
+        };
+        let at = self.graph.middleware.iter().position(|e| e.rule == rule && alike(&e.middleware, middleware))?;
+        self.limiters[at].clone()
+    }
+
+    pub(crate) fn listener(&self, transport: Transport, address: SocketAddr) -> Option<&Listener> {
+        self.listeners.get(&(transport, address)).map(|&i| &self.graph.listeners[i])
+    }
+}
+
+fn first_rule(graph: &Graph) -> String {
+    graph.listeners.first().and_then(|l| l.rules.first()).cloned().unwrap_or_default()
+}
+
+fn unsupported(rule: String, what: &str) -> LinkError {
+    LinkError { rule, reason: format!("{what} is not built into this version of the proxy") }
+}
+
+fn upstreams_of(entry: &TerminatorEntry) -> Result<&[Upstream], String> {
+    let upstreams: &[Upstream] = match &entry.terminator {
+        Terminator::HttpProxy(spec) => {
+            if matches!(spec.version, HttpVersion::H2 | HttpVersion::H3) {
+                return Err("HTTP/2 and HTTP/3 to an upstream are not built into this version; use http1_proxy".into());
+            }
+            &spec.upstreams
+        }
+        Terminator::TcpForward { upstreams, .. } => upstreams,
+        Terminator::UdpForward { .. } => return Err("udp_forward is not built into this version".into()),
+        Terminator::Cgi { .. } => return Err("cgi is not built into this version".into()),
+        Terminator::Static(_) | Terminator::RedirectHttps(_) | Terminator::Close | Terminator::Send => &[],
+    };
+    for upstream in upstreams {
+        if upstream.tls.is_some() {
+            return Err(format!("TLS to {} is not built into this version", upstream.address));
+        }
+        if let UpstreamAddress::Workspace { .. } | UpstreamAddress::Machine { .. } = upstream.address {
+            return Err(format!(
+                "{}: names of workspaces and machines are not built into this version",
+                upstream.address
+            ));
+        }
+    }
+    Ok(upstreams)
+}

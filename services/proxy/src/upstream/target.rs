@@ -1,0 +1,208 @@
+//! What is known about an upstream, whichever rules name it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use shipote_rules::{Balance, Upstream, UpstreamAddress};
+
+/// How long an upstream that could not be reached is passed by, while there is another one.
+const PASSED_BY: Duration = Duration::from_secs(2);
+
+/// An upstream.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Index into each worker's pools; never used for another upstream.
+    pub(crate) id: usize,
+    pub(crate) address: UpstreamAddress,
+    /// The address as text, for logs and as `Host`.
+    pub(crate) name: String,
+    /// Where it is, if it takes no resolver to know.
+    pub(crate) ip: Option<IpAddr>,
+    /// Requests and tunnels open now.
+    pub(crate) open: AtomicUsize,
+    /// Requests and tunnels in all.
+    pub(crate) total: AtomicU64,
+    /// Connections that could not be made.
+    pub(crate) failures: AtomicU64,
+    /// Until when it is passed by, milliseconds since the registry was made.
+    down_until: AtomicU64,
+    epoch: Instant,
+}
+
+impl Target {
+    pub(crate) fn failed(&self) {
+        self.failures.fetch_add(1, Relaxed);
+        self.down_until.store(self.now() + millis(PASSED_BY), Relaxed);
+    }
+
+    pub(crate) fn worked(&self) {
+        if self.down_until.load(Relaxed) != 0 {
+            self.down_until.store(0, Relaxed);
+        }
+    }
+
+    pub(crate) fn is_down(&self) -> bool {
+        let until = self.down_until.load(Relaxed);
+        until != 0 && until > self.now()
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.epoch.elapsed())
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// All upstreams that any plan ever named.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    known: Mutex<HashMap<String, Arc<Target>>>,
+    epoch: Instant,
+}
+
+impl Registry {
+    pub(crate) fn new() -> Self {
+        Self { known: Mutex::default(), epoch: Instant::now() }
+    }
+
+    pub(crate) fn target(&self, upstream: &Upstream) -> Arc<Target> {
+        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let name = upstream.address.to_string();
+        let id = known.len();
+        let target = known.entry(name.clone()).or_insert_with(|| {
+            let ip = match &upstream.address {
+                UpstreamAddress::Tcp { host, .. } => host.parse().ok(),
+                _ => None,
+            };
+            Arc::new(Target {
+                id,
+                address: upstream.address.clone(),
+                name,
+                ip,
+                open: AtomicUsize::new(0),
+                total: AtomicU64::new(0),
+                failures: AtomicU64::new(0),
+                down_until: AtomicU64::new(0),
+                epoch: self.epoch,
+            })
+        });
+        Arc::clone(target)
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Target>> {
+        let known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut all: Vec<_> = known.values().cloned().collect();
+        all.sort_by_key(|t| t.id);
+        all
+    }
+}
+
+/// Picks one of `targets`, leaving out those in `tried` and, while there is another, those that are down. The last one
+/// is never left out for being down: it may be back, and an attempt is how one finds out.
+pub(crate) fn pick<'t>(
+    targets: &'t [Arc<Target>],
+    balance: Balance,
+    turn: usize,
+    client: IpAddr,
+    tried: &[usize],
+) -> Option<&'t Arc<Target>> {
+    if let [only] = targets {
+        return (!tried.contains(&only.id)).then_some(only);
+    }
+    let choose = |fit: &dyn Fn(&Target) -> bool| {
+        let fitting = || targets.iter().filter(|t| !tried.contains(&t.id) && fit(t));
+        match balance {
+            Balance::RoundRobin => {
+                let count = fitting().count();
+                (count > 0).then(|| fitting().nth(turn % count)).flatten()
+            }
+            Balance::LeastRequests => {
+                let least = fitting().map(|t| t.open.load(Relaxed)).min()?;
+                let mut equal = fitting().filter(|t| t.open.load(Relaxed) == least);
+                let count = equal.clone().count();
+                equal.nth(turn % count.max(1))
+            }
+            // Rendezvous hashing: each client has an order of all upstreams, and losing one moves only its clients.
+            Balance::ConsistentHash => fitting().max_by_key(|t| weigh(client, &t.name)),
+        }
+    };
+    choose(&|t| !t.is_down()).or_else(|| choose(&|_| true))
+}
+
+/// FNV-1a over both: stable across processes, which a client's stickiness needs and `RandomState` is not.
+fn weigh(client: IpAddr, name: &str) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut eat = |byte: u8| hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    match client {
+        IpAddr::V4(v4) => v4.octets().into_iter().for_each(&mut eat),
+        IpAddr::V6(v6) => v6.octets().into_iter().for_each(&mut eat),
+    }
+    name.bytes().for_each(&mut eat);
+    // The last bytes hardly reach the high bits by multiplication alone.
+    hash ^= hash >> 32;
+    hash.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn targets(n: u16) -> Vec<Arc<Target>> {
+        let registry = Registry::new();
+        (0..n)
+            .map(|i| {
+                let address = UpstreamAddress::Tcp { host: "10.0.0.1".into(), port: 1000 + i };
+                registry.target(&Upstream { address, tls: None })
+            })
+            .collect()
+    }
+
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn id(targets: &[Arc<Target>], balance: Balance, turn: usize, client: IpAddr, tried: &[usize]) -> Option<usize> {
+        pick(targets, balance, turn, client, tried).map(|t| t.id)
+    }
+
+    #[test]
+    fn turns_go_round_and_pass_by_what_is_down() {
+        let all = targets(3);
+        let order: Vec<_> = (0..4).filter_map(|t| id(&all, Balance::RoundRobin, t, CLIENT, &[])).collect();
+        assert_eq!(order, [0, 1, 2, 0]);
+        all[1].failed();
+        assert!((0..6).all(|t| id(&all, Balance::RoundRobin, t, CLIENT, &[]) != Some(1)));
+        all[0].failed();
+        all[2].failed();
+        assert!(id(&all, Balance::RoundRobin, 0, CLIENT, &[]).is_some(), "never all are left out");
+        assert_eq!(id(&all, Balance::RoundRobin, 0, CLIENT, &[0, 1, 2]), None);
+    }
+
+    #[test]
+    fn the_least_busy_one_is_picked() {
+        let all = targets(3);
+        all[0].open.store(2, Relaxed);
+        all[1].open.store(1, Relaxed);
+        all[2].open.store(3, Relaxed);
+        assert_eq!(id(&all, Balance::LeastRequests, 7, CLIENT, &[]), Some(1));
+    }
+
+    #[test]
+    fn losing_one_moves_only_its_clients() {
+        let all = targets(4);
+        let client = |i: u32| IpAddr::V4((0x0a00_0000 + i).into());
+        let before: Vec<_> = (0..400).map(|i| id(&all, Balance::ConsistentHash, 0, client(i), &[])).collect();
+        all[2].failed();
+        for (i, before) in before.iter().enumerate() {
+            let after = id(&all, Balance::ConsistentHash, 0, client(i as u32), &[]);
+            assert!(after == *before || *before == Some(2), "{i}");
+        }
+        for target in 0..4 {
+            let share = before.iter().filter(|b| **b == Some(target)).count();
+            assert!((40..=180).contains(&share), "{target}: {share} of 400");
+        }
+    }
+}

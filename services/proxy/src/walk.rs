@@ -1,0 +1,245 @@
+//! Walking the graph for a connection and for each of its requests.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use shipote_rules::{
+    Field, HeaderEdit, LimitKey, Middleware, MiddlewareId, Node, NodeId, OnError, Phase, Response, TerminatorId,
+    Transport, Value, View,
+};
+
+use crate::http1::request::RequestHead;
+use crate::plan::Plan;
+use crate::rate::Key;
+
+/// What is known of a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) id: u64,
+    pub(crate) remote: SocketAddr,
+    /// The remote address as headers and logs carry it.
+    pub(crate) remote_text: String,
+    pub(crate) local: SocketAddr,
+    /// The address of the listener, by which plans know it.
+    pub(crate) listener: SocketAddr,
+    /// The first bytes, where rules asked for them.
+    pub(crate) peeked: Box<[u8]>,
+    /// The server name in the first bytes.
+    pub(crate) sni: Option<String>,
+}
+
+impl View for Peer {
+    fn any(&self, field: &Field, f: &mut dyn FnMut(Value<'_>) -> bool) -> bool {
+        match field {
+            Field::Transport => f(Value::Bytes(b"tcp")),
+            Field::RemoteIp => f(Value::Address(canonical(self.remote.ip()))),
+            Field::RemotePort => f(Value::Integer(self.remote.port().into())),
+            Field::LocalIp => f(Value::Address(canonical(self.local.ip()))),
+            Field::LocalPort => f(Value::Integer(self.local.port().into())),
+            Field::Peek => !self.peeked.is_empty() && f(Value::Bytes(&self.peeked)),
+            Field::TlsSni => self.sni.as_ref().is_some_and(|name| f(Value::Bytes(name.as_bytes()))),
+            _ => false,
+        }
+    }
+}
+
+/// A client over IPv4 on an IPv6 socket is an IPv4 client to the rules.
+pub(crate) fn canonical(ip: IpAddr) -> IpAddr {
+    ip.to_canonical()
+}
+
+struct RequestView<'a> {
+    peer: &'a Peer,
+    head: &'a RequestHead,
+    bytes: &'a [u8],
+}
+
+impl View for RequestView<'_> {
+    fn any(&self, field: &Field, f: &mut dyn FnMut(Value<'_>) -> bool) -> bool {
+        match field {
+            Field::Method => f(Value::Bytes(self.head.method(self.bytes))),
+            Field::UriPath => f(Value::Bytes(self.head.path(self.bytes))),
+            Field::UriQuery => self.head.query(self.bytes).is_some_and(|q| f(Value::Bytes(q))),
+            // In the absolute form the host stands in the target.
+            Field::Header(name) if name == "host" => self.head.host(self.bytes).is_some_and(|h| f(Value::Bytes(h))),
+            Field::Header(name) => self.head.lines.values(self.bytes, name.as_bytes()).any(|v| f(Value::Bytes(v))),
+            other => self.peer.any(other, f),
+        }
+    }
+}
+
+/// Where a connection goes before any request was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// The first bytes are needed to decide.
+    Peek,
+    /// It speaks HTTP.
+    Http,
+    /// It is forwarded.
+    Forward(TerminatorId),
+    /// Nobody wants it.
+    Close,
+}
+
+/// Walks until bytes are needed; `peeked` says that the first ones are there, and whether they look like HTTP.
+pub(crate) fn arrive(plan: &Plan, entry: NodeId, peer: &Peer, peeked: Option<bool>) -> Arrival {
+    let mut at = entry;
+    loop {
+        at = match plan.graph.node(at) {
+            Node::Check { check, yes, no } => {
+                if plan.graph.check(*check).holds(peer) {
+                    *yes
+                } else {
+                    *no
+                }
+            }
+            Node::Upgrade { to: Phase::Peek, next } if peeked.is_some() => *next,
+            Node::Upgrade { to: Phase::Peek, .. } => return Arrival::Peek,
+            Node::Upgrade { .. } => return Arrival::Http,
+            Node::Detect { http, other } => {
+                if peeked == Some(true) {
+                    *http
+                } else {
+                    *other
+                }
+            }
+            Node::Middleware { next, .. } => *next,
+            Node::Terminate { terminator, .. } => {
+                return match plan.graph.terminator(*terminator).terminator {
+                    shipote_rules::Terminator::TcpForward { .. } => Arrival::Forward(*terminator),
+                    _ => Arrival::Close,
+                };
+            }
+        };
+    }
+}
+
+/// Changes to a request on its way.
+#[derive(Debug, Default)]
+pub(crate) struct Edits<'p> {
+    pub(crate) forwarded_for: bool,
+    pub(crate) real_ip: bool,
+    pub(crate) headers: Vec<&'p HeaderEdit>,
+    pub(crate) rewrite: Option<(&'p str, &'p str)>,
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(crate) enum Verdict<'p> {
+    /// A terminator takes it; `response` begins the response phase.
+    Take { terminator: TerminatorId, response: Option<NodeId> },
+    /// It is answered in place of the terminator, for the rule that the middleware stands in.
+    Answer { response: &'p Response, rule: &'p str, limited: bool },
+    /// The connection is closed without an answer.
+    Close { rule: &'p str },
+}
+
+/// Walks the graph for one request.
+pub(crate) fn route<'p>(
+    plan: &'p Plan,
+    peer: &Peer,
+    head: &RequestHead,
+    bytes: &[u8],
+    edits: &mut Edits<'p>,
+) -> Verdict<'p> {
+    let Some(listener) = plan.listener(Transport::Tcp, peer.listener) else { return Verdict::Close { rule: "" } };
+    let view = RequestView { peer, head, bytes };
+    let mut at = listener.entry;
+    loop {
+        at = match plan.graph.node(at) {
+            Node::Check { check, yes, no } => {
+                if plan.graph.check(*check).holds(&view) {
+                    *yes
+                } else {
+                    *no
+                }
+            }
+            Node::Detect { http, .. } => *http,
+            Node::Upgrade { next, .. } => *next,
+            Node::Middleware { middleware, next, on_error } => match run(plan, *middleware, &view, edits) {
+                Ran::On => *next,
+                Ran::Answer(response) => {
+                    let rule = &plan.graph.middleware[middleware.index()].rule;
+                    return Verdict::Answer { response, rule, limited: true };
+                }
+                Ran::Refused => {
+                    let rule = &plan.graph.middleware[middleware.index()].rule;
+                    return match on_error {
+                        Some(OnError::Respond(response)) => Verdict::Answer { response, rule, limited: false },
+                        Some(OnError::Close) | None => Verdict::Close { rule },
+                    };
+                }
+            },
+            Node::Terminate { terminator, response } => {
+                return Verdict::Take { terminator: *terminator, response: *response };
+            }
+        };
+    }
+}
+
+enum Ran<'p> {
+    On,
+    Refused,
+    Answer(&'p Response),
+}
+
+fn run<'p>(plan: &'p Plan, id: MiddlewareId, view: &RequestView<'_>, edits: &mut Edits<'p>) -> Ran<'p> {
+    let pass = |yes: bool| if yes { Ran::On } else { Ran::Refused };
+    match &plan.graph.middleware[id.index()].middleware {
+        Middleware::PathPrefix(paths) => {
+            let path = view.head.path(view.bytes);
+            pass(paths.prefixes.iter().any(|p| path.starts_with(p.as_bytes())))
+        }
+        Middleware::MethodMatch { methods } => {
+            let method = view.head.method(view.bytes);
+            pass(methods.iter().any(|m| m.as_bytes() == method))
+        }
+        Middleware::HostHeaderMatch { hosts } => {
+            let host = view.head.host(view.bytes).unwrap_or_default();
+            pass(hosts.iter().any(|h| h.as_bytes().eq_ignore_ascii_case(host)))
+        }
+        Middleware::ForwardClientIp { forwarded_for, real_ip } => {
+            edits.forwarded_for |= forwarded_for;
+            edits.real_ip |= real_ip;
+            Ran::On
+        }
+        Middleware::RateLimit { key, on_limit, .. } => {
+            let key = match key {
+                LimitKey::RemoteIp => Key::address(view.peer.remote.ip()),
+                LimitKey::Global => Key::Everybody,
+                LimitKey::Header(name) => Key::Value(view.head.lines.values(view.bytes, name.as_bytes()).next()),
+            };
+            match &plan.limiters[id.index()] {
+                Some(limiter) if !limiter.allows(&key, Instant::now()) => Ran::Answer(on_limit),
+                _ => Ran::On,
+            }
+        }
+        Middleware::RequestHeaders(edit) => {
+            edits.headers.push(edit);
+            Ran::On
+        }
+        Middleware::RewritePath { strip_prefix, add_prefix } => {
+            edits.rewrite = Some((strip_prefix, add_prefix));
+            Ran::On
+        }
+        // Linking refuses plugins, and response middleware stands in the response phase.
+        Middleware::ResponseHeaders(_) | Middleware::Plugin { .. } => Ran::On,
+    }
+}
+
+/// The header edits of the response phase that begins at `at`.
+pub(crate) fn response_edits(plan: &Plan, mut at: Option<NodeId>) -> Vec<&HeaderEdit> {
+    let mut edits = Vec::new();
+    while let Some(id) = at {
+        at = match plan.graph.node(id) {
+            Node::Middleware { middleware, next, .. } => {
+                if let Middleware::ResponseHeaders(edit) = &plan.graph.middleware[middleware.index()].middleware {
+                    edits.push(edit);
+                }
+                Some(*next)
+            }
+            _ => None,
+        };
+    }
+    edits
+}

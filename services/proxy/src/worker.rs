@@ -1,0 +1,317 @@
+//! A worker: one thread, one runtime, its own listeners, buffers and upstream connections. Workers share nothing that
+//! a request has to wait for.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use shipote_rules::Transport;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::figures::Figures;
+use crate::flows::{Entry, Flows};
+use crate::forward;
+use crate::http1::connection;
+use crate::http1::response::ResponseHead;
+use crate::io::{Clock, Io, Pool, Slot, Stream};
+use crate::peek::{self, First};
+use crate::plan::Plan;
+use crate::settings::Settings;
+use crate::shared::Shared;
+use crate::upstream::Pools;
+use crate::walk::{Arrival, Peer, arrive, canonical};
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Accept on this socket, whose plans know it by this address.
+    Listen(SocketAddr, std::net::TcpListener),
+    /// Stop accepting for this address.
+    Unlisten(SocketAddr),
+    /// Stop accepting, end what is idle, and answer when the last connection is gone.
+    Drain(oneshot::Sender<()>),
+}
+
+/// An open connection, as the bus shows it.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenConnection {
+    pub(crate) remote: SocketAddr,
+    pub(crate) listener: SocketAddr,
+    pub(crate) since: Instant,
+}
+
+/// What others may look at while the worker works.
+#[derive(Debug)]
+pub(crate) struct Window {
+    pub(crate) figures: Arc<Figures>,
+    pub(crate) flows: Arc<Flows>,
+    pub(crate) connections: Arc<Mutex<HashMap<u64, OpenConnection>>>,
+}
+
+/// How a worker reaches one of its connections.
+struct Open {
+    slot: Rc<Slot>,
+    /// Whether it is between two requests.
+    idle: Rc<Cell<bool>>,
+    listener: SocketAddr,
+}
+
+pub(crate) struct Worker {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Pool,
+    pub(crate) pools: Pools,
+    pub(crate) figures: Arc<Figures>,
+    pub(crate) flows: Arc<Flows>,
+    clock: Rc<Clock>,
+    plan: RefCell<Arc<Plan>>,
+    generation: Cell<u64>,
+    turn: Cell<usize>,
+    heads: RefCell<Vec<ResponseHead>>,
+    open: RefCell<HashMap<u64, Open>>,
+    visible: Arc<Mutex<HashMap<u64, OpenConnection>>>,
+    gone: Notify,
+}
+
+impl Worker {
+    /// The plan that holds now.
+    pub(crate) fn plan(&self) -> Arc<Plan> {
+        let generation = self.shared.generation();
+        if generation != self.generation.get() {
+            *self.plan.borrow_mut() = self.shared.plan();
+            self.generation.set(generation);
+        }
+        Arc::clone(&self.plan.borrow())
+    }
+
+    /// A number that grows with every call, for taking turns.
+    pub(crate) fn turn(&self) -> usize {
+        self.turn.replace(self.turn.get().wrapping_add(1))
+    }
+
+    pub(crate) fn take_response_head(&self) -> ResponseHead {
+        self.heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(crate) fn give_response_head(&self, head: ResponseHead) {
+        let mut heads = self.heads.borrow_mut();
+        if heads.len() < 64 {
+            heads.push(head);
+        }
+    }
+
+    /// Ends connections between two requests, of one listener or all.
+    fn end_idle(&self, listener: Option<SocketAddr>) {
+        for open in self.open.borrow().values() {
+            if open.idle.get() && listener.is_none_or(|l| l == open.listener) {
+                open.slot.expire();
+            }
+        }
+    }
+}
+
+/// Runs a worker on the calling thread until it was told to drain and is empty, or its commands end.
+pub(crate) fn run(
+    settings: Arc<Settings>,
+    shared: Arc<Shared>,
+    window: &Window,
+    commands: mpsc::UnboundedReceiver<Command>,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return tracing::error!("start a worker's runtime: {e}"),
+    };
+    let clock = Rc::new(Clock::new());
+    let worker = Rc::new(Worker {
+        pools: Pools::new(Rc::clone(&clock), settings.idle_upstream, settings.idle_upstream_time),
+        pool: Pool::default(),
+        figures: Arc::clone(&window.figures),
+        flows: Arc::clone(&window.flows),
+        visible: Arc::clone(&window.connections),
+        plan: RefCell::new(shared.plan()),
+        generation: Cell::new(shared.generation()),
+        turn: Cell::new(0),
+        heads: RefCell::default(),
+        open: RefCell::default(),
+        gone: Notify::new(),
+        settings,
+        shared,
+        clock,
+    });
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, obey(worker, commands));
+}
+
+async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let ticking = Rc::clone(&worker);
+    tokio::task::spawn_local(async move { ticking.clock.run().await });
+    let sweeping = Rc::clone(&worker);
+    tokio::task::spawn_local(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            sweeping.clock.update();
+            sweeping.pools.sweep();
+        }
+    });
+    let mut listeners: HashMap<SocketAddr, Vec<tokio::task::JoinHandle<()>>> = HashMap::new();
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Listen(address, socket) => match TcpListener::from_std(socket) {
+                Ok(listener) => {
+                    let accepting = tokio::task::spawn_local(accept(Rc::clone(&worker), listener, address));
+                    listeners.entry(address).or_default().push(accepting);
+                }
+                Err(e) => tracing::error!("listen on {address}: {e}"),
+            },
+            Command::Unlisten(address) => {
+                listeners.remove(&address).into_iter().flatten().for_each(|l| l.abort());
+                worker.end_idle(Some(address));
+            }
+            Command::Drain(done) => {
+                listeners.drain().flat_map(|(_, l)| l).for_each(|l| l.abort());
+                let gone = worker.gone.notified();
+                worker.end_idle(None);
+                if !worker.open.borrow().is_empty() {
+                    gone.await;
+                }
+                // Who asked may have given up waiting.
+                let _ = done.send(());
+                return;
+            }
+        }
+    }
+}
+
+async fn accept(worker: Rc<Worker>, listener: TcpListener, address: SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => admit(&worker, stream, remote, address),
+            Err(e) => {
+                // Out of descriptors or memory: others must end first, and trying at once would only burn time.
+                tracing::warn!("accept on {address}: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn admit(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, address: SocketAddr) {
+    let ip = canonical(remote.ip());
+    let Some(id) = worker.shared.enter(ip, &worker.settings) else {
+        worker.figures.refused.add(1);
+        return;
+    };
+    worker.figures.accepted.add(1);
+    worker.figures.open.add(1);
+    let slot = worker.clock.slot();
+    let idle = Rc::new(Cell::new(false));
+    let open = Open { slot: Rc::clone(&slot), idle: Rc::clone(&idle), listener: address };
+    worker.open.borrow_mut().insert(id, open);
+    let seen = OpenConnection { remote, listener: address, since: Instant::now() };
+    worker.visible.lock().unwrap_or_else(PoisonError::into_inner).insert(id, seen);
+    let leave = Leave { worker: Rc::clone(worker), id, ip };
+    tokio::task::spawn_local(async move {
+        // An answer in small pieces must not wait for acknowledgements.
+        if let Err(e) = stream.set_nodelay(true) {
+            tracing::debug!("set TCP_NODELAY for {remote}: {e}");
+        }
+        let local = stream.local_addr().unwrap_or(address);
+        let peer = Peer {
+            id,
+            remote,
+            remote_text: ip.to_string(),
+            local,
+            listener: address,
+            peeked: Box::default(),
+            sni: None,
+        };
+        greet(&leave.worker, stream, peer, slot, idle).await;
+        drop(leave);
+    });
+}
+
+/// Takes a connection out of the books when its task ends, however it ends.
+struct Leave {
+    worker: Rc<Worker>,
+    id: u64,
+    ip: std::net::IpAddr,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        let worker = &self.worker;
+        worker.shared.leave(self.ip);
+        worker.figures.open.sub(1);
+        worker.visible.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        let mut open = worker.open.borrow_mut();
+        open.remove(&self.id);
+        if open.is_empty() {
+            worker.gone.notify_waiters();
+        }
+    }
+}
+
+/// Decides what a new connection is.
+async fn greet(worker: &Rc<Worker>, stream: TcpStream, mut peer: Peer, slot: Rc<Slot>, idle: Rc<Cell<bool>>) {
+    let plan = worker.plan();
+    let Some(listener) = plan.listener(Transport::Tcp, peer.listener) else { return };
+    let mut arrival = arrive(&plan, listener.entry, &peer, None);
+    if arrival == Arrival::Peek {
+        let began = Instant::now();
+        let first = look(worker, &stream, &mut peer).await;
+        arrival = arrive(&plan, listener.entry, &peer, Some(first == First::Http));
+        if arrival == Arrival::Close {
+            let entry = Entry {
+                connection: peer.id,
+                client: &peer.remote_text,
+                host: peer.sni.as_deref().unwrap_or("").as_bytes(),
+                error: "no rule wants it",
+                duration: began.elapsed(),
+                ..Entry::default()
+            };
+            worker.flows.push(&entry, Instant::now());
+        }
+    }
+    let client = Io::new(Stream::Tcp(stream), slot);
+    match arrival {
+        Arrival::Http => {
+            drop(plan);
+            connection::serve(Rc::clone(worker), client, peer, idle).await;
+        }
+        Arrival::Forward(terminator) => forward::forward(worker, &plan, terminator, client, &peer).await,
+        Arrival::Close | Arrival::Peek => {}
+    }
+}
+
+/// Looks at the first bytes without taking them, until it is clear what they are, there are enough, or time is up.
+async fn look(worker: &Worker, stream: &TcpStream, peer: &mut Peer) -> First {
+    let mut bytes = vec![0; peek::PEEK_BYTES];
+    let mut have = 0;
+    let looking = async {
+        loop {
+            match stream.peek(&mut bytes).await {
+                Ok(0) | Err(_) => return First::Other,
+                Ok(n) if n > have => {
+                    have = n;
+                    let first = peek::look(&bytes[..n]);
+                    if first != First::Unclear {
+                        return first;
+                    }
+                }
+                // The kernel tells of the same bytes again at once; more of them come in their own time.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    let first = tokio::time::timeout(worker.settings.peek_time, looking).await.unwrap_or(First::Other);
+    bytes.truncate(have);
+    peer.peeked = bytes.into_boxed_slice();
+    if let First::Tls(name) = &first {
+        peer.sni.clone_from(name);
+    }
+    first
+}

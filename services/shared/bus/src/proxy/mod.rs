@@ -1,0 +1,130 @@
+//! `org.shipote.Proxy1`: wire types, errors and the client of the root object.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use zbus::Type;
+
+/// Most bytes of rule files that one call may carry.
+pub const RULES_MAX: usize = 8 * 1024 * 1024;
+/// Most flows that one call answers.
+pub const FLOWS_MAX: u32 = 1000;
+
+/// A listener and its rules.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct ListenerInfo {
+    /// `tcp` or `udp`.
+    pub transport: String,
+    /// Address and port.
+    pub address: String,
+    /// Whether it ends TLS.
+    pub tls: bool,
+    /// The rules in the order in which they are tried.
+    pub rules: Vec<String>,
+}
+
+/// An open connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct ConnectionInfo {
+    /// Its number; flows name it.
+    pub id: u64,
+    /// Who connected.
+    pub remote: String,
+    /// The listener's address.
+    pub listener: String,
+    /// Milliseconds since it was accepted.
+    pub age_ms: u64,
+}
+
+/// An upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct UpstreamInfo {
+    /// Its address as rules write it.
+    pub address: String,
+    /// `up`, or `down` while it is passed by because it could not be reached.
+    pub state: String,
+    /// Requests and tunnels open now.
+    pub open: u64,
+    /// Requests and tunnels in all.
+    pub total: u64,
+    /// Connections that could not be made.
+    pub failures: u64,
+}
+
+/// What became of one request or one forwarded connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, Type)]
+pub struct FlowInfo {
+    /// When it began, milliseconds since the epoch.
+    pub unix_ms: u64,
+    /// The connection's number.
+    pub connection: u64,
+    /// Who asked.
+    pub client: String,
+    /// The rule that took it; empty if none did.
+    pub rule: String,
+    /// The method; empty for forwarded bytes.
+    pub method: String,
+    /// The host, or the server name of a forwarded TLS connection.
+    pub host: String,
+    /// The path without the query.
+    pub path: String,
+    /// The status; 0 if there was no answer.
+    pub status: u16,
+    /// The upstream; empty if none was asked.
+    pub upstream: String,
+    /// Bytes from the client.
+    pub bytes_in: u64,
+    /// Bytes to the client.
+    pub bytes_out: u64,
+    /// Microseconds.
+    pub duration_us: u64,
+    /// What went wrong; empty if nothing.
+    pub error: String,
+}
+
+/// What the proxy refuses, under `org.shipote.Proxy1.Error`.
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "org.shipote.Proxy1.Error")]
+pub enum ProxyError {
+    /// The bus itself failed.
+    #[zbus(error)]
+    ZBus(zbus::Error),
+    /// The rules do not compile; the text has a line for each problem.
+    InvalidRules(String),
+    /// The rules compile but cannot be served: an address is taken, a feature is missing.
+    NotApplied(String),
+    /// The files could not be read.
+    Unreadable(String),
+    /// The caller may not do this.
+    NotAuthorized(String),
+    /// An argument is not what it should be.
+    InvalidArgument(String),
+    /// The change could not be recorded, and records are required.
+    NotRecorded(String),
+}
+
+type Options<'a> = BTreeMap<&'a str, zbus::Variant<'a>>;
+
+/// Client of the root object. The documentation of each method is the interface's own.
+#[zbus::proxy(
+    interface = "org.shipote.Proxy1.Manager",
+    default_service = "org.shipote.Proxy1",
+    default_path = "/org/shipote/Proxy1"
+)]
+pub trait Manager {
+    /// See the interface.
+    fn list_rules(&self, options: Options<'_>) -> Result<Vec<ListenerInfo>, ProxyError>;
+    /// See the interface.
+    fn graph(&self, format: &str) -> Result<String, ProxyError>;
+    /// See the interface.
+    fn compile(&self, files: &[(&str, &str)], format: &str) -> Result<(String, Vec<String>), ProxyError>;
+    /// See the interface.
+    fn reload(&self, options: Options<'_>) -> Result<(u32, u32, Vec<String>), ProxyError>;
+    /// See the interface.
+    fn list_connections(&self, options: Options<'_>) -> Result<Vec<ConnectionInfo>, ProxyError>;
+    /// See the interface.
+    fn list_upstreams(&self, options: Options<'_>) -> Result<Vec<UpstreamInfo>, ProxyError>;
+    /// See the interface.
+    fn list_flows(&self, count: u32, options: Options<'_>) -> Result<Vec<FlowInfo>, ProxyError>;
+    /// See the interface.
+    fn metrics(&self) -> Result<String, ProxyError>;
+}
