@@ -19,7 +19,7 @@
 //! What it costs, as CPU time against `posix_spawn` of `/bin/true` (`examples/spawn_cost.rs`, two busy
 //! cores, medians of interleaved rounds): a command in a living workspace 1.3, a workspace made for one
 //! command and ended 4.0, bubblewrap without landlock and seccomp 2.7; in wall time the second takes 0.6
-//! of what bubblewrap takes. A third of making a workspace is its network namespace.
+//! of what bubblewrap takes. About a quarter of making a workspace is its network namespace.
 //!
 //! Not for: cgroup hierarchies and limits (a workspace is put into a cgroup it is given), policy on who
 //! may run what, and restarting.
