@@ -29,8 +29,8 @@ in
     systemd.services.shipote-machines = {
       path = [ own.qemu ];
       environment = lib.mkIf (own.image != null) { SHIPOTE_MACHINE_IMAGE = "${own.image}"; };
-      # /dev/kvm belongs to this group, where the host's rules do not open it to everybody.
-      serviceConfig.SupplementaryGroups = [ "kvm" ];
     };
+    # /dev/kvm belongs to this group, where the host's rules do not open it to everybody.
+    users.users.shipote-machines.extraGroups = [ "kvm" ];
   };
 }

@@ -111,9 +111,8 @@ in
         text config "shipote-machines.service"
       );
       "QEMU is on the path" = lib.hasInfix "qemu" (text config "shipote-machines.service");
-      "the service is in the group of /dev/kvm" = lib.hasInfix "SupplementaryGroups=kvm" (
-        text config "shipote-machines.service"
-      );
+      "the service's user is in the group of /dev/kvm" =
+        config.users.users.shipote-machines.extraGroups == [ "kvm" ];
     };
   };
 
