@@ -15,6 +15,7 @@ mod generate;
 mod health;
 mod kill;
 mod logs;
+mod machine;
 mod output;
 mod pipeline;
 mod proxy;
@@ -62,6 +63,8 @@ enum Command {
     Flow(flow::FlowArgs),
     /// Say what kind of data a file is
     Discern(discern::DiscernArgs),
+    /// Start microVMs, run commands in them, copy files
+    Machine(machine::MachineArgs),
     /// Ask every service how it is
     Health(health::HealthArgs),
     /// Show what this host lets Shipote enforce
@@ -114,6 +117,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Pipeline(args) => pipeline::run(args).await,
         Command::Flow(args) => flow::run(args).await,
         Command::Discern(args) => discern::run(args).await,
+        Command::Machine(args) => machine::run(args).await,
         Command::Health(args) => health::run(args).await,
         Command::Capabilities(args) => capabilities::run(args).await,
         Command::Audit(args) => audit::run(args).await,

@@ -43,7 +43,10 @@ struct Machines {
 }
 
 fn machines(image: PathBuf) -> Machines {
-    let dir = tempfile::tempdir().unwrap();
+    machines_in(image, tempfile::tempdir().unwrap())
+}
+
+fn machines_in(image: PathBuf, dir: tempfile::TempDir) -> Machines {
     let (state, runtime) = (dir.path().join("state"), dir.path().join("run"));
     std::fs::create_dir(&state).unwrap();
     let (sender, changes) = mpsc::unbounded_channel();
@@ -62,16 +65,15 @@ impl Machines {
             assert_ne!(shown.state, State::Failed, "{}", shown.reason);
         }
     }
+}
 
-    /// Processes whose command line names this test's folder.
-    fn processes(&self) -> usize {
-        let needle = self.dir.path().to_str().unwrap().to_owned();
-        let mentions = |entry: &std::fs::DirEntry| {
-            std::fs::read(entry.path().join("cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&needle))
-        };
-        std::fs::read_dir("/proc").unwrap().flatten().filter(mentions).count()
-    }
+/// Processes whose command line names a folder.
+fn processes(folder: &Path) -> usize {
+    let needle = folder.to_str().unwrap();
+    let mentions = |entry: &std::fs::DirEntry| {
+        std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(needle))
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().filter(mentions).count()
 }
 
 async fn ask(stream: &mut UnixStream, request: &AgentRequest) -> AgentResponse {
@@ -144,7 +146,7 @@ async fn a_machine_boots_runs_commands_moves_files_and_powers_off() {
     machines.handle.stop("demo", Duration::from_secs(60)).await.unwrap();
     let shown = machines.until(State::Stopped).await;
     assert_eq!(shown.reason, "the guest powered off");
-    assert_eq!(machines.processes(), 0);
+    assert_eq!(processes(machines.dir.path()), 0);
     assert!(!machines.dir.path().join("run/demo").exists());
 }
 
@@ -159,9 +161,47 @@ async fn the_end_of_the_service_ends_a_machine_that_only_starts() {
     machines.handle.create("killed", Spec { memory_mib: 128, cpus: 1 }).await.unwrap();
     machines.handle.start_machine("killed").await.unwrap();
     machines.until(State::Starting).await;
-    while machines.processes() < 2 {
+    while processes(machines.dir.path()) < 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     machines.handle.shut_down().await;
-    assert_eq!(machines.processes(), 0);
+    assert_eq!(processes(machines.dir.path()), 0);
+}
+
+/// Names the folder in which the child of the test below keeps its machine.
+const CHILD: &str = "SHIPOTE_TEST_MACHINES_IN";
+
+#[tokio::test]
+async fn a_killed_service_leaves_no_machine_behind() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut service = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_service_that_is_killed", "--ignored", "--nocapture"])
+        .env(CHILD, dir.path())
+        .env("SHIPOTE_MACHINE_IMAGE", image)
+        .spawn()
+        .unwrap();
+    while processes(dir.path()) < 2 {
+        assert!(service.try_wait().unwrap().is_none(), "it ended before its machine ran");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    service.kill().unwrap();
+    service.wait().unwrap();
+    // The kernel has sent the signals by now; that they were obeyed shows in /proc.
+    while processes(dir.path()) > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "the child of a_killed_service_leaves_no_machine_behind"]
+async fn the_service_that_is_killed() {
+    let (Some(dir), Some(image)) = (std::env::var_os(CHILD), image()) else { return };
+    // Its parent removes the folder.
+    let folder = tempfile::Builder::new().disable_cleanup(true).tempdir_in(dir).unwrap();
+    let mut machines = machines_in(image, folder);
+    machines.handle.create("orphan", Spec { memory_mib: 128, cpus: 1 }).await.unwrap();
+    machines.handle.start_machine("orphan").await.unwrap();
+    machines.until(State::Stopped).await;
+    std::future::pending::<()>().await;
 }

@@ -51,6 +51,9 @@ impl Appliance {
             if own_folder { Some(tempfile::tempdir().context("make a folder for the appliance")?) } else { None };
         let mut command = Command::new(binaries.join("shipote"));
         command.arg("up").env("SHIPOTE_POLICY_DIR", repository()?.join("policies")).stdout(Stdio::piped());
+        if let (Some(image), None) = (crate::image::newest(), std::env::var_os("SHIPOTE_MACHINE_IMAGE")) {
+            command.env("SHIPOTE_MACHINE_IMAGE", image);
+        }
         let runtime = match &folder {
             Some(folder) => {
                 let (state, runtime) = (folder.path().join("state"), folder.path().join("run"));

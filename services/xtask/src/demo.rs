@@ -8,7 +8,8 @@ use anyhow::{Context, bail};
 use clap::Parser;
 
 use crate::appliance::{self, Appliance};
-use crate::vm::repository;
+use crate::image;
+use crate::vm::{host, repository};
 
 /// The package database of a Debian machine.
 const PACKAGES: &str = "/var/lib/dpkg/status";
@@ -37,6 +38,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let pipeline = demo.join("sections.toml");
     let binaries = appliance::build()?;
+    let bootable = machine_image()?;
     say("The appliance: a private bus and four services, as you, in one foreground process");
     let appliance = Appliance::start(binaries, true)?;
     show(&appliance, &["status"])?;
@@ -57,6 +59,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let status = appliance.shipote(&["run", "--", "sh", "-c", look]).stderr(Stdio::inherit()).status()?;
     if status.success() {
         bail!("the command could read /etc/shadow, which it must not");
+    }
+
+    if bootable {
+        machine(&appliance)?;
     }
 
     say("Every change is on record");
@@ -98,6 +104,35 @@ pub(crate) fn up(_args: &UpArgs) -> anyhow::Result<ExitCode> {
 
 fn say(text: &str) {
     println!("\n── {text}\n");
+}
+
+/// Makes what machines are started with, if this host can start any.
+fn machine_image() -> anyhow::Result<bool> {
+    if host::find("qemu-system-x86_64").is_none() {
+        println!("(no qemu-system-x86_64 here: the demo goes on without a microVM; install qemu-system-x86)");
+        return Ok(false);
+    }
+    say("The kernel and the initramfs of microVMs, from Debian's packages and this tree (built once)");
+    println!("$ cargo xtask image\n{}", image::ensure(false)?.display());
+    Ok(true)
+}
+
+/// A microVM: a command in it, a file into it and out again.
+fn machine(appliance: &Appliance) -> anyhow::Result<()> {
+    say("A microVM boots; its agent runs a command and takes a file");
+    show(appliance, &["machine", "create", "demo", "--memory", "128"])?;
+    show(appliance, &["machine", "start", "demo"])?;
+    show(appliance, &["machine", "ls"])?;
+    show(
+        appliance,
+        &["machine", "exec", "demo", "--", "sh", "-c", "uname -sr; hostname; free -m | head -2; ps | head -4"],
+    )?;
+    show(appliance, &["machine", "cp", "/etc/os-release", "demo:/root/host/os-release"])?;
+    show(appliance, &["machine", "exec", "demo", "--", "sha256sum", "/root/host/os-release"])?;
+    println!("$ sha256sum /etc/os-release");
+    check(Command::new("sha256sum").arg("/etc/os-release").status(), "sha256sum")?;
+    show(appliance, &["machine", "stop", "demo"])?;
+    show(appliance, &["machine", "rm", "demo"])
 }
 
 fn show(appliance: &Appliance, words: &[&str]) -> anyhow::Result<()> {

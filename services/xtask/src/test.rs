@@ -13,6 +13,7 @@ use crate::vm::{self, host, repository};
 
 /// Programs that the tests drive, and the Debian packages that have them.
 const TOOLS: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
     ("cc", "gcc"),
     ("dbus-daemon", "dbus-daemon"),
     ("busctl", "systemd"),

@@ -80,6 +80,12 @@ pub(crate) fn ensure(refresh: bool) -> anyhow::Result<PathBuf> {
     Ok(image)
 }
 
+/// The newest image in the cache, if one was ever built.
+pub(crate) fn newest() -> Option<PathBuf> {
+    let image = cache().ok()?.join("current");
+    image.join("image.json").exists().then_some(image)
+}
+
 fn describe(packages: &packages::Packages, modules: &modules::Modules) -> anyhow::Result<String> {
     let names = |set: &[modules::Module]| set.iter().map(|module| module.name.clone()).collect::<Vec<_>>();
     let description = serde_json::json!({

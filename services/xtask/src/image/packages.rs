@@ -11,6 +11,15 @@ use crate::vm::host;
 
 const SUITE: &str = "trixie";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Tools that are needed, and the Debian packages that have them.
+const TOOLS: &[(&str, &str)] = &[
+    ("apt-get", "apt"),
+    ("apt-cache", "apt"),
+    ("cc", "gcc"),
+    ("dpkg-deb", "dpkg"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
 /// Depends on the newest kernel of its kind.
 const KERNEL: &str = "linux-image-cloud-amd64";
 const BUSYBOX: &str = "busybox-static";
@@ -34,6 +43,8 @@ pub(super) struct Unpacked {
 
 /// The packages, from the cache or from the mirror.
 pub(super) fn ensure(cache: &Path, refresh: bool) -> anyhow::Result<Packages> {
+    let keyring = (!Path::new(KEYRING).exists()).then_some("debian-archive-keyring");
+    host::require("image", TOOLS, keyring)?;
     let dir = cache.join("packages");
     if refresh || find(&dir).is_none() {
         let work = cache.join("downloading");
@@ -54,11 +65,6 @@ fn find(dir: &Path) -> Option<Packages> {
 }
 
 fn download(work: &Path) -> anyhow::Result<()> {
-    for tool in ["apt-get", "apt-cache", "dpkg-deb", "xz", "zstd"] {
-        if host::find(tool).is_none() {
-            bail!("image: {tool} is missing; run (as root): apt-get install apt dpkg xz-utils zstd");
-        }
-    }
     for dir in ["state/lists/partial", "cache/archives/partial", "packages"] {
         fs::create_dir_all(work.join(dir))?;
     }

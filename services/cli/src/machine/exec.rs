@@ -1,0 +1,232 @@
+//! A command in a machine: its input, output and terminal, over the agent's protocol.
+
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use shipote_agent_protocol::{AgentRequest, AgentResponse, codes, ports, read_message, write_message};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::life::{Size, begin, end};
+use super::{machines, open, refusal};
+use crate::spec::key_value;
+
+/// Exit status where Shipote itself fails, as of env(1) and docker-run(1).
+const STATUS_FAILED: u8 = 125;
+const STATUS_NOT_EXECUTABLE: u8 = 126;
+const STATUS_NOT_FOUND: u8 = 127;
+/// How long a machine that was made for one command may take to power off.
+const GRACE_MS: u64 = 3_000;
+
+/// What is run.
+#[derive(Debug, Args)]
+pub(super) struct What {
+    /// Give it a terminal of the machine's own
+    #[arg(short, long)]
+    tty: bool,
+    /// Environment
+    #[arg(short, long, value_name = "K=V", value_parser = key_value)]
+    env: Vec<(String, String)>,
+    /// Working folder
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<String>,
+    /// End it after so many seconds
+    #[arg(long, value_name = "S")]
+    timeout: Option<f64>,
+    /// Program and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExecArgs {
+    /// Machine
+    name: String,
+    #[command(flatten)]
+    what: What,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    size: Size,
+    /// Machine's name [default: one of its own]
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    what: What,
+}
+
+pub(super) async fn exec(args: &ExecArgs) -> ExitCode {
+    let outcome = async {
+        let machines = machines().await?;
+        session(open(&machines, &args.name, ports::AGENT_CONTROL).await?, &args.what).await
+    };
+    leave(outcome.await)
+}
+
+pub(super) async fn run(args: &RunArgs) -> ExitCode {
+    leave(run_in_new(args).await)
+}
+
+async fn run_in_new(args: &RunArgs) -> anyhow::Result<u8> {
+    let machines = machines().await?;
+    let name = args.name.clone().unwrap_or_else(|| format!("run-{}", std::process::id()));
+    // The machine must go whatever ends us: from here on signals are ours to handle.
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    machines.create(&name, &args.size.spec(), BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    let work = async {
+        begin(&machines, &name).await?;
+        session(open(&machines, &name, ports::AGENT_CONTROL).await?, &args.what).await
+    };
+    let outcome = tokio::select! {
+        outcome = work => outcome,
+        _ = interrupt.recv() => Ok(130),
+        _ = terminate.recv() => Ok(143),
+    };
+    // One that has ended by itself needs no end; removing it says whatever else is wrong.
+    let _ = end(&machines, &name, GRACE_MS).await;
+    machines.delete(&name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    outcome
+}
+
+/// Leaves at once: tokio would wait for the thread that reads standard input.
+fn leave(outcome: anyhow::Result<u8>) -> ExitCode {
+    let status = outcome.unwrap_or_else(|error| {
+        eprintln!("shipote: {error:#}");
+        STATUS_FAILED
+    });
+    let _ = std::io::stdout().flush();
+    std::process::exit(status.into())
+}
+
+/// Runs a command on a connection to its end; gives its exit status.
+async fn session(stream: UnixStream, what: &What) -> anyhow::Result<u8> {
+    let timeout_ms = match what.timeout {
+        Some(seconds) if seconds > 0.0 && seconds.is_finite() => Some((seconds * 1000.0) as u64),
+        Some(seconds) => bail!("exec: --timeout {seconds} is no time; give seconds above 0"),
+        None => None,
+    };
+    let mut env = what.env.clone();
+    if let (true, Ok(term)) = (what.tty, std::env::var("TERM")) {
+        env.insert(0, ("TERM".to_owned(), term));
+    }
+    let request = AgentRequest::VmExec {
+        command: what.command.clone(),
+        env,
+        workdir: what.cwd.clone(),
+        timeout_ms,
+        interactive: true,
+        tty: what.tty,
+        background: false,
+    };
+    let (mut reader, mut writer) = stream.into_split();
+    write_message(&mut writer, &request).await?;
+    match read_message(&mut reader).await? {
+        Some(AgentResponse::Started) => {}
+        Some(AgentResponse::Error { message, code }) => {
+            eprintln!("shipote: {message}");
+            return Ok(status_of_refusal(code.as_deref(), &message));
+        }
+        _ => bail!("exec {}: the machine's agent went away", what.command[0]),
+    }
+    let raw = if what.tty { RawTerminal::enter()? } else { None };
+    let feeding = tokio::spawn(feed(writer, what.tty));
+    let outcome = show(&mut reader).await;
+    feeding.abort();
+    drop(raw);
+    outcome.with_context(|| format!("exec {}", what.command[0]))
+}
+
+/// What env(1) would leave with.
+fn status_of_refusal(code: Option<&str>, message: &str) -> u8 {
+    match code {
+        Some(codes::SPAWN_FAILED) if message.contains("os error 2)") => STATUS_NOT_FOUND,
+        Some(codes::SPAWN_FAILED) if message.contains("os error 13)") => STATUS_NOT_EXECUTABLE,
+        _ => STATUS_FAILED,
+    }
+}
+
+/// Prints what comes, up to the exit status.
+async fn show(reader: &mut OwnedReadHalf) -> anyhow::Result<u8> {
+    loop {
+        // A reader of ours that went away ends the command: without us the agent kills it.
+        match read_message(reader).await? {
+            Some(AgentResponse::Stdout { data }) => {
+                let mut out = std::io::stdout().lock();
+                out.write_all(&data).and_then(|()| out.flush()).context("write to standard output")?;
+            }
+            Some(AgentResponse::Stderr { data }) => {
+                std::io::stderr().write_all(&data).context("write to standard error")?;
+            }
+            Some(AgentResponse::Exited { exit_code }) => return Ok((exit_code & 0xff) as u8),
+            Some(AgentResponse::Error { message, .. }) => eprintln!("shipote: {message}"),
+            Some(_) => {}
+            None => bail!("the machine went away"),
+        }
+    }
+}
+
+/// Passes on standard input and the terminal's size.
+async fn feed(mut writer: OwnedWriteHalf, tty: bool) -> anyhow::Result<()> {
+    let (sender, mut input) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let n = std::io::stdin().lock().read(&mut buffer).unwrap_or(0);
+            if sender.blocking_send(buffer[..n].to_vec()).is_err() || n == 0 {
+                return;
+            }
+        }
+    });
+    let mut resized = signal(SignalKind::window_change())?;
+    if tty {
+        write_message(&mut writer, &size()).await?;
+    }
+    loop {
+        tokio::select! {
+            Some(data) = input.recv() => {
+                // What ends input of a terminal is typed, it isn't the end of ours; empty data ends a pipe.
+                let data = if tty && data.is_empty() { vec![4] } else { data };
+                write_message(&mut writer, &AgentRequest::Stdin { data }).await?;
+            }
+            _ = resized.recv(), if tty => write_message(&mut writer, &size()).await?,
+            // The connection stays: closing it would end the command.
+            else => std::future::pending().await,
+        }
+    }
+}
+
+fn size() -> AgentRequest {
+    let known = [tcgetwinsize(std::io::stdout()), tcgetwinsize(std::io::stdin())];
+    // A terminal that was never told its size says 0.
+    let size = known.into_iter().flatten().find(|size| size.ws_col > 0 && size.ws_row > 0);
+    let (cols, rows) = size.map_or((80, 24), |size| (size.ws_col, size.ws_row));
+    AgentRequest::Resize { cols, rows }
+}
+
+/// Our terminal in raw mode, until dropped.
+struct RawTerminal(Termios);
+
+impl RawTerminal {
+    /// `None` where standard input is no terminal.
+    fn enter() -> anyhow::Result<Option<Self>> {
+        let Ok(saved) = tcgetattr(std::io::stdin()) else { return Ok(None) };
+        let mut raw = saved.clone();
+        raw.make_raw();
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &raw).context("put the terminal into raw mode")?;
+        Ok(Some(Self(saved)))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Drain, &self.0);
+    }
+}

@@ -1,0 +1,128 @@
+//! Machines come, run and go.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use futures_util::StreamExt as _;
+use serde_json::json;
+use shipote_bus::machines::{MachinesError, MachinesProxy};
+
+use super::{machines, refusal};
+use crate::output;
+
+/// What a machine is given.
+#[derive(Debug, Args)]
+pub(super) struct Size {
+    /// Memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    memory: u32,
+    /// Processors
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+}
+
+impl Size {
+    /// As a spec.
+    pub(super) fn spec(&self) -> String {
+        format!("memory_mib = {}\ncpus = {}\n", self.memory, self.cpus)
+    }
+}
+
+pub(super) async fn create(name: &str, size: &Size, json: bool) -> anyhow::Result<()> {
+    machines().await?.create(name, &size.spec(), BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    told(name, "stopped", json)
+}
+
+pub(super) async fn start(name: &str, json: bool) -> anyhow::Result<()> {
+    begin(&machines().await?, name).await?;
+    told(name, "running", json)
+}
+
+pub(super) async fn stop(name: &str, grace: u64, json: bool) -> anyhow::Result<()> {
+    end(&machines().await?, name, grace).await?;
+    told(name, "stopped", json)
+}
+
+pub(super) async fn remove(name: &str, force: bool, json: bool) -> anyhow::Result<()> {
+    let machines = machines().await?;
+    if force {
+        match end(&machines, name, 0).await {
+            Err(error) if !matches!(error.downcast_ref(), Some(NotRunning)) => return Err(error),
+            _ => {}
+        }
+    }
+    machines.delete(name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    told(name, "removed", json)
+}
+
+fn told(name: &str, state: &str, json: bool) -> anyhow::Result<()> {
+    if json {
+        return output::json(&json!({"name": name, "state": state}));
+    }
+    println!("{name} {state}");
+    Ok(())
+}
+
+/// It has no monitor that could be ended.
+#[derive(Debug, thiserror::Error)]
+#[error("the machine does not run")]
+pub(super) struct NotRunning;
+
+/// Starts a machine and waits until it runs.
+pub(super) async fn begin(machines: &MachinesProxy<'_>, name: &str) -> anyhow::Result<()> {
+    // Listened for before it is asked for, so that nothing is missed in between.
+    let mut changes = machines.receive_state_changed().await.context("listen to the machines service")?;
+    machines.start(name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    while let Some(change) = changes.next().await {
+        let change = change.args().context("understand the machines service")?;
+        match change.state.as_str() {
+            _ if change.name != name => {}
+            "running" => return Ok(()),
+            "failed" | "stopped" => {
+                bail!("start machine {name}: {}; `shipote machine logs {name}` shows its console", change.reason)
+            }
+            _ => {}
+        }
+    }
+    bail!("start machine {name}: the bus closed the connection")
+}
+
+/// Ends a machine and waits until it has.
+pub(super) async fn end(machines: &MachinesProxy<'_>, name: &str, grace: u64) -> anyhow::Result<()> {
+    let mut changes = machines.receive_state_changed().await.context("listen to the machines service")?;
+    match machines.stop(name, grace, BTreeMap::new()).await {
+        Err(error @ MachinesError::WrongState(_)) => return Err(refusal(&error).context(NotRunning)),
+        other => other.map_err(|e| refusal(&e))?,
+    }
+    while let Some(change) = changes.next().await {
+        let change = change.args().context("understand the machines service")?;
+        if change.name == name && matches!(change.state.as_str(), "stopped" | "failed") {
+            return Ok(());
+        }
+    }
+    bail!("stop machine {name}: the bus closed the connection")
+}
+
+pub(super) async fn list(json: bool) -> anyhow::Result<()> {
+    let list = machines().await?.list(BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    if json {
+        return output::json(&json!({"machines": list}));
+    }
+    let row = |machine: shipote_bus::machines::MachineInfo| {
+        let size = format!("{} MiB, {} cpu", machine.memory_mib, machine.cpus);
+        vec![machine.name, machine.state, size, machine.reason]
+    };
+    output::print_table(&["NAME", "STATE", "SIZE", "REASON"], list.into_iter().map(row).collect(), "no machines");
+    Ok(())
+}
+
+pub(super) async fn logs(name: &str) -> anyhow::Result<()> {
+    let pipe = machines().await?.console(name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    let mut text = std::fs::File::from(std::os::fd::OwnedFd::from(pipe));
+    let mut out = std::io::stdout().lock();
+    // A reader that went away is no error.
+    let _ = std::io::copy(&mut text, &mut out).and_then(|_| out.flush());
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! `shipote machine`: microVMs. The service hands out connections to the guests' agents; what is said on them is said
+//! from here.
+
+mod copy;
+mod door;
+mod exec;
+mod life;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use shipote_bus::machines::{MachinesError, MachinesProxy};
+use shipote_bus::{connect, error};
+use tokio::net::UnixStream;
+use zbus::proxy::CacheProperties;
+
+#[derive(Debug, Args)]
+pub(crate) struct MachineArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command in a machine that is made for it and ends with it
+    #[command(after_help = "Example:\n  shipote machine run --memory 128 -- uname -a\n\n\
+        Exit status: the command's own; 128 + N if signal N ended it; 124 after --timeout; 125 if Shipote failed,\n\
+        126 if the program cannot be executed, 127 if it is not there.")]
+    Run(exec::RunArgs),
+    /// Define a machine
+    Create {
+        /// Name: a-z, 0-9 and `-`
+        name: String,
+        #[command(flatten)]
+        size: life::Size,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Start a machine and wait until its agent answers
+    Start {
+        /// Name
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have a machine power off and wait until it has
+    Stop {
+        /// Name
+        name: String,
+        /// Milliseconds until it is killed
+        #[arg(long, value_name = "MS", default_value_t = 10_000)]
+        grace: u64,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a command in a running machine
+    Exec(exec::ExecArgs),
+    /// Copy a file into or out of a running machine
+    #[command(after_help = "Example:\n  shipote machine cp notes.txt web:/root/notes.txt\n  \
+        shipote machine cp web:/etc/passwd .")]
+    Cp {
+        /// File, or NAME:/PATH
+        from: String,
+        /// File or folder, or NAME:/PATH
+        to: String,
+    },
+    /// List machines
+    Ls {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the end of a machine's console
+    Logs {
+        /// Name
+        name: String,
+    },
+    /// Remove a machine
+    Rm {
+        /// Name
+        name: String,
+        /// Kill it first if it runs
+        #[arg(short, long)]
+        force: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serve a local socket that speaks a port of the guest raw, until interrupted
+    Agent {
+        /// Name
+        name: String,
+        /// Vsock port
+        #[arg(long, default_value_t = shipote_agent_protocol::ports::AGENT_CONTROL)]
+        port: u32,
+        /// Path of the socket [default: one in a new folder of the runtime folder]
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
+    },
+}
+
+pub(crate) async fn run(args: MachineArgs) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Run(args) => return Ok(exec::run(&args).await),
+        Command::Exec(args) => return Ok(exec::exec(&args).await),
+        Command::Create { name, size, json } => life::create(&name, &size, json).await?,
+        Command::Start { name, json } => life::start(&name, json).await?,
+        Command::Stop { name, grace, json } => life::stop(&name, grace, json).await?,
+        Command::Ls { json } => life::list(json).await?,
+        Command::Logs { name } => life::logs(&name).await?,
+        Command::Rm { name, force, json } => life::remove(&name, force, json).await?,
+        Command::Cp { from, to } => copy::copy(&from, &to).await?,
+        Command::Agent { name, port, socket } => door::serve(&name, port, socket).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Client of the machines service.
+async fn machines() -> anyhow::Result<MachinesProxy<'static>> {
+    let connection = connect::client().await?;
+    Ok(MachinesProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?)
+}
+
+/// The text of a refusal: the service's own, whole.
+fn refusal(refused: &MachinesError) -> anyhow::Error {
+    match refused {
+        MachinesError::ZBus(error) => anyhow::anyhow!("ask the machines service: {}", error::describe(error)),
+        other => anyhow::anyhow!("{}", zbus::DBusError::description(other).unwrap_or("refused without a reason")),
+    }
+}
+
+/// A connection to a port of a running machine.
+async fn open(machines: &MachinesProxy<'_>, name: &str, port: u32) -> anyhow::Result<UnixStream> {
+    let socket = machines.connect(name, port, std::collections::BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    let stream = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(socket));
+    stream.set_nonblocking(true)?;
+    Ok(UnixStream::from_std(stream)?)
+}
