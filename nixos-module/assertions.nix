@@ -10,11 +10,12 @@ let
 
   enabled = lib.filter (name: cfg.services.${name}.enable) names;
   declared = lib.attrNames cfg.workspaces ++ lib.attrNames cfg.pipelines;
+  rules = lib.attrNames cfg.services.proxy.rules;
   listed = xs: lib.concatMapStringsSep ", " (x: "`${x}`") xs;
 
   # Names become parts of unit names and arguments, so they are held to what is plain in both.
   plain = name: builtins.match "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}" name != null;
-  odd = lib.filter (name: !plain name) declared;
+  odd = lib.filter (name: !plain name) (declared ++ rules);
 
   forSettings =
     let
@@ -60,9 +61,29 @@ let
     }
     {
       assertion = odd == [ ];
-      message = "services.shipote: ${listed odd} cannot name a workspace or pipeline here; use up to 63 letters, digits, `_`, `.` and `-`, the first a letter or digit.";
+      message = "services.shipote: ${listed odd} cannot name a workspace, pipeline or rule file here; use up to 63 letters, digits, `_`, `.` and `-`, the first a letter or digit.";
     }
   ];
+
+  forProxy =
+    let
+      proxy = cfg.services.proxy;
+      empty = lib.attrNames (lib.filterAttrs (_: file: (file.rules or [ ]) == [ ]) proxy.rules);
+    in
+    [
+      {
+        assertion = rules != [ ] -> proxy.enable;
+        message = "services.shipote.services.proxy has the rules ${listed rules}, but enable is false; set it to true, or remove them.";
+      }
+      {
+        assertion = empty == [ ];
+        message = "services.shipote.services.proxy.rules: ${listed empty} has no rule; write it as { rules = [ { name = …; listen = [ … ]; terminate = { … }; } ]; }.";
+      }
+      {
+        assertion = proxy.openFirewall -> rules != [ ];
+        message = "services.shipote.services.proxy.openFirewall: which ports to open is read from services.shipote.services.proxy.rules, and there are none; write the rules there, or open the ports with networking.firewall.";
+      }
+    ];
 
   forEachWorkspace = lib.concatLists (
     lib.mapAttrsToList (name: workspace: [
@@ -111,6 +132,6 @@ let
 in
 {
   config = lib.mkIf cfg.enable {
-    assertions = forSettings ++ forServices ++ forWorkspaces ++ forEachWorkspace ++ forEachPipeline;
+    assertions = forSettings ++ forServices ++ forWorkspaces ++ forProxy ++ forEachWorkspace ++ forEachPipeline;
   };
 }

@@ -10,6 +10,7 @@
     ./package.nix
     ./pipelines.nix
     ./policies.nix
+    ./proxy.nix
     ./services.nix
     ./settings.nix
     ./users.nix

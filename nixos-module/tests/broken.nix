@@ -53,6 +53,21 @@ in
     };
     says = "`build` would run in the service";
   };
+  rules-without-proxy = {
+    config = on {
+      services.proxy.enable = false;
+      services.proxy.rules.site.rules = [ { name = "a"; } ];
+    };
+    says = "has the rules `site`, but enable is false";
+  };
+  rules-without-a-rule = {
+    config = on { services.proxy.rules.site.rule = [ { name = "a"; } ]; };
+    says = "`site` has no rule";
+  };
+  firewall-without-rules = {
+    config = on { services.proxy.openFirewall = true; };
+    says = "which ports to open is read from";
+  };
   odd-name = {
     config = on { workspaces."a b" = { }; };
     says = "`a b` cannot name a workspace";

@@ -116,6 +116,56 @@ in
     };
   };
 
+  proxy = {
+    config = on {
+      services.proxy = {
+        openFirewall = true;
+        rules.site.rules = [
+          {
+            name = "hello";
+            listen = [
+              ":80"
+              "127.0.0.1:81"
+              "[::1]:82"
+              "192.0.2.1:83"
+              "tcp:84"
+              "udp:127.0.0.1:85"
+              "udp:53"
+            ];
+            terminate = {
+              type = "static";
+              status = 200;
+            };
+          }
+        ];
+      };
+    };
+    holds = config: {
+      "the rules are there" = config.environment.etc ? "shipote/proxy/rules";
+      "a change of them is a reload" = config.systemd.services.shipote-proxy.reloadTriggers != [ ];
+      "what others can reach is let through" =
+        config.networking.firewall.allowedTCPPorts == [
+          80
+          83
+          84
+        ]
+        && config.networking.firewall.allowedUDPPorts == [ 53 ];
+    };
+  };
+
+  firewall-closed = {
+    config = on {
+      services.proxy.rules.site.rules = [
+        {
+          name = "hello";
+          listen = [ ":80" ];
+          terminate.type = "static";
+        }
+      ];
+    };
+    holds = config: { "nothing is let through unasked" = config.networking.firewall.allowedTCPPorts == [ ]; };
+  };
+
   policies = {
     config = on {
       policies.landlock.proxy = {
