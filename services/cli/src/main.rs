@@ -18,6 +18,7 @@ mod logs;
 mod machine;
 mod output;
 mod pipeline;
+mod plugin;
 mod proxy;
 mod ps;
 mod run;
@@ -45,6 +46,8 @@ enum Command {
     Up(up::UpArgs),
     /// Compile proxy rules, and ask the running proxy
     Proxy(proxy::ProxyArgs),
+    /// Add, check, list, activate and remove plugins
+    Plugin(plugin::PluginArgs),
     /// Show what runs, since when, and how it is confined
     Status(status::StatusArgs),
     /// Create, list, show and stop workspaces
@@ -108,6 +111,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(args) => up::run(args).await,
         Command::Proxy(args) => proxy::run(args).await,
+        Command::Plugin(args) => plugin::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Workspace(args) => workspace::run(args).await,
         Command::Run(args) => run::run(args).await,

@@ -1,13 +1,231 @@
 //! `org.shipote.Plugins1.Manager`, at the root object.
 
-use shipote_bus::NotAvailable;
+use std::fs::File;
+use std::os::fd::OwnedFd as StdFd;
+use std::sync::Arc;
 
-pub(crate) struct Manager;
+use shipote_audit::{Audit, Door, Event, Record};
+use shipote_bus::plugins::{AddOptions, OpenInfo, PluginInfo, PluginReport, PluginsError, RefusalInfo};
+use shipote_service::{Authority, Caller};
+use zbus::OwnedFd;
+use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
+
+use crate::error::Error;
+use crate::registry::{Found, Registry, Wish};
+
+/// polkit: everything that changes the registry, or has it work.
+const ACTION_MANAGE: &str = "org.shipote.plugins.manage";
+
+/// The root object.
+pub(crate) struct Manager {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) authority: Authority,
+    pub(crate) audit: Arc<Audit>,
+}
+
+impl Manager {
+    async fn allowed(&self, header: &Header<'_>) -> Result<Caller, Error> {
+        Ok(self.authority.check(header, ACTION_MANAGE).await?)
+    }
+
+    /// A change with its record: not begun where records are required and cannot be taken.
+    async fn audited(
+        &self,
+        header: &Header<'_>,
+        event: Event,
+        object: &str,
+        change: impl Future<Output = Result<Found, Error>>,
+    ) -> Result<Found, Error> {
+        let caller = match self.allowed(header).await {
+            Ok(caller) => caller,
+            Err(Error::NotAuthorized(refused)) => {
+                self.record(&Record::new(event, object, refused.uid, Door::Bus).failed(&refused));
+                return Err(refused.into());
+            }
+            Err(other) => return Err(other),
+        };
+        self.audit.ready().map_err(|error| Error::Audit(error.to_string()))?;
+        let outcome = change.await;
+        let object = match &outcome {
+            Ok(found) => format!("{}@{}", found.name, found.version),
+            Err(_) => object.to_owned(),
+        };
+        let mut record = Record::new(event, object, caller.uid, Door::Bus).outcome(&outcome);
+        if let Ok(found) = &outcome {
+            record = record.field("DIGEST", &found.entry.digest);
+        }
+        self.record(&record);
+        outcome
+    }
+
+    fn record(&self, record: &Record) {
+        if let Err(error) = self.audit.record(record) {
+            tracing::error!("record a change: {error}");
+        }
+    }
+
+    fn open_info(&self, found: &Found) -> Result<OpenInfo, Error> {
+        let json = |outcome: Result<String, serde_json::Error>| {
+            outcome.map_err(|error| Error::Examine(format!("write JSON: {error}")))
+        };
+        let Found { name, version, entry, active } = found.clone();
+        Ok(OpenInfo {
+            versions: self.registry.versions(&name),
+            engine: self.registry.engine().to_owned(),
+            policy: json(serde_json::to_string(&self.registry.policy_of(found)))?,
+            metadata: json(serde_json::to_string(&entry.metadata))?,
+            name,
+            version: version.to_string(),
+            digest: entry.digest,
+            size: entry.size,
+            added: entry.added,
+            active,
+        })
+    }
+}
 
 #[zbus::interface(name = "org.shipote.Plugins1.Manager")]
 impl Manager {
-    /// List the plugins. Not available yet: answers `org.shipote.Error.NotAvailable`.
-    fn list(&self) -> Result<Vec<String>, NotAvailable> {
-        Err(NotAvailable::yet("plugins: List"))
+    /// Adds a component: judged, compiled and kept, and put to work unless `activate` says no (a name's first version always
+    /// is). `component` is a regular file or memfd, read from its beginning. Answers when it is done, which takes as long
+    /// as compiling does.
+    #[zbus(out_args("plugin"))]
+    async fn add(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+        component: OwnedFd,
+        options: AddOptions,
+    ) -> Result<PluginInfo, PluginsError> {
+        let object = options.name.clone().or_else(|| options.stem.clone()).unwrap_or_else(|| "component".to_owned());
+        let wish = wish(options);
+        let add = self.registry.add(file(component), wish);
+        let found = self.audited(&header, Event::PluginAdd, &object, add).await?;
+        if found.active {
+            emitter.changed(found.name.clone(), found.version.to_string()).await?;
+        }
+        Ok(info(found))
+    }
+
+    /// Judges a component as `Add` would, and keeps nothing.
+    #[zbus(out_args("report"))]
+    async fn check(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        component: OwnedFd,
+        options: AddOptions,
+    ) -> Result<PluginReport, PluginsError> {
+        self.allowed(&header).await?;
+        let (digest, report) = self.registry.check(file(component), &wish(options)).await?;
+        let metadata = report.metadata.as_ref().and_then(|metadata| serde_json::to_string(metadata).ok());
+        let refusals = report.refusals.into_iter();
+        Ok(PluginReport {
+            ok: refusals.len() == 0,
+            digest,
+            metadata: metadata.unwrap_or_default(),
+            refusals: refusals.map(|refusal| RefusalInfo { rule: refusal.rule, reason: refusal.reason }).collect(),
+        })
+    }
+
+    /// Lists every version of every plugin, by name and version.
+    #[zbus(out_args("plugins"))]
+    async fn list(&self) -> Vec<PluginInfo> {
+        self.registry.list().into_iter().map(info).collect()
+    }
+
+    /// Shows one version: metadata, policy, the other versions of its name.
+    #[zbus(out_args("plugin"))]
+    async fn show(&self, reference: &str) -> Result<OpenInfo, PluginsError> {
+        Ok(self.open_info(&self.registry.find(reference)?)?)
+    }
+
+    /// Makes a version the active one of its name.
+    #[zbus(out_args("plugin"))]
+    async fn activate(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+        reference: &str,
+    ) -> Result<PluginInfo, PluginsError> {
+        let change = self.registry.activate(reference);
+        let found = self.audited(&header, Event::PluginActivate, reference, change).await?;
+        emitter.changed(found.name.clone(), found.version.to_string()).await?;
+        Ok(info(found))
+    }
+
+    /// Goes back to the version of `name` that was active before.
+    #[zbus(out_args("plugin"))]
+    async fn rollback(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+        name: &str,
+    ) -> Result<PluginInfo, PluginsError> {
+        let found = self.audited(&header, Event::PluginActivate, name, self.registry.roll_back(name)).await?;
+        emitter.changed(found.name.clone(), found.version.to_string()).await?;
+        Ok(info(found))
+    }
+
+    /// Removes a version; the active one only with `force`. Returns its name, version and digest.
+    #[zbus(out_args("removed"))]
+    async fn remove(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+        reference: &str,
+        force: bool,
+    ) -> Result<Vec<String>, PluginsError> {
+        let change = self.registry.remove(reference, force);
+        let gone = self.audited(&header, Event::PluginRemove, reference, change).await?;
+        if gone.active {
+            emitter.changed(gone.name.clone(), String::new()).await?;
+        }
+        Ok(vec![gone.name, gone.version.to_string(), gone.entry.digest])
+    }
+
+    /// Compiled code of a version, in a memfd sealed against every change, with what it takes to use it. It fits engines
+    /// whose compatibility hash is `engine`.
+    #[zbus(out_args("code", "plugin"))]
+    async fn open(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        reference: &str,
+    ) -> Result<(OwnedFd, OpenInfo), PluginsError> {
+        self.allowed(&header).await?;
+        let (code, found) = self.registry.open_code(reference).await?;
+        Ok((OwnedFd::from(StdFd::from(code)), self.open_info(&found)?))
+    }
+
+    /// The policy that applies to a version, as JSON.
+    #[zbus(out_args("policy"))]
+    async fn policy(&self, reference: &str) -> Result<String, PluginsError> {
+        Ok(self.open_info(&self.registry.find(reference)?)?.policy)
+    }
+
+    /// The active version of a plugin is another one; empty: the plugin is gone.
+    #[zbus(signal)]
+    async fn changed(emitter: &SignalEmitter<'_>, name: String, version: String) -> zbus::Result<()>;
+}
+
+fn wish(options: AddOptions) -> Wish {
+    Wish { name: options.name, stem: options.stem, activate: options.activate.unwrap_or(true) }
+}
+
+fn file(descriptor: OwnedFd) -> File {
+    File::from(StdFd::from(descriptor))
+}
+
+fn info(found: Found) -> PluginInfo {
+    let Found { name, version, entry, active } = found;
+    let exports = entry.metadata.exports.iter();
+    PluginInfo {
+        exports: exports.map(|export| format!("{} ({})", export.name, export.kind)).collect(),
+        name,
+        version: version.to_string(),
+        digest: entry.digest,
+        size: entry.size,
+        added: entry.added,
+        active,
     }
 }

@@ -1,31 +1,84 @@
-//! `shipote-plugins`: the plugin registry. Its work is not written yet: it starts, serves its bus name
-//! and `Health`, and says so for the rest.
+//! `shipote-plugins`: the plugin registry. It stores components by digest, says why it refuses one, keeps versions, holds
+//! policy, compiles ahead of time, and hands compiled code to whoever runs it as a sealed memfd.
+//!
+//! Ways to start it: as the service (no arguments); `check FILE…`, which judges components without a service; `wat FILE`,
+//! which turns text into a component on standard output; and `examine JOB`, the confined child in which components are
+//! read, asked for their metadata and compiled.
+//!
+//! Invariant: no byte of a component is parsed, let alone run, in the service's own process; and nothing here ever needs
+//! executable memory: what a component says of itself is heard from an interpreter.
 #![forbid(unsafe_code)]
 
 mod bus;
+mod check;
+mod error;
+mod examine;
+mod forge;
+mod policy;
+mod reference;
+mod registry;
+mod store;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use anyhow::Context as _;
 use shipote_bus::Service;
 use shipote_service::{Definition, Parts, run};
 
-struct Nothing;
+use crate::registry::Registry;
 
-impl Parts for Nothing {
+/// The registry as the scaffold sees it.
+struct Serving(Arc<Registry>);
+
+impl Parts for Serving {
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
-        Ok(BTreeMap::new())
+        let (plugins, versions) = self.0.counts();
+        Ok(BTreeMap::from([("plugins".to_owned(), plugins), ("versions".to_owned(), versions)]))
+    }
+
+    async fn reload(&self) -> Result<(), String> {
+        self.0.reload_policy().map_err(|error| error.to_string())
     }
 }
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    match arguments.next().as_deref() {
+        None => serve(),
+        Some("check") => check::main(arguments.collect()),
+        Some("wat") => check::binary(&arguments.next().unwrap_or_default()),
+        Some("examine") => examine::main(&arguments.next().unwrap_or_default()),
+        Some(other) => {
+            eprintln!(
+                "shipote-plugins: unknown argument {other:?}; without arguments it serves the bus, `check FILE…` judges components"
+            );
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn serve() -> ExitCode {
     let definition = Definition { service: Service::Plugins, version: env!("CARGO_PKG_VERSION") };
     run(
         definition,
         |_| Ok(()),
         async |context, ()| {
-            context.connection.object_server().at(Service::Plugins.path(), bus::Manager).await?;
-            Ok(Nothing)
+            let policies = context.paths.config.join("plugins");
+            let (registry, warnings) =
+                Registry::open(&context.paths.state.join("store"), &policies).context("open the registry")?;
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+            let registry = Arc::new(registry);
+            let manager = bus::Manager {
+                registry: Arc::clone(&registry),
+                authority: context.authority.clone(),
+                audit: Arc::clone(&context.audit),
+            };
+            context.connection.object_server().at(Service::Plugins.path(), manager).await?;
+            Ok(Serving(registry))
         },
     )
 }

@@ -47,13 +47,21 @@ pub fn address() -> Option<String> {
 /// # Errors
 /// [`ConnectError`], with the address that was tried.
 pub async fn client() -> Result<zbus::Connection, ConnectError> {
+    patient_client(CALL_TIMEOUT).await
+}
+
+/// Connects a client whose calls may take up to `timeout`.
+///
+/// # Errors
+/// [`ConnectError`], with the address that was tried.
+pub async fn patient_client(timeout: Duration) -> Result<zbus::Connection, ConnectError> {
     match address() {
         Some(address) => zbus::connection::Builder::address(address.as_str())
-            .method_timeout(CALL_TIMEOUT)
+            .method_timeout(timeout)
             .build()
             .await
             .map_err(|cause| ConnectError::Address { address, cause }),
-        None => zbus::connection::Builder::system().method_timeout(CALL_TIMEOUT).build().await.map_err(|cause| {
+        None => zbus::connection::Builder::system().method_timeout(timeout).build().await.map_err(|cause| {
             ConnectError::Nowhere { embedded: paths::embedded_bus_address(&paths::embedded_runtime()), cause }
         }),
     }

@@ -15,6 +15,7 @@ pub mod error;
 pub mod machines;
 pub mod names;
 pub mod paths;
+pub mod plugins;
 pub mod proxy;
 pub mod service;
 pub mod spec;

@@ -49,8 +49,10 @@ fn confined_child() {
     fs::write(other.join("secret"), "s").unwrap();
     let policy = Policy::load(&policies().join(format!("{service}.toml"))).unwrap();
     // The test runs on a thread of the harness; only this thread is confined, which is enough here.
-    let report =
-        policy.apply(&[("STATE", &state), ("RUNTIME", &runtime), ("CONFIG", &config), ("IMAGE", &config)]).unwrap();
+    let own = std::env::current_exe().unwrap();
+    let variables =
+        [("STATE", &state), ("RUNTIME", &runtime), ("CONFIG", &config), ("IMAGE", &config), ("EXE", &own)];
+    let report = policy.apply(&variables.map(|(name, path)| (name, path.as_path()))).unwrap();
     let landlock = report.iter().find(|mechanism| mechanism.name == "landlock").unwrap();
     if landlock.state != Enforcement::Missing {
         fs::write(runtime.join("socket"), "x").unwrap();

@@ -215,6 +215,7 @@ pub fn encode(module: &str, world: &str) -> Vec<u8> {
     let push = |resolve: &mut Resolve, name: &str, text: &str| {
         resolve.push_str(name, text).unwrap_or_else(|error| panic!("{name}: {error:#}"))
     };
+    push(&mut resolve, "fake.wit", "package wasi:cli@0.2.0; interface fake { now: func(); }");
     push(&mut resolve, "host.wit", wit::HOST);
     push(&mut resolve, "link.wit", wit::LINK);
     let handlers = wit::HANDLERS.replacen("package vane:plugin@0.1.0;", "", 1);

@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+#[cfg(feature = "runtime")]
+pub mod engine;
 #[cfg(feature = "fixtures")]
 pub mod fixtures;
 pub mod handlers;

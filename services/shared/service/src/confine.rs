@@ -16,8 +16,15 @@ pub(crate) fn confine(service: &str, folders: &ServicePaths) -> anyhow::Result<V
     }
     let policy = Policy::load(&file).with_context(|| format!("load policy {}", file.display()))?;
     let image = paths::machine_image();
-    let variables: [(&str, &Path); 4] =
-        [("STATE", &folders.state), ("RUNTIME", &folders.runtime), ("CONFIG", &folders.config), ("IMAGE", &image)];
+    // A service that starts itself anew for a confined piece of work may execute its own binary and no other.
+    let own = std::env::current_exe().context("find the service's own binary")?;
+    let variables: [(&str, &Path); 5] = [
+        ("STATE", &folders.state),
+        ("RUNTIME", &folders.runtime),
+        ("CONFIG", &folders.config),
+        ("IMAGE", &image),
+        ("EXE", &own),
+    ];
     let mechanisms = policy.apply(&variables).with_context(|| format!("apply policy {}", file.display()))?;
     for mechanism in mechanisms.iter().filter(|m| !m.is_enforced()) {
         tracing::warn!("{service}: {} is {}: {}", mechanism.name, mechanism.state, mechanism.reason);

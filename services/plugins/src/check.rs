@@ -1,0 +1,121 @@
+//! `shipote-plugins check`: judges components without a service, by the same child and the same rules.
+
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use serde::Serialize;
+use shipote_plugin_abi::check::Refusal;
+use shipote_plugin_abi::metadata::Metadata;
+
+use crate::examine::Report;
+use crate::forge::{self, Bounds};
+use crate::policy::Policies;
+use crate::store;
+
+const USAGE: &str = "usage: shipote-plugins check [--json] [--policy DIR] FILE…";
+
+#[derive(Serialize)]
+struct Verdict {
+    file: PathBuf,
+    ok: bool,
+    digest: String,
+    metadata: Option<Metadata>,
+    refusals: Vec<Refusal>,
+}
+
+/// Runs it: 0 all are taken, 1 one is refused, 2 wrong usage.
+pub(crate) fn main(arguments: Vec<String>) -> ExitCode {
+    let (mut json, mut folder, mut files) = (false, None, Vec::new());
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--json" => json = true,
+            "--policy" => folder = arguments.next().map(PathBuf::from),
+            other if other.starts_with("--") => return usage(),
+            _ => files.push(PathBuf::from(argument)),
+        }
+    }
+    if files.is_empty() {
+        return usage();
+    }
+    match judge(&files, folder.as_deref(), json) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("shipote-plugins: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `shipote-plugins wat FILE`: the binary form of a text, on standard output.
+pub(crate) fn binary(path: &str) -> ExitCode {
+    let binary = std::fs::read(path)
+        .map_err(|error| error.to_string())
+        .and_then(|text| wat::parse_bytes(&text).map(Cow::into_owned).map_err(|error| error.to_string()));
+    match binary.and_then(|binary| std::io::stdout().write_all(&binary).map_err(|error| error.to_string())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shipote-plugins: read {path}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
+}
+
+fn judge(files: &[PathBuf], folder: Option<&Path>, json: bool) -> anyhow::Result<bool> {
+    let policies = Policies::load(folder.unwrap_or(Path::new("/nonexistent")))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut all = true;
+    for file in files {
+        let verdict = runtime.block_on(verdict(file, &policies))?;
+        all &= verdict.ok;
+        let mut out = std::io::stdout().lock();
+        if json {
+            writeln!(out, "{}", serde_json::to_string(&verdict)?)?;
+        } else if let (true, Some(metadata)) = (verdict.ok, &verdict.metadata) {
+            let (name, version) = (&metadata.name, &metadata.version);
+            writeln!(out, "{}: good: {name} {version}, {} exports", file.display(), metadata.exports.len())?;
+        } else {
+            writeln!(out, "{}: refused", file.display())?;
+            for refusal in &verdict.refusals {
+                writeln!(out, "  {refusal}")?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+async fn verdict(path: &Path, policies: &Policies) -> anyhow::Result<Verdict> {
+    let bounds = Bounds::default();
+    let context = |error: std::io::Error| anyhow::anyhow!("check {}: {error}", path.display());
+    let mut file = File::open(path).map_err(context)?;
+    let metadata = file.metadata().map_err(context)?;
+    if !metadata.is_file() {
+        anyhow::bail!("check {}: not a file", path.display());
+    }
+    if metadata.len() <= bounds.size {
+        let bytes = forge::content(&file).map_err(context)?;
+        // Text is for development: it is turned into the binary form here, in the author's own process.
+        if !bytes.starts_with(b"\0asm") && path.extension().is_some_and(|ending| ending == "wat") {
+            let binary =
+                wat::parse_bytes(&bytes).map_err(|error| anyhow::anyhow!("check {}: {error}", path.display()))?;
+            file = forge::memfd("component")?;
+            file.write_all(&binary).map_err(context)?;
+        }
+    }
+    let digest = store::digest_of(&mut file).map_err(context)?;
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let policy = policies.of(&digest, &[stem]);
+    file.seek(SeekFrom::Start(0)).map_err(context)?;
+    let (report, _) = forge::examine(file, &policy, false, bounds).await?;
+    let Report { metadata, refusals, .. } = report;
+    Ok(Verdict { file: path.to_owned(), ok: refusals.is_empty(), digest, metadata, refusals })
+}

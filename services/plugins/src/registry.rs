@@ -1,0 +1,270 @@
+//! What the service does, apart from the bus.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use shipote_plugin_abi::check::Refusal;
+use shipote_plugin_abi::policy::{Policy, PolicyError};
+use tokio::sync::Semaphore;
+
+use crate::error::Error;
+use crate::examine::{self, Report};
+use crate::forge::{self, Bounds};
+use crate::policy::Policies;
+use crate::reference::Reference;
+use crate::store::{Entry, Incoming, Store, Version};
+
+/// The registry. Its lock is held for looks and short writes, never while a component is examined.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    store: Arc<Mutex<Store>>,
+    policies: Mutex<Policies>,
+    /// One examination at a time: it takes a processor and gigabytes of address space.
+    turn: Semaphore,
+    bounds: Bounds,
+    engine: String,
+}
+
+/// A version with its name.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) name: String,
+    pub(crate) version: Version,
+    pub(crate) entry: Entry,
+    pub(crate) active: bool,
+}
+
+/// What to know about an addition.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wish {
+    pub(crate) name: Option<String>,
+    pub(crate) stem: Option<String>,
+    pub(crate) activate: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it was held left the data as it was: changes are made on a copy.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Registry {
+    /// Opens the store and reads the policies. Says what it had to put right.
+    pub(crate) fn open(store: &Path, policies: &Path) -> Result<(Self, Vec<String>), Error> {
+        let (store, warnings) = Store::open(store)?;
+        let engine = examine::fingerprint().map_err(|error| Error::Examine(format!("{error:#}")))?;
+        let this = Self {
+            store: Arc::new(Mutex::new(store)),
+            policies: Mutex::new(Policies::load(policies)?),
+            turn: Semaphore::new(1),
+            bounds: Bounds::default(),
+            engine,
+        };
+        Ok((this, warnings))
+    }
+
+    /// The engine configuration that compiled code fits.
+    pub(crate) fn engine(&self) -> &str {
+        &self.engine
+    }
+
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        lock(&self.store).index().counts()
+    }
+
+    pub(crate) fn reload_policy(&self) -> Result<(), PolicyError> {
+        lock(&self.policies).reload()
+    }
+
+    pub(crate) fn policy_of(&self, found: &Found) -> Policy {
+        lock(&self.policies).of(&found.entry.digest, &[&found.name])
+    }
+
+    pub(crate) fn list(&self) -> Vec<Found> {
+        let store = lock(&self.store);
+        store.index().all().map(found).collect()
+    }
+
+    pub(crate) fn versions(&self, name: &str) -> Vec<String> {
+        lock(&self.store).index().versions(name)
+    }
+
+    pub(crate) fn find(&self, reference: &str) -> Result<Found, Error> {
+        let parsed: Reference = reference.parse()?;
+        let store = lock(&self.store);
+        store.index().find(&parsed).map(found).ok_or_else(|| Error::NoSuchPlugin(reference.to_owned()))
+    }
+
+    /// Runs blocking work with the store off the runtime's thread.
+    async fn with_store<A: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> Result<A, Error> + Send + 'static,
+    ) -> Result<A, Error> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || work(&mut lock(&store)))
+            .await
+            .map_err(|error| Error::Examine(format!("the work broke off: {error}")))?
+    }
+
+    async fn receive(&self, component: File) -> Result<Incoming, Error> {
+        let (folder, most) = (lock(&self.store).incoming(), self.bounds.size);
+        tokio::task::spawn_blocking(move || Incoming::copy(component, &folder, most))
+            .await
+            .map_err(|error| Error::Examine(format!("the work broke off: {error}")))?
+    }
+
+    async fn examine(
+        &self,
+        component: File,
+        digest: &str,
+        wish: &Wish,
+        compile: bool,
+    ) -> Result<(Report, File), Error> {
+        let names: Vec<&str> = [&wish.name, &wish.stem].into_iter().flatten().map(String::as_str).collect();
+        let policy = lock(&self.policies).of(digest, &names);
+        let _turn = self.turn.acquire().await.map_err(|_| Error::Examine("the registry is stopping".to_owned()))?;
+        let (mut report, code) = forge::examine(component, &policy, compile, self.bounds).await?;
+        if let (Some(metadata), Some(name)) = (&report.metadata, &wish.name)
+            && metadata.name != *name
+        {
+            let said = &metadata.name;
+            let reason = format!("the plugin calls itself {said:?}, not {name:?}; correct its metadata, or the name");
+            report.refusals.push(Refusal::new("name", reason));
+        }
+        Ok((report, code))
+    }
+
+    /// Judges a component.
+    pub(crate) async fn check(&self, component: File, wish: &Wish) -> Result<(String, Report), Error> {
+        let incoming = self.receive(component).await?;
+        let (report, _) = self.examine(incoming.open()?, &incoming.digest, wish, false).await?;
+        Ok((incoming.digest.clone(), report))
+    }
+
+    /// Judges, compiles and keeps a component.
+    pub(crate) async fn add(&self, component: File, wish: Wish) -> Result<Found, Error> {
+        let incoming = self.receive(component).await?;
+        let what = wish.name.clone().or_else(|| wish.stem.clone()).unwrap_or_else(|| incoming.digest.clone());
+        let (report, code) = self.examine(incoming.open()?, &incoming.digest, &wish, true).await?;
+        let metadata = match report.metadata {
+            Some(metadata) if report.refusals.is_empty() => metadata,
+            _ => return Err(Error::Refused { what, refusals: report.refusals }),
+        };
+        let version = Version::parse(&metadata.version)
+            .map_err(|error| Error::Examine(format!("version {:?}: {error}", metadata.version)))?;
+        let name = metadata.name.clone();
+        let entry = Entry { digest: incoming.digest.clone(), size: incoming.size, added: now(), metadata };
+        let engine = report.engine;
+        self.with_store(move |store| {
+            // Refused before anything is kept; and once more below, where the index is changed.
+            store.index().clone().add(&name, &version, entry.clone())?;
+            let digest = entry.digest.clone();
+            store.keep(incoming)?;
+            match forge::content(&code)
+                .map_err(|error| error.to_string())
+                .and_then(|code| store.cache(&digest, &engine, &code).map_err(|error| error.to_string()))
+            {
+                Ok(()) => {}
+                Err(error) => {
+                    tracing::warn!("keep compiled code of {name} {version}: {error}; it is compiled when it is needed");
+                }
+            }
+            store.change(|index| {
+                index.add(&name, &version, entry)?;
+                if wish.activate || index.find(&Reference::Active(name.clone())).is_none() {
+                    index.activate(&name, &version)?;
+                }
+                Ok(())
+            })?;
+            store.index().find(&exactly(&name, &version)).map(found).ok_or(Error::NoSuchPlugin(name))
+        })
+        .await
+    }
+
+    /// Makes a version the active one.
+    pub(crate) async fn activate(&self, reference: &str) -> Result<Found, Error> {
+        let Found { name, version, .. } = self.find(reference)?;
+        self.with_store(move |store| {
+            store.change(|index| index.activate(&name, &version))?;
+            store.index().find(&exactly(&name, &version)).map(found).ok_or(Error::NoSuchPlugin(name))
+        })
+        .await
+    }
+
+    /// Goes back to the version that was active before.
+    pub(crate) async fn roll_back(&self, name: &str) -> Result<Found, Error> {
+        let name = name.to_owned();
+        self.with_store(move |store| {
+            let version = store.change(|index| index.roll_back(&name))?;
+            store.index().find(&exactly(&name, &version)).map(found).ok_or(Error::NoSuchPlugin(name))
+        })
+        .await
+    }
+
+    /// Removes a version, and its files if nothing else names them.
+    pub(crate) async fn remove(&self, reference: &str, force: bool) -> Result<Found, Error> {
+        let gone = self.find(reference)?;
+        let (name, version) = (gone.name.clone(), gone.version.clone());
+        self.with_store(move |store| {
+            store.change(|index| index.remove(&name, &version, force))?;
+            let mut warnings = Vec::new();
+            store.sweep(&mut warnings)?;
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            Ok(())
+        })
+        .await?;
+        Ok(gone)
+    }
+
+    /// A version's compiled code in a sealed memfd; from the cache, or compiled anew.
+    pub(crate) async fn open_code(&self, reference: &str) -> Result<(File, Found), Error> {
+        let found = self.find(reference)?;
+        let (digest, engine) = (found.entry.digest.clone(), self.engine.clone());
+        if let Some(code) = self.with_store(move |store| Ok(store.cached(&digest, &engine))).await? {
+            return Ok((code, found));
+        }
+        let digest = found.entry.digest.clone();
+        let component = self.with_store(move |store| store.component(&digest)).await?;
+        let wish = Wish { name: Some(found.name.clone()), ..Wish::default() };
+        let (report, code) = self.examine(component, &found.entry.digest, &wish, true).await?;
+        if !report.refusals.is_empty() {
+            return Err(Error::Refused {
+                what: format!("{} {}", found.name, found.version),
+                refusals: report.refusals,
+            });
+        }
+        let (digest, engine) = (found.entry.digest.clone(), self.engine.clone());
+        let code = self
+            .with_store(move |store| {
+                let bytes = forge::content(&code).map_err(Error::io("read", "compiled code"))?;
+                if let Err(error) = store.cache(&digest, &engine, &bytes) {
+                    tracing::warn!("keep compiled code: {error}; it is compiled anew next time");
+                }
+                forge::seal(&code).map_err(|error| Error::io("seal", "compiled code")(error.into()))?;
+                Ok(code)
+            })
+            .await?;
+        Ok((code, found))
+    }
+}
+
+fn found((name, version, entry, active): (&str, &Version, &Entry, bool)) -> Found {
+    Found { name: name.to_owned(), version: version.clone(), entry: entry.clone(), active }
+}
+
+fn exactly(name: &str, version: &Version) -> Reference {
+    let exact = semver::Comparator {
+        op: semver::Op::Exact,
+        major: version.major,
+        minor: Some(version.minor),
+        patch: Some(version.patch),
+        pre: version.pre.clone(),
+    };
+    Reference::Version(name.to_owned(), semver::VersionReq { comparators: vec![exact] })
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,85 @@
+//! Dictionaries of `org.shipote.Plugins1`. Every one may gain keys.
+
+use serde::{Deserialize, Serialize};
+use zbus::{DeserializeDict, SerializeDict, Type};
+
+/// Options of `Add` and `Check`.
+#[derive(Debug, Clone, Default, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct AddOptions {
+    /// The name that the plugin must give itself; absent: whatever it says.
+    pub name: Option<String>,
+    /// File name without its ending, under which a policy may be found before the plugin has said its name.
+    pub stem: Option<String>,
+    /// Put it to work at once; absent: yes.
+    pub activate: Option<bool>,
+}
+
+/// A version of a plugin, in lists.
+#[derive(Debug, Clone, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct PluginInfo {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// `sha256:<hex>` of the component.
+    pub digest: String,
+    /// Bytes of the component.
+    pub size: u64,
+    /// When it was added, microseconds since the epoch.
+    pub added: u64,
+    /// It is the version that a bare name stands for.
+    pub active: bool,
+    /// Each export as `name (kind)`.
+    pub exports: Vec<String>,
+}
+
+/// What `Check` found.
+#[derive(Debug, Clone, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct PluginReport {
+    /// Whether it would be taken.
+    pub ok: bool,
+    /// `sha256:<hex>` of the component.
+    pub digest: String,
+    /// The plugin's metadata as JSON; empty where it could not be asked.
+    pub metadata: String,
+    /// What is wrong.
+    pub refusals: Vec<RefusalInfo>,
+}
+
+/// A broken rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct RefusalInfo {
+    /// Which rule.
+    pub rule: String,
+    /// What is wrong and the way out.
+    pub reason: String,
+}
+
+/// All there is to know of a version; beside the descriptor of `Open`, what it takes to use it.
+#[derive(Debug, Clone, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct OpenInfo {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// `sha256:<hex>` of the component.
+    pub digest: String,
+    /// Bytes of the component.
+    pub size: u64,
+    /// When it was added, microseconds since the epoch.
+    pub added: u64,
+    /// It is the version that a bare name stands for.
+    pub active: bool,
+    /// The engine configuration that the compiled code fits: wasmtime's compatibility hash.
+    pub engine: String,
+    /// The plugin's metadata as JSON.
+    pub metadata: String,
+    /// The policy that applies to it, as JSON.
+    pub policy: String,
+    /// All versions of the name, lowest first.
+    pub versions: Vec<String>,
+}
