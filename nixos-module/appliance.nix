@@ -8,9 +8,8 @@
   system.stateVersion = lib.trivial.release;
 
   services.shipote.enable = true;
-  # A change that cannot be recorded is refused, and the records outlast a reboot.
+  # A change that cannot be recorded is refused; the journal outlasts a reboot by default.
   services.shipote.settings.audit.mode = "required";
-  services.journald.storage = "persistent";
 
   networking.hostName = "shipote";
   networking.useNetworkd = true;

@@ -1,5 +1,10 @@
 # What cannot work is refused before it is built, with what to do about it.
-{ config, lib, ... }:
+{
+  config,
+  lib,
+  options,
+  ...
+}:
 let
   cfg = config.services.shipote;
   names = import ./names.nix;
@@ -11,6 +16,13 @@ let
   enabled = lib.filter (name: cfg.services.${name}.enable) names;
   declared = lib.attrNames cfg.workspaces ++ lib.attrNames cfg.pipelines;
   rules = lib.attrNames cfg.services.proxy.rules;
+  # The option moved when journald's came to mirror journald.conf(5).
+  journal =
+    if options.services.journald ? settings then
+      config.services.journald.settings.Journal.Storage or "persistent"
+    else
+      config.services.journald.storage;
+
   listed = xs: lib.concatMapStringsSep ", " (x: "`${x}`") xs;
 
   # Names become parts of unit names and arguments, so they are held to what is plain in both.
@@ -27,8 +39,8 @@ let
         message = "services.shipote.settings: no service reads the section ${listed unknown}, and each would refuse to start; known sections are ${listed sections}.";
       }
       {
-        assertion = cfg.settings.audit.mode == "required" -> config.services.journald.storage != "none";
-        message = ''services.shipote.settings.audit.mode is "required", but services.journald.storage is "none": journald takes the records and drops them; set the storage to "persistent".'';
+        assertion = cfg.settings.audit.mode == "required" -> journal != "none";
+        message = ''services.shipote.settings.audit.mode is "required", but journald's storage is "none": it takes the records and drops them; set it to "persistent".'';
       }
     ];
 
@@ -132,6 +144,7 @@ let
 in
 {
   config = lib.mkIf cfg.enable {
-    assertions = forSettings ++ forServices ++ forWorkspaces ++ forProxy ++ forEachWorkspace ++ forEachPipeline;
+    assertions =
+      forSettings ++ forServices ++ forWorkspaces ++ forProxy ++ forEachWorkspace ++ forEachPipeline;
   };
 }

@@ -27,8 +27,6 @@ let
           };
           virtualisation.memorySize = 2048;
           virtualisation.cores = 2;
-          # The journal is what scenarios read: complete, and never rate-limited.
-          services.journald.rateLimitBurst = 0;
         };
         testScript = builtins.readFile (./. + "/${file}");
       }

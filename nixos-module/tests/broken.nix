@@ -12,11 +12,17 @@ in
     says = "no service reads the section `prxy`";
   };
   audit-without-journal = {
-    config = {
-      imports = [ (on { settings.audit.mode = "required"; }) ];
-      services.journald.storage = "none";
-    };
-    says = "journald takes the records and drops them";
+    config =
+      { options, ... }:
+      {
+        imports = [ (on { settings.audit.mode = "required"; }) ];
+        services.journald =
+          if options.services.journald ? settings then
+            { settings.Journal.Storage = "none"; }
+          else
+            { storage = "none"; };
+      };
+    says = "it takes the records and drops them";
   };
   misspelt-mode.config = on { settings.audit.mode = "requierd"; };
   misspelt-option.config = on { setings = { }; };

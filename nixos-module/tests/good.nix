@@ -163,7 +163,9 @@ in
         }
       ];
     };
-    holds = config: { "nothing is let through unasked" = config.networking.firewall.allowedTCPPorts == [ ]; };
+    holds = config: {
+      "nothing is let through unasked" = config.networking.firewall.allowedTCPPorts == [ ];
+    };
   };
 
   policies = {
