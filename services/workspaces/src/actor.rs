@@ -180,13 +180,16 @@ impl<E: Effects> Actor<E> {
         self.next_request += 1;
         let request = RequestId(self.next_request);
         self.waiting.insert(request, answer);
+        let mut handed_for = None;
         let input = match call {
             Call::Create { spec, strict, uid } => Input::Create { request, id: Ulid::generate(), spec, strict, uid },
             Call::Run { target, strict, uid, command, handed } => {
+                handed_for = Some(command.id);
                 self.effects.hand_over(command.id, handed);
                 Input::Run { request, target, strict, uid, commands: vec![*command], pipeline: None }
             }
             Call::RunPipeline { target, strict, uid, tap, pipeline, id, handed } => {
+                handed_for = Some(id);
                 self.effects.hand_over(id, handed);
                 let ValidatedPipeline { label, nodes, edges, discern } = *pipeline;
                 let commands = nodes
@@ -208,6 +211,13 @@ impl<E: Effects> Actor<E> {
             Call::StopPipeline { pipeline, grace } => Input::StopPipeline { request, pipeline, grace },
         };
         self.step(input);
+        // a refused call has started nothing that would use its descriptors: its caller waits for their end
+        if let Some(id) = handed_for
+            && !self.state.commands.contains_key(&id)
+            && !self.state.pipelines.contains_key(&id)
+        {
+            self.effects.take_back(id);
+        }
     }
 
     fn step(&mut self, input: Input) {

@@ -146,6 +146,10 @@ impl Effects for Live {
         self.handed.insert(id, handed);
     }
 
+    fn take_back(&mut self, id: Ulid) {
+        self.handed.remove(&id);
+    }
+
     fn start_keeper(&mut self, workspace: &Workspace) {
         let id = workspace.id;
         let name = workspace.name.clone();

@@ -31,6 +31,8 @@ pub(crate) struct Handed {
 pub(crate) trait Effects: FlowSource {
     /// Keeps the descriptors of a command or pipeline until it starts or fails to.
     fn hand_over(&mut self, id: Ulid, handed: Handed);
+    /// Closes the descriptors of a command or pipeline that was refused.
+    fn take_back(&mut self, id: Ulid);
     /// Makes a workspace's namespaces; answers `KeeperReady` or `KeeperFailed`.
     fn start_keeper(&mut self, workspace: &Workspace);
     /// Ends everything in a workspace; answers `KeeperEnded`.

@@ -1,0 +1,13 @@
+//! The real appliance: bus, supervisor and services of this build, driven through the
+//! command line as a user would.
+
+#![expect(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
+
+mod commands;
+mod deaths;
+mod hostile;
+mod interfaces;
+mod leaks;
+mod pipelines;
+mod refusals;
+mod support;

@@ -1,0 +1,76 @@
+//! Bad input gets a clear error and changes nothing.
+
+use crate::support::{Appliance, text};
+
+/// What is fed to which command, and what the one line on standard error must say.
+#[test]
+fn what_is_wrong_is_said_and_nothing_happens() {
+    let shipote = Appliance::start();
+    shipote.ok(&["workspace", "create", "taken"]);
+    let long = "x".repeat(10_000);
+    let too_long: &[&str] = &["workspace", "create", &long];
+    let node = "label='p'\n[[nodes]]\nlabel='a'\ncommand=['true']\n";
+    let create: &[&str] = &["workspace", "create", "new", "-f", "-"];
+    let pipeline: &[&str] = &["pipeline", "run", "-"];
+    let table: Vec<(&[&str], Vec<u8>, &[&str])> = vec![
+        (&["workspace", "create", "taken"], vec![], &["\"taken\"", "name is taken", "choose another"]),
+        (too_long, vec![], &["10000 bytes", "128"]),
+        (&["workspace", "create", "a/b"], vec![], &["'/'"]),
+        (&["workspace", "create", ""], vec![], &["label", "empty"]),
+        (&["workspace", "stop", "nobody"], vec![], &["\"nobody\"", "does not exist", "workspace list"]),
+        (&["workspace", "show", "nobody"], vec![], &["\"nobody\"", "does not exist"]),
+        (create, b"lable = 'x'".to_vec(), &["lable", "label"]),
+        (create, b"[permissions]\nnetwork = 'none'".to_vec(), &["network", "networking", ":2:"]),
+        (create, b"[permissions]\nnetworking = 'some'".to_vec(), &["some", "none"]),
+        (create, b"[permissions]\nnetworking = 'full'".to_vec(), &["not available yet"]),
+        (create, b"ttl = 'soon'".to_vec(), &["ttl", ":1:"]),
+        (create, b"ttl = ".to_vec(), &[":1:"]),
+        (create, b"[[paths]]\npath = 'relative'".to_vec(), &["paths[0].path", "not absolute"]),
+        (create, b"[[paths]]\npath = '/no/such/path'".to_vec(), &["/no/such/path"]),
+        (create, b"label = '\xff'".to_vec(), &["byte 9", "UTF-8"]),
+        (create, vec![b'#'; 100 << 20], &["larger than", "bytes"]),
+        (pipeline, b"label='p'".to_vec(), &["nodes", "empty"]),
+        (pipeline, b"label='p'\n[[node]]\nlabel='a'".to_vec(), &["node", "nodes"]),
+        (pipeline, b"label='p'\n[[nodes]]\nlabel='a'\n".to_vec(), &["nodes[0].command", "missing"]),
+        (pipeline, format!("{node}[[edges]]\nfrom='a'\nto='a'\n").into_bytes(), &["cycle", "a -> a"]),
+        (
+            pipeline,
+            format!("{node}[[edges]]\nfrom='a'\nto='b'\n").into_bytes(),
+            &["edges[0].to", "\"b\"", "there are a"],
+        ),
+        (pipeline, format!("{node}{}", &node[10..]).into_bytes(), &["nodes[1].label", "taken"]),
+        (&["pipeline", "run", "/no/such/file"], vec![], &["/no/such/file", "No such file"]),
+        (&["pipeline", "stop", "01ARZ3NDEKTSV4RRFFQ69G5FAV"], vec![], &["pipeline", "does not exist"]),
+        (&["logs", "01ARZ3NDEKTSV4RRFFQ69G5FAV"], vec![], &["01ARZ3NDEKTSV4RRFFQ69G5FAV", "does not exist"]),
+        (&["kill", "nothing"], vec![], &["\"nothing\"", "does not exist", "shipote ps"]),
+        (&["kill", "--signal", "TREM", "nothing"], vec![], &["TREM", "TERM"]),
+        (&["flow", "tail", "/no/such/socket"], vec![], &["/no/such/socket", "flow list"]),
+        (&["discern", "/no/such/file"], vec![], &["discern /no/such/file"]),
+    ];
+    for (words, input, wanted) in table {
+        let output = shipote.fed(words, &input);
+        let said = text(&output.stderr);
+        let shown: String = words.join(" ").chars().take(80).collect();
+        assert_eq!(output.status.code(), Some(1), "{shown}: {said}");
+        assert_eq!(text(&output.stdout), "", "{shown}");
+        assert!(said.starts_with("shipote: ") && said.trim_end().lines().count() == 1, "{shown}: {said}");
+        for word in wanted {
+            assert!(said.contains(word), "{shown}: {word:?} in {said:?}");
+        }
+    }
+    let left = shipote.json(&["workspace", "list", "--json"]);
+    assert_eq!(left["workspaces"].as_array().unwrap().len(), 1, "a refused call left something: {left}");
+    assert_eq!(shipote.json(&["pipeline", "list", "--json"])["pipelines"], serde_json::json!([]));
+}
+
+#[test]
+fn without_an_appliance_the_way_out_is_named() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_shipote"))
+        .args(["ps"])
+        .env("SHIPOTE_BUS_ADDRESS", "unix:path=/no/such/bus")
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("/no/such/bus") && said.contains("shipote up"), "{said}");
+}
