@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
@@ -44,17 +44,24 @@ pub(crate) async fn run(args: LogsArgs) -> anyhow::Result<ExitCode> {
 pub(crate) async fn copy(from: OwnedFd, json_id: Option<String>) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || {
         let mut from = File::from(from);
-        let Some(id) = json_id else {
-            return match io::copy(&mut from, &mut io::stdout().lock()) {
-                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
-                _ => Ok(()),
-            };
-        };
+        let mut out = io::stdout().lock();
         let mut buffer = vec![0; 64 * 1024];
+        // not io::copy: it would splice, and a splice that waits for a socket (seen on Linux 6.18) can lose what
+        // arrives meanwhile
         loop {
-            match from.read(&mut buffer)? {
-                0 => return Ok(()),
-                n => output::json(&json!({"id": id, "data": String::from_utf8_lossy(&buffer[..n])}))?,
+            let n = from.read(&mut buffer)?;
+            if n == 0 {
+                return Ok(());
+            }
+            let data = &buffer[..n];
+            let written = match &json_id {
+                Some(id) => writeln!(out, "{}", json!({"id": id, "data": String::from_utf8_lossy(data)})),
+                None => out.write_all(data),
+            };
+            match written.and_then(|()| out.flush()) {
+                // the reader has seen what it wanted
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                other => other?,
             }
         }
     })

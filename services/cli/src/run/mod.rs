@@ -62,7 +62,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     json: bool,
     /// Program and arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<String>,
 }
 

@@ -19,8 +19,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a service may take to end what must not outlive it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long the bus may take to take the last messages.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) fn run<E, P, F, R>(definition: Definition, early: E, start: F) -> anyhow::Result<()>
 where
@@ -76,10 +74,6 @@ where
         // what hangs here must not keep the service from ending: the manager would kill it
         if tokio::time::timeout(STOP_TIMEOUT, parts.stop()).await.is_err() {
             tracing::error!("stopping took longer than {STOP_TIMEOUT:?}; what is left ends with the process");
-        }
-        if ended.is_ok() {
-            // a bus that is gone never takes the last messages
-            let _ = tokio::time::timeout(FLUSH_TIMEOUT, connection.graceful_shutdown()).await;
         }
         ended
     });
