@@ -23,8 +23,18 @@ pub(crate) struct Limiter {
     per_second: f64,
     burst: f64,
     hasher: RandomState,
-    shards: [Mutex<HashMap<u64, Bucket>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
 }
+
+#[derive(Debug, Default)]
+struct Shard {
+    buckets: HashMap<u64, Bucket>,
+    /// When it was last looked through. A flood of new keys must not make each of them pay for that.
+    swept: Option<Instant>,
+}
+
+/// How often a full shard is looked through.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// Whom a bucket is for.
 #[derive(Debug, Hash, PartialEq, Eq)]
@@ -61,10 +71,14 @@ impl Limiter {
     pub(crate) fn allows(&self, key: &Key<'_>, now: Instant) -> bool {
         let hash = self.hasher.hash_one(key);
         let shard = &self.shards[(hash >> 60) as usize % SHARDS];
-        let mut buckets = shard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut shard = shard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Shard { buckets, swept } = &mut *shard;
         let mut key = hash;
         if buckets.len() >= SHARD_KEYS && !buckets.contains_key(&key) {
-            buckets.retain(|_, bucket| self.refilled(bucket, now) < self.burst);
+            if swept.is_none_or(|at| now.saturating_duration_since(at) >= SWEEP) {
+                buckets.retain(|_, bucket| self.refilled(bucket, now) < self.burst);
+                *swept = Some(now);
+            }
             if buckets.len() >= SHARD_KEYS {
                 key = 0;
             }
@@ -116,7 +130,7 @@ mod tests {
         for i in 0..200_000u32 {
             limiter.allows(&Key::Value(Some(&i.to_be_bytes())), now);
         }
-        let held: usize = limiter.shards.iter().map(|s| s.lock().unwrap().len()).sum();
+        let held: usize = limiter.shards.iter().map(|s| s.lock().unwrap().buckets.len()).sum();
         assert!(held <= SHARDS * (SHARD_KEYS + 1), "{held}");
     }
 }

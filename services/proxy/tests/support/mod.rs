@@ -77,6 +77,18 @@ impl Answer {
     }
 }
 
+/// Asks again until there is something.
+pub fn until<T>(mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(std::time::Instant::now() < end, "nothing came within 20 seconds");
+        std::thread::yield_now();
+    }
+}
+
 /// One request on a connection of its own.
 pub fn ask(port: u16, request: &str) -> Answer {
     let mut client = connect(port);
