@@ -21,6 +21,7 @@ mod plan;
 mod rate;
 mod settings;
 mod shared;
+mod tls;
 mod tunnel;
 mod upstream;
 mod walk;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use shipote_rules::{
-    Graph, HttpVersion, Listener, Middleware, Node, Phase, Terminator, TerminatorEntry, Transport, Upstream,
+    Field, Graph, HttpVersion, Listener, Middleware, Node, Phase, Terminator, TerminatorEntry, Transport, Upstream,
     UpstreamAddress,
 };
 
@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) targets: Vec<Vec<Arc<Target>>>,
     /// By middleware; rate limits only.
     pub(crate) limiters: Vec<Option<Arc<Limiter>>>,
+    /// By listener.
+    tls: Vec<Option<Arc<rustls::ServerConfig>>>,
     listeners: HashMap<(Transport, SocketAddr), usize>,
 }
 
@@ -46,14 +48,25 @@ impl Plan {
                 return Err(unsupported(first_rule(&graph), "a match on http.body"));
             }
         }
+        for check in &graph.checks {
+            if let Field::PeerCertSubjectCn
+            | Field::PeerCertSanDns
+            | Field::PeerCertSpki
+            | Field::PeerCertIssuerCn
+            | Field::PeerCertSerial = check.field
+            {
+                let what = format!("a match on {}", check.field);
+                return Err(unsupported(first_rule(&graph), &what));
+            }
+        }
+        let mut tls = Vec::with_capacity(graph.listeners.len());
         for listener in &graph.listeners {
             let rule = listener.rules.first().cloned().unwrap_or_default();
-            if listener.tls.is_some() {
-                return Err(unsupported(rule, "TLS on a listener"));
-            }
             if listener.listen.transport == Transport::Udp {
                 return Err(unsupported(rule, "udp_forward"));
             }
+            let configured = listener.tls.as_ref().map(crate::tls::configure).transpose();
+            tls.push(configured.map_err(|reason| LinkError { rule, reason })?);
         }
         let mut limiters = Vec::with_capacity(graph.middleware.len());
         for entry in &graph.middleware {
@@ -69,7 +82,7 @@ impl Plan {
         }
         let listeners =
             graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
-        Ok(Self { graph, targets, limiters, listeners })
+        Ok(Self { graph, targets, limiters, tls, listeners })
     }
 
     fn limiter(&self, rule: &str, middleware: &Middleware) -> Option<Arc<Limiter>> {
@@ -86,6 +99,11 @@ impl Plan {
 
     pub(crate) fn listener(&self, transport: Transport, address: SocketAddr) -> Option<&Listener> {
         self.listeners.get(&(transport, address)).map(|&i| &self.graph.listeners[i])
+    }
+
+    /// How a listener does its handshakes.
+    pub(crate) fn tls(&self, transport: Transport, address: SocketAddr) -> Option<&Arc<rustls::ServerConfig>> {
+        self.listeners.get(&(transport, address)).and_then(|&i| self.tls[i].as_ref())
     }
 }
 

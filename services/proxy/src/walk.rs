@@ -11,6 +11,7 @@ use shipote_rules::{
 use crate::http1::request::RequestHead;
 use crate::plan::Plan;
 use crate::rate::Key;
+use crate::tls::Settled;
 
 /// What is known of a connection.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub(crate) struct Peer {
     pub(crate) peeked: Box<[u8]>,
     /// The server name in the first bytes.
     pub(crate) sni: Option<String>,
+    /// What the handshake settled, where there was one.
+    pub(crate) tls: Option<Settled>,
 }
 
 impl View for Peer {
@@ -37,6 +40,13 @@ impl View for Peer {
             Field::LocalIp => f(Value::Address(canonical(self.local.ip()))),
             Field::LocalPort => f(Value::Integer(self.local.port().into())),
             Field::Peek => !self.peeked.is_empty() && f(Value::Bytes(&self.peeked)),
+            Field::TlsVersion => self.tls.as_ref().is_some_and(|t| f(Value::Bytes(t.version.as_bytes()))),
+            Field::TlsAlpn => self.tls.as_ref().and_then(|t| t.alpn.as_deref()).is_some_and(|a| f(Value::Bytes(a))),
+            Field::PeerCertPresent => self.tls.as_ref().is_some_and(|t| f(Value::Boolean(t.fingerprint.is_some()))),
+            Field::PeerCertFingerprint => {
+                let fingerprint = self.tls.as_ref().and_then(|t| t.fingerprint.as_ref());
+                fingerprint.is_some_and(|text| f(Value::Bytes(text.as_bytes())))
+            }
             Field::TlsSni => self.sni.as_ref().is_some_and(|name| f(Value::Bytes(name.as_bytes()))),
             _ => false,
         }
@@ -73,6 +83,8 @@ impl View for RequestView<'_> {
 pub(crate) enum Arrival {
     /// The first bytes are needed to decide.
     Peek,
+    /// It is to be decrypted, and speaks HTTP then.
+    Tls,
     /// It speaks HTTP.
     Http,
     /// It is forwarded.
@@ -95,6 +107,7 @@ pub(crate) fn arrive(plan: &Plan, entry: NodeId, peer: &Peer, peeked: Option<boo
             }
             Node::Upgrade { to: Phase::Peek, next } if peeked.is_some() => *next,
             Node::Upgrade { to: Phase::Peek, .. } => return Arrival::Peek,
+            Node::Upgrade { to: Phase::Tls, .. } => return Arrival::Tls,
             Node::Upgrade { .. } => return Arrival::Http,
             Node::Detect { http, other } => {
                 if peeked == Some(true) {

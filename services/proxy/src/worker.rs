@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use shipote_rules::Transport;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_rustls::TlsAcceptor;
 
 use crate::figures::Figures;
 use crate::flows::{Entry, Flows};
@@ -22,6 +23,7 @@ use crate::peek::{self, First};
 use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::shared::Shared;
+use crate::tls;
 use crate::upstream::Pools;
 use crate::walk::{Arrival, Peer, arrive, canonical};
 
@@ -228,6 +230,7 @@ fn admit(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, address: So
             listener: address,
             peeked: Box::default(),
             sni: None,
+            tls: None,
         };
         greet(&leave.worker, stream, peer, slot, idle).await;
         drop(leave);
@@ -276,6 +279,30 @@ async fn greet(worker: &Rc<Worker>, stream: TcpStream, mut peer: Peer, slot: Rc<
             worker.flows.push(&entry, Instant::now());
         }
     }
+    if arrival == Arrival::Tls {
+        let Some(config) = plan.tls(Transport::Tcp, peer.listener) else { return };
+        let acceptor = TlsAcceptor::from(Arc::clone(config));
+        drop(plan);
+        let began = Instant::now();
+        match tokio::time::timeout(worker.settings.head_time, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let (settled, name) = tls::settled(stream.get_ref().1);
+                (peer.tls, peer.sni) = (Some(settled), name);
+                let client = Io::new(Stream::Tls(Box::new(stream)), slot);
+                connection::serve(Rc::clone(worker), client, peer, idle).await;
+            }
+            failed => {
+                let error = match failed {
+                    Ok(Err(e)) => format!("TLS handshake: {e}"),
+                    _ => "TLS handshake: a time limit passed".to_owned(),
+                };
+                let (connection, client, error) = (peer.id, peer.remote_text.as_str(), error.as_str());
+                let entry = Entry { connection, client, error, duration: began.elapsed(), ..Entry::default() };
+                worker.flows.push(&entry, Instant::now());
+            }
+        }
+        return;
+    }
     let client = Io::new(Stream::Tcp(stream), slot);
     match arrival {
         Arrival::Http => {
@@ -283,7 +310,7 @@ async fn greet(worker: &Rc<Worker>, stream: TcpStream, mut peer: Peer, slot: Rc<
             connection::serve(Rc::clone(worker), client, peer, idle).await;
         }
         Arrival::Forward(terminator) => forward::forward(worker, &plan, terminator, client, &peer).await,
-        Arrival::Close | Arrival::Peek => {}
+        Arrival::Close | Arrival::Peek | Arrival::Tls => {}
     }
 }
 

@@ -264,6 +264,7 @@ mod tests {
             listener: "0.0.0.0:80".parse().unwrap(),
             peeked: Box::default(),
             sni: None,
+            tls: None,
         }
     }
 

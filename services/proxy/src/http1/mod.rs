@@ -10,3 +10,8 @@ pub(crate) mod request;
 pub(crate) mod response;
 
 pub(crate) use head::{Framing, Lines, Refusal};
+
+/// Bytes in lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|d| char::from_digit(d.into(), 16).unwrap_or('0')).collect()
+}

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::server::TlsStream;
 
 use super::{Buf, Slot};
 
@@ -17,6 +18,8 @@ use super::{Buf, Slot};
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Decrypted here; from clients only.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Why a read or a write did not happen.
@@ -33,6 +36,7 @@ impl Stream {
         match self {
             Self::Tcp(s) => Pin::new(s).poll_read(cx, buf),
             Self::Unix(s) => Pin::new(s).poll_read(cx, buf),
+            Self::Tls(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 
@@ -40,6 +44,7 @@ impl Stream {
         match self {
             Self::Tcp(s) => Pin::new(s).poll_write_vectored(cx, parts),
             Self::Unix(s) => Pin::new(s).poll_write_vectored(cx, parts),
+            Self::Tls(s) => Pin::new(s).poll_write_vectored(cx, parts),
         }
     }
 
@@ -47,6 +52,7 @@ impl Stream {
         match self {
             Self::Tcp(s) => Pin::new(s).poll_write(cx, bytes),
             Self::Unix(s) => Pin::new(s).poll_write(cx, bytes),
+            Self::Tls(s) => Pin::new(s).poll_write(cx, bytes),
         }
     }
 
@@ -54,6 +60,32 @@ impl Stream {
         match self {
             Self::Tcp(s) => Pin::new(s).poll_shutdown(cx),
             Self::Unix(s) => Pin::new(s).poll_shutdown(cx),
+            Self::Tls(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+
+    /// Sends what encryption still holds back.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Tls(s) => Pin::new(s).poll_flush(cx),
+        }
+    }
+
+    fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(s) => s.poll_read_ready(cx),
+            Self::Unix(s) => s.poll_read_ready(cx),
+            Self::Tls(s) => {
+                let (tcp, session) = s.get_mut();
+                // What was decrypted already makes no noise on the socket.
+                match session.process_new_packets() {
+                    Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {
+                        tcp.poll_read_ready(cx)
+                    }
+                    _ => Poll::Ready(Ok(())),
+                }
+            }
         }
     }
 
@@ -63,6 +95,7 @@ impl Stream {
         let read = match self {
             Self::Tcp(s) => s.try_read(&mut byte),
             Self::Unix(s) => s.try_read(&mut byte),
+            Self::Tls(_) => return false,
         };
         matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
@@ -75,6 +108,7 @@ impl Stream {
         let fd = match self {
             Self::Tcp(s) => s.as_fd(),
             Self::Unix(s) => s.as_fd(),
+            Self::Tls(_) => return false,
         };
         matches!(rustix::net::recv(fd, &mut byte, flags), Err(rustix::io::Errno::AGAIN))
     }
@@ -138,10 +172,7 @@ impl Io {
     /// Waits until there is something to read (or the end), holding no buffer meanwhile.
     pub(crate) async fn readable(&self) -> Result<(), IoError> {
         poll_fn(|cx| {
-            let ready = match &*self.stream.borrow() {
-                Stream::Tcp(s) => s.poll_read_ready(cx),
-                Stream::Unix(s) => s.poll_read_ready(cx),
-            };
+            let ready = self.stream.borrow_mut().poll_read_ready(cx);
             match ready {
                 Poll::Ready(result) => Poll::Ready(result.map_err(IoError::from)),
                 Poll::Pending => self.expired(cx),
@@ -162,7 +193,7 @@ impl Io {
                 }
                 self.slot.touch();
             }
-            Poll::Ready(Ok(()))
+            self.poll_flush(cx)
         })
         .await
     }
@@ -180,9 +211,16 @@ impl Io {
                 done += n;
                 self.slot.touch();
             }
-            Poll::Ready(Ok(()))
+            self.poll_flush(cx)
         })
         .await
+    }
+
+    fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), IoError>> {
+        match self.stream.borrow_mut().poll_flush(cx) {
+            Poll::Ready(result) => Poll::Ready(result.map_err(IoError::from)),
+            Poll::Pending => self.expired(cx),
+        }
     }
 
     fn poll_write_from(&self, cx: &mut Context<'_>, pieces: &[&[u8]; 3], done: usize) -> Poll<Result<usize, IoError>> {

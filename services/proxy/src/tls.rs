@@ -1,0 +1,120 @@
+//! TLS on listeners: certificates by server name, read anew with every plan.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use sha2::{Digest as _, Sha256};
+use shipote_rules::{ClientAuth, ListenerTls, TlsCert};
+
+use crate::http1::hex;
+
+/// What a handshake settled.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settled {
+    pub(crate) version: &'static str,
+    pub(crate) alpn: Option<Vec<u8>>,
+    /// SHA-256 of the client's certificate, in hexadecimal.
+    pub(crate) fingerprint: Option<String>,
+}
+
+/// Certificates by lower-case name; `*.example.com` stands for one label.
+#[derive(Debug)]
+struct Certificates {
+    default: Option<Arc<CertifiedKey>>,
+    by_name: HashMap<String, Arc<CertifiedKey>>,
+}
+
+impl Certificates {
+    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let name = name.to_ascii_lowercase();
+        self.by_name.get(&name).or_else(|| {
+            let (_, rest) = name.split_once('.')?;
+            self.by_name.get(&format!("*.{rest}"))
+        })
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        hello.server_name().and_then(|name| self.find(name)).or(self.default.as_ref()).cloned()
+    }
+}
+
+/// The configuration of a listener; the error names the file.
+pub(crate) fn configure(tls: &ListenerTls) -> Result<Arc<ServerConfig>, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let load = |cert: &TlsCert| load(cert, &provider);
+    let certificates = Certificates {
+        default: tls.default.as_ref().map(load).transpose()?,
+        by_name: tls
+            .by_name
+            .iter()
+            .map(|(name, cert)| Ok((name.clone(), load(cert)?)))
+            .collect::<Result<_, String>>()?,
+    };
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| format!("TLS: {e}"))?;
+    let verifier = |paths: &[std::path::PathBuf], required: bool| {
+        let mut roots = RootCertStore::empty();
+        for path in paths {
+            for cert in read_certs(path)? {
+                roots.add(cert).map_err(|e| format!("authority in {}: {e}", path.display()))?;
+            }
+        }
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let builder = if required { builder } else { builder.allow_unauthenticated() };
+        builder.build().map_err(|e| format!("authorities of clients: {e}"))
+    };
+    let builder = match &tls.client_auth {
+        ClientAuth::None => builder.with_no_client_auth(),
+        ClientAuth::Request { ca_paths } => builder.with_client_cert_verifier(verifier(ca_paths, false)?),
+        ClientAuth::Require { ca_paths } => builder.with_client_cert_verifier(verifier(ca_paths, true)?),
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(certificates));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Tickets are sealed with a key of this plan's own; after a reload clients make a whole handshake once.
+    config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
+    Ok(Arc::new(config))
+}
+
+fn read_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certs: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|e| format!("read certificates {}: {e}", path.display()))?;
+    if certs.is_empty() {
+        return Err(format!("read certificates {}: there are none in PEM", path.display()));
+    }
+    Ok(certs)
+}
+
+fn load(cert: &TlsCert, provider: &rustls::crypto::CryptoProvider) -> Result<Arc<CertifiedKey>, String> {
+    let chain = read_certs(&cert.cert_file)?;
+    let path = cert.key_file.display();
+    let key = PrivateKeyDer::from_pem_file(&cert.key_file).map_err(|e| format!("read key {path}: {e}"))?;
+    let certified = CertifiedKey::from_der(chain, key, provider)
+        .map_err(|e| format!("key {path} with certificate {}: {e}", cert.cert_file.display()))?;
+    Ok(Arc::new(certified))
+}
+
+/// What the handshake of a connection settled, and the server name that was asked for.
+pub(crate) fn settled(connection: &rustls::ServerConnection) -> (Settled, Option<String>) {
+    let version = match connection.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "1.3",
+        Some(rustls::ProtocolVersion::TLSv1_2) => "1.2",
+        _ => "",
+    };
+    let leaf = connection.peer_certificates().and_then(<[_]>::first);
+    let settled = Settled {
+        version,
+        alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
+        fingerprint: leaf.map(|cert| hex(&Sha256::digest(cert))),
+    };
+    (settled, connection.server_name().map(str::to_ascii_lowercase))
+}
