@@ -97,6 +97,35 @@ let
       }
     ];
 
+  forPlugins =
+    let
+      # What the registry reads of an entry; it does not start with any other.
+      keys = [
+        "deadline_ms"
+        "http"
+        "instances"
+        "limits"
+        "memory_bytes"
+        "wasi_stubs"
+      ];
+    in
+    lib.mapAttrsToList (
+      name: policy:
+      let
+        unknown = lib.subtractLists keys (lib.attrNames policy);
+      in
+      {
+        assertion = unknown == [ ];
+        message = "services.shipote.policies.plugins.${name}: a policy has no ${listed unknown}; it has ${listed keys}.";
+      }
+    ) cfg.policies.plugins
+    ++ [
+      {
+        assertion = cfg.policies.plugins != { } -> cfg.services.plugins.enable;
+        message = "services.shipote.policies.plugins is for the service that services.shipote.services.plugins.enable switches off; switch it on, or remove the policies.";
+      }
+    ];
+
   forEachWorkspace = lib.concatLists (
     lib.mapAttrsToList (name: workspace: [
       {
@@ -145,6 +174,12 @@ in
 {
   config = lib.mkIf cfg.enable {
     assertions =
-      forSettings ++ forServices ++ forWorkspaces ++ forProxy ++ forEachWorkspace ++ forEachPipeline;
+      forSettings
+      ++ forServices
+      ++ forWorkspaces
+      ++ forProxy
+      ++ forPlugins
+      ++ forEachWorkspace
+      ++ forEachPipeline;
   };
 }

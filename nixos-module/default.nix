@@ -9,6 +9,7 @@
     ./machines.nix
     ./package.nix
     ./pipelines.nix
+    ./plugins.nix
     ./policies.nix
     ./proxy.nix
     ./services.nix

@@ -76,7 +76,7 @@ in
       lib.types.submodule {
         options = {
           spec = lib.mkOption {
-            type = toml.type;
+            type = lib.types.attrsOf toml.type;
             description = "The specification, as `shipote pipeline run` takes it; its label is the name by default.";
           };
           workspace = lib.mkOption {

@@ -42,7 +42,7 @@ in
 {
   options.services.shipote.services.proxy = {
     rules = lib.mkOption {
-      type = lib.types.attrsOf toml.type;
+      type = lib.types.attrsOf (lib.types.attrsOf toml.type);
       default = { };
       example = lib.literalExpression ''
         {

@@ -73,7 +73,7 @@ in
       lib.types.submodule {
         options = {
           spec = lib.mkOption {
-            type = toml.type;
+            type = lib.types.attrsOf toml.type;
             default = { };
             description = "The specification, as `shipote workspace create -f` takes it.";
           };

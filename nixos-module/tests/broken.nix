@@ -74,6 +74,17 @@ in
     config = on { services.proxy.openFirewall = true; };
     says = "which ports to open is read from";
   };
+  misspelt-policy = {
+    config = on { policies.plugins.geo.https.allowed_hosts = [ "*" ]; };
+    says = "policies.plugins.geo: a policy has no `https`";
+  };
+  policy-without-registry = {
+    config = on {
+      services.plugins.enable = false;
+      policies.plugins.geo = { };
+    };
+    says = "services.shipote.services.plugins.enable switches off";
+  };
   odd-name = {
     config = on { workspaces."a b" = { }; };
     says = "`a b` cannot name a workspace";
@@ -82,7 +93,10 @@ in
     config = on { workspaces.build.spec.label = "other"; };
     says = "but the workspace is called `build`";
   };
-  pipeline-without-spec.config = on { pipelines.empty = { }; };
+  pipeline-without-spec = {
+    config = on { pipelines.empty = { }; };
+    says = "spec.nodes is empty";
+  };
   pipeline-without-nodes = {
     config = on { pipelines.empty.spec = { }; };
     says = "spec.nodes is empty";
@@ -119,6 +133,7 @@ in
     };
     says = "so that the unit waits for the workspace";
   };
+  spec-that-is-no-table.config = on { workspaces.build.spec = "label"; };
   policy-of-nobody.config = on { policies.landlock.prxy = { }; };
   negative-grace.config = on { workspaces.build.graceMilliseconds = -1; };
 }

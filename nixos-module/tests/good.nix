@@ -168,6 +168,14 @@ in
     };
   };
 
+  plugins = {
+    config = on { policies.plugins.geo.http.allowed_hosts = [ "api.example.com" ]; };
+    holds = config: {
+      "the policy is there" = config.environment.etc ? "shipote/plugins/policy.toml";
+      "a change of it is a reload" = config.systemd.services.shipote-plugins.reloadTriggers != [ ];
+    };
+  };
+
   policies = {
     config = on {
       policies.landlock.proxy = {
