@@ -193,3 +193,26 @@ fn an_error_in_band_comes_back_whole() {
     assert_eq!((error.code.as_str(), error.message.as_str()), ("quota", ""));
     assert_eq!(error.hint(), Some(ErrorHint::ForceClose));
 }
+
+/// The plugins in `wit/examples`, as text that needs no tool chain. `BLESS=1` writes them anew.
+#[test]
+fn the_examples_are_what_the_fixtures_build() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../wit/examples");
+    let table = [
+        ("stamp.wat", ";; Adds the header x-shipote: stamped to every response.\n", {
+            Fixture::stamping("stamp", "1.0.0", "x-shipote", "stamped")
+        }),
+        ("teapot.wat", ";; Answers every request with status 418.\n", {
+            Fixture::answering("teapot", "1.0.0", 418, "short and stout\n")
+        }),
+    ];
+    for (file, head, fixture) in table {
+        let text = format!("{head}{}", wasmprinter::print_bytes(fixture.component()).unwrap());
+        let path = examples.join(file);
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&path, &text).unwrap();
+        }
+        assert!(std::fs::read_to_string(&path).unwrap() == text, "{file} is not current; run this test with BLESS=1");
+        assert!(wat::parse_str(&text).is_ok());
+    }
+}
