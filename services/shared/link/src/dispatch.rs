@@ -9,7 +9,6 @@ use crate::error::DispatchError;
 use crate::instance::{Handed, Loaded};
 use crate::interface::{Cardinality, Interface, Kind};
 use crate::load::Provider;
-use crate::runtime::Runtime;
 use crate::value_type::join;
 
 /// One answer of each plugin, in the form that the interface's cardinality gives.
@@ -27,7 +26,6 @@ pub enum Answers<A> {
 
 /// The root interface with all that it reaches, loaded. Calls may come from any thread; one plugin serves one at a time.
 pub struct Head<T: 'static> {
-    runtime: Runtime,
     provider: Arc<Provider<T>>,
 }
 
@@ -38,8 +36,8 @@ impl<T> std::fmt::Debug for Head<T> {
 }
 
 impl<T: Send + 'static> Head<T> {
-    pub(crate) fn new(runtime: Runtime, provider: Arc<Provider<T>>) -> Self {
-        Self { runtime, provider }
+    pub(crate) fn new(provider: Arc<Provider<T>>) -> Self {
+        Self { provider }
     }
 
     /// The root interface.
@@ -83,8 +81,7 @@ impl<T: Send + 'static> Head<T> {
                 given: format!("({})", join(arguments.iter().map(|value| format!("{value:?}")))),
             });
         }
-        let _ticking = self.runtime.clock().enter();
-        let handles = if known.signature.has_resources() { Handed::ByHost } else { Handed::None };
+        let handles = if known.params_hold || known.result_holds { Handed::ByHost } else { Handed::None };
         let call = |plugin: &Loaded<T>| plugin.call(index, arguments, u64::MAX, handles).map(|answer| answer.value);
         if matches!(known.kind, Kind::Method(_)) {
             let owner = self.provider.plugins.iter().find(|plugin| match arguments.first() {
@@ -128,7 +125,6 @@ impl<T: Send + 'static> Head<T> {
         R: ComponentNamedList + Lift + 'static,
     {
         let index = self.position(function)?;
-        let _ticking = self.runtime.clock().enter();
         for plugin in &self.provider.plugins {
             plugin.check_types::<P, R>(index)?;
         }
@@ -173,7 +169,6 @@ where
     /// Calls the function of every plugin in the root interface.
     #[inline]
     pub fn call(&self, arguments: P) -> Answers<Result<R, DispatchError>> {
-        let _ticking = self.head.runtime.clock().enter();
         // One plugin gets the arguments themselves, several a copy each.
         match (self.head.provider.interface.cardinality, &*self.head.provider.plugins) {
             (Cardinality::ExactlyOne, [plugin]) => {

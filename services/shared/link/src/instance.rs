@@ -9,7 +9,9 @@
 //! `n` counts instances: a handle of instance `n` is worthless once it is replaced.
 
 use std::any::Any;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 use wasmtime::component::{
@@ -37,7 +39,38 @@ pub(crate) struct Loaded<T: 'static> {
     data: MakeData<T>,
     limits: Limits,
     deadline: u64,
+    /// Held up while the plugin runs, for the clock.
+    running: Arc<AtomicBool>,
     slot: Mutex<Slot<T>>,
+}
+
+/// The plugin to oneself; while this lives the clock ticks.
+struct Running<'a, T: 'static> {
+    slot: MutexGuard<'a, Slot<T>>,
+    flag: &'a AtomicBool,
+}
+
+impl<T> Drop for Running<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        // Before the lock, which goes after this.
+        self.flag.store(false, Ordering::Release);
+    }
+}
+
+impl<T> Deref for Running<'_, T> {
+    type Target = Slot<T>;
+    #[inline]
+    fn deref(&self) -> &Slot<T> {
+        &self.slot
+    }
+}
+
+impl<T> DerefMut for Running<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Slot<T> {
+        &mut self.slot
+    }
 }
 
 struct Slot<T: 'static> {
@@ -82,7 +115,8 @@ pub(crate) enum Handed {
 pub(crate) struct Answer {
     pub(crate) value: Option<Val>,
     pub(crate) generation: u64,
-    pub(crate) kinds: Arc<[(ResourceType, u32)]>,
+    /// Empty where the result holds no handle.
+    pub(crate) kinds: Option<Arc<[(ResourceType, u32)]>>,
 }
 
 impl<T: Send + 'static> Loaded<T> {
@@ -91,11 +125,12 @@ impl<T: Send + 'static> Loaded<T> {
         let Parts { id, interface, runtime, pre, functions, resources, data, limits } = parts;
         let deadline = ticks(limits.deadline);
         let slot = Mutex::new(Slot { generation: 0, live: None });
-        let this = Self { id, interface, runtime, pre, functions, resources, data, limits, deadline, slot };
-        let ticking = this.runtime.clock().enter();
+        let running = runtime.clock().watch();
+        let this = Self { id, interface, runtime, pre, functions, resources, data, limits, deadline, running, slot };
+        let mut slot = this.run(this.slot.lock());
         let live = this.instantiate(u64::MAX);
-        drop(ticking);
-        this.slot.lock().live = Some(live?);
+        slot.live = Some(live?);
+        drop(slot);
         Ok(this)
     }
 
@@ -136,12 +171,12 @@ impl<T: Send + 'static> Loaded<T> {
 
     /// Has the plugin to oneself, with an instance ready and its deadline set.
     #[inline]
-    fn occupy(&self, function: usize, caller: u64) -> Result<MutexGuard<'_, Slot<T>>, DispatchError> {
+    fn occupy(&self, function: usize, caller: u64) -> Result<Running<'_, T>, DispatchError> {
         let (mut deadline, mut left) = self.until(caller);
         if left == 0 {
             return Err(self.failed(function, Failure::Deadline));
         }
-        let mut slot = match self.slot.try_lock() {
+        let slot = match self.slot.try_lock() {
             Some(slot) => slot,
             None => {
                 let slot = self.slot.try_lock_for(span(left));
@@ -153,6 +188,7 @@ impl<T: Send + 'static> Loaded<T> {
                 slot
             }
         };
+        let mut slot = self.run(slot);
         if slot.live.is_none() {
             self.revive(&mut slot, function, caller)?;
         }
@@ -207,7 +243,8 @@ impl<T: Send + 'static> Loaded<T> {
         let mut slot = self.occupy(function, caller)?;
         let generation = slot.generation;
         let Some(live) = &mut slot.live else { unreachable!("occupy leaves an instance") };
-        let signature = &self.interface.functions[function].signature;
+        let known = &self.interface.functions[function];
+        let signature = &known.signature;
         match handles {
             Handed::None => {}
             Handed::Passed(from) if from == generation => {}
@@ -224,7 +261,11 @@ impl<T: Send + 'static> Loaded<T> {
         if matches!(handles, Handed::ByHost) {
             collect_handles(&value, &mut live.lent);
         }
-        Ok(Answer { value: has_result.then_some(value), generation, kinds: Arc::clone(&live.kinds) })
+        Ok(Answer {
+            value: has_result.then_some(value),
+            generation,
+            kinds: known.result_holds.then(|| Arc::clone(&live.kinds)),
+        })
     }
 
     /// Calls a function whose types the host knows.
@@ -283,10 +324,15 @@ impl<T: Send + 'static> Loaded<T> {
 }
 
 impl<T: 'static> Loaded<T> {
+    #[inline]
+    fn run<'a>(&'a self, slot: MutexGuard<'a, Slot<T>>) -> Running<'a, T> {
+        self.runtime.clock().run(&self.running);
+        Running { slot, flag: &self.running }
+    }
+
     /// Drops a resource of instance `generation`; its destructor runs under the plugin's own deadline.
     pub(crate) fn drop_resource(&self, generation: u64, resource: ResourceAny) {
-        let _ticking = self.runtime.clock().enter();
-        let mut slot = self.slot.lock();
+        let mut slot = self.run(self.slot.lock());
         if slot.generation != generation {
             return;
         }

@@ -64,6 +64,9 @@ pub struct Function {
     pub(crate) name: String,
     pub(crate) kind: Kind,
     pub(crate) signature: Signature,
+    /// Handles may be among the arguments, in the result.
+    pub(crate) params_hold: bool,
+    pub(crate) result_holds: bool,
 }
 
 impl Function {
@@ -80,7 +83,10 @@ impl Function {
         } else {
             Kind::Free
         };
-        Self { name, kind, signature: Signature { params: params.into(), result } }
+        let params = params.into();
+        let params_hold = params.iter().any(ValueType::has_resources);
+        let result_holds = result.as_ref().is_some_and(ValueType::has_resources);
+        Self { name, kind, signature: Signature { params, result }, params_hold, result_holds }
     }
 
     /// Its name in the component model.

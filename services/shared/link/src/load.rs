@@ -45,7 +45,7 @@ impl<T: Send + 'static> Tree<T> {
         let root = self.root.clone();
         let mut loader = Loader { tree: self, runtime, linker, done: BTreeMap::new(), errors: Vec::new(), kinds: 0 };
         match loader.interface(&root) {
-            Ok(provider) => Ok((Head::new(runtime.clone(), provider), loader.errors)),
+            Ok(provider) => Ok((Head::new(provider), loader.errors)),
             Err(error) => {
                 loader.errors.retain(|other| *other != error);
                 Err((error, loader.errors))

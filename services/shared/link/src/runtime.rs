@@ -1,15 +1,17 @@
 //! An engine and the clock that deadlines are measured by.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use rustix::thread::{MembarrierCommand, membarrier};
 use wasmtime::{Config, Engine};
 
 /// How often the clock ticks. A deadline is met within two ticks after it.
 const TICK: Duration = Duration::from_millis(1);
-/// Ticks without a call after which the clock stops until the next one.
+/// Ticks that saw no call after which the clock stops until the next one.
 const IDLE_TICKS: u32 = 50;
 
 /// An engine set up for linking, and its clock. Clones share both; loaded trees hold one.
@@ -28,8 +30,9 @@ struct Inner {
 #[derive(Debug, Default)]
 pub(crate) struct Clock {
     now: AtomicU64,
-    calls: AtomicUsize,
     parked: AtomicBool,
+    /// Of each plugin: whether it runs now.
+    running: Mutex<Vec<Weak<AtomicBool>>>,
     stop: AtomicBool,
     thread: std::sync::OnceLock<thread::Thread>,
 }
@@ -75,6 +78,8 @@ impl Drop for Inner {
 fn tick(engine: &Engine, clock: &Clock) {
     let mut next = Instant::now() + TICK;
     let mut idle = 0;
+    // A kernel that lacks it has the clock tick on.
+    let can_park = membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok();
     while !clock.stop.load(Ordering::SeqCst) {
         let now = Instant::now();
         if now < next {
@@ -86,11 +91,14 @@ fn tick(engine: &Engine, clock: &Clock) {
             engine.increment_epoch();
             next += TICK;
         }
-        idle = if clock.calls.load(Ordering::SeqCst) == 0 { idle + 1 } else { 0 };
-        if idle > IDLE_TICKS {
+        idle = if clock.any_running() { 0 } else { idle + 1 };
+        if idle > IDLE_TICKS && can_park {
             clock.parked.store(true, Ordering::SeqCst);
-            while clock.calls.load(Ordering::SeqCst) == 0 && !clock.stop.load(Ordering::SeqCst) {
-                thread::park();
+            // Now every other thread has either made its `running` visible or will see `parked`.
+            if membarrier(MembarrierCommand::PrivateExpedited).is_ok() {
+                while !clock.any_running() && !clock.stop.load(Ordering::SeqCst) {
+                    thread::park();
+                }
             }
             clock.parked.store(false, Ordering::SeqCst);
             next = Instant::now() + TICK;
@@ -99,33 +107,50 @@ fn tick(engine: &Engine, clock: &Clock) {
     }
 }
 
-/// A call is in flight while this lives.
-pub(crate) struct InFlight<'a>(&'a Clock);
-
 impl Clock {
     #[inline]
     pub(crate) fn now(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// Keeps the clock ticking. The order is that of the clock's own thread, mirrored: it sets `parked` and then looks at
-    /// `calls`, this sets `calls` and then looks at `parked`, so one of the two sees the other.
+    /// A flag for a plugin to hold up while it runs.
+    pub(crate) fn watch(&self) -> Arc<AtomicBool> {
+        let flag = Arc::new(AtomicBool::new(false));
+        self.running.lock().push(Arc::downgrade(&flag));
+        flag
+    }
+
+    /// Holds up a plugin's flag, and with it the clock's ticking.
+    ///
+    /// The clock sets `parked` and then looks at the flags, this sets a flag and then looks at `parked`: one has to see the
+    /// other. What keeps the order here is the clock's own memory barrier, which the kernel carries out on every thread
+    /// (membarrier(2)); so a call, of which there are millions, pays nothing for it and going to sleep pays for all.
     #[inline]
-    pub(crate) fn enter(&self) -> InFlight<'_> {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        if self.parked.load(Ordering::SeqCst)
-            && let Some(thread) = self.thread.get()
-        {
+    pub(crate) fn run(&self, flag: &AtomicBool) {
+        flag.store(true, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        if self.parked.load(Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
             thread.unpark();
         }
-        InFlight(self)
     }
-}
 
-impl Drop for InFlight<'_> {
-    #[inline]
-    fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::Release);
+    fn any_running(&self) -> bool {
+        let mut any = false;
+        self.running.lock().retain(|flag| match flag.upgrade() {
+            Some(flag) => {
+                any |= flag.load(Ordering::SeqCst);
+                true
+            }
+            None => false,
+        });
+        any
     }
 }
 
@@ -137,4 +162,41 @@ pub(crate) fn ticks(duration: Duration) -> u64 {
 /// As long as `ticks` take.
 pub(crate) fn span(ticks: u64) -> Duration {
     TICK.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_sleeps_while_nothing_runs_and_ticks_while_something_does() {
+        let runtime = Runtime::new(Config::new()).unwrap();
+        let clock = runtime.clock();
+        let flag = clock.watch();
+        for _ in 0..3 {
+            while !clock.parked.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            clock.run(&flag);
+            let before = clock.now();
+            while clock.now() < before + 3 {
+                thread::yield_now();
+            }
+            assert!(!clock.parked.load(Ordering::SeqCst));
+            flag.store(false, Ordering::Release);
+        }
+        drop(flag);
+        while !clock.running.lock().is_empty() {
+            assert!(!clock.any_running());
+        }
+    }
+
+    #[test]
+    fn durations_are_rounded_up() {
+        let table = [(0, 1), (1, 1), (999_999, 1), (1_000_000, 1), (1_000_001, 2), (10_000_000, 10)];
+        for (nanoseconds, wanted) in table {
+            assert_eq!(ticks(Duration::from_nanos(nanoseconds)), wanted);
+        }
+        assert_eq!(span(10), Duration::from_millis(10));
+    }
 }

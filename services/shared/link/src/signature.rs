@@ -38,10 +38,6 @@ impl Signature {
         self.params.len() == values.len() && self.params.iter().zip(values).all(|(ty, value)| ty.fits(value))
     }
 
-    pub(crate) fn has_resources(&self) -> bool {
-        self.params.iter().chain(&self.result).any(ValueType::has_resources)
-    }
-
     pub(crate) fn of(func: &ComponentFunc, resources: &[(ResourceType, String)]) -> Self {
         Self {
             params: func.params().map(|(_, ty)| ValueType::of(&ty, resources)).collect(),

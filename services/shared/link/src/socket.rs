@@ -50,7 +50,7 @@ pub(crate) fn offer<T: Send + 'static>(
                     return Err(refuse(format!("it is imported as {found}, through a socket it is {expected}")));
                 }
                 let wire = wires.get(&(interface.id.clone(), name.to_owned()));
-                let wire = wire.filter(|_| !function.signature.has_resources());
+                let wire = wire.filter(|_| !function.params_hold && !function.result_holds);
                 match wire {
                     Some(wire) => wire.define(&mut instance, name, provider, index),
                     None => define(&mut instance, name, provider, index),
@@ -85,8 +85,7 @@ fn define<T: Send + 'static>(
     let provider = Arc::clone(provider);
     let function = &provider.interface.functions[index];
     let method = matches!(function.kind, Kind::Method(_));
-    let params_hold = function.signature.params.iter().any(crate::ValueType::has_resources);
-    let result_holds = function.signature.result.as_ref().is_some_and(crate::ValueType::has_resources);
+    let (params_hold, result_holds) = (function.params_hold, function.result_holds);
     instance.func_new(name, move |mut store, _, arguments, results| {
         results[0] = if params_hold {
             with_handles(&mut store, &provider, index, arguments, method, result_holds)
@@ -149,9 +148,11 @@ fn finish<T: Send + 'static>(
     result_holds: bool,
 ) -> Val {
     let answer = outcome.and_then(|answer| match answer.value {
-        Some(value) if result_holds => receive(store, plugin, answer.generation, &answer.kinds, &value)
-            .map(Some)
-            .map_err(|reason| plugin.resource_error(index, reason)),
+        Some(value) if result_holds => {
+            receive(store, plugin, answer.generation, answer.kinds.as_deref().unwrap_or_default(), &value)
+                .map(Some)
+                .map_err(|reason| plugin.resource_error(index, reason))
+        }
         value => Ok(value),
     });
     match answer {
