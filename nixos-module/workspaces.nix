@@ -58,13 +58,10 @@ in
     default = { };
     example = lib.literalExpression ''
       {
-        build = {
-          strict = true;
-          spec = {
-            scratch_bytes = 4294967296;
-            permissions.networking = "loopback";
-            paths = [ { path = "/srv/source"; access = "read"; } ];
-          };
+        build.spec = {
+          scratch_bytes = 4294967296;
+          permissions.networking = "loopback";
+          paths = [ { path = "/srv/source"; access = "read"; } ];
         };
       }
     '';
