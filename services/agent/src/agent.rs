@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 
 use crate::exec::Cgroups;
 use crate::files::Tree;
+use crate::images::Store;
 use crate::power::Power;
 use crate::reaper::Reaper;
 
@@ -24,6 +25,8 @@ pub(crate) struct Agent {
     pub(crate) reaper: Arc<Reaper>,
     pub(crate) cgroups: Cgroups,
     pub(crate) power: Power,
+    /// Only a machine keeps images: they need mounts.
+    pub(crate) images: Option<Arc<Store>>,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) bodies: Arc<Semaphore>,
 }
@@ -34,6 +37,7 @@ impl Agent {
         secret: Option<String>,
         cgroups: Cgroups,
         power: Power,
+        images: Option<Arc<Store>>,
     ) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             secret,
@@ -41,6 +45,7 @@ impl Agent {
             reaper: Arc::default(),
             cgroups,
             power,
+            images,
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             bodies: Arc::new(Semaphore::new(BODIES_KIB)),
         }))

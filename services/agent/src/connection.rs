@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::agent::Agent;
 use crate::exec::{self, Command};
 use crate::files::{self, Upload};
+use crate::images;
 use crate::inbox::{self, Event, Peer};
 use crate::outbox::{Gone, Outbox};
 use crate::requests;
@@ -103,8 +104,12 @@ impl Connection {
     async fn handle(&mut self, request: AgentRequest) -> Result<(), Gone> {
         let answer = match request {
             AgentRequest::VmExec { command, env, workdir, timeout_ms, interactive, tty, background } => {
-                let command = Command { argv: command, env, workdir, timeout: timeout_ms.map(Duration::from_millis) };
+                let timeout = timeout_ms.map(Duration::from_millis);
+                let command = Command { argv: command, env, workdir, timeout, ..Command::default() };
                 return exec::run(self, command, exec::Mode::of(interactive, tty, background)).await;
+            }
+            AgentRequest::Run { .. } | AgentRequest::Pull { .. } if self.agent.images.is_some() => {
+                return self.image(request).await;
             }
             AgentRequest::FileRead { path } => return files::read(&self.agent.tree, &self.outbox, path).await,
             AgentRequest::FileWrite { path, data, mode } => files::write(&self.agent.tree, path, data, mode).await,
@@ -131,6 +136,41 @@ impl Connection {
             other => requests::answer(&self.agent, other).await,
         };
         self.outbox.send(&answer).await
+    }
+}
+
+impl Connection {
+    /// What a machine's image store is asked for at length.
+    async fn image(&mut self, request: AgentRequest) -> Result<(), Gone> {
+        let Some(store) = self.agent.images.clone() else { return Err(Gone) };
+        store.is_open().await;
+        match request {
+            AgentRequest::Pull { image, .. } => images::pull(&store, &self.outbox, image).await,
+            AgentRequest::Run {
+                image,
+                command,
+                env,
+                workdir,
+                user,
+                mounts,
+                timeout_ms,
+                interactive,
+                tty,
+                detached,
+                persistent_overlay_id,
+                background,
+            } => {
+                let timeout = timeout_ms.map(Duration::from_millis);
+                let command = Command { argv: command, env, workdir, timeout, ..Command::default() };
+                let session = interactive || tty;
+                let mode = exec::Mode::of(interactive, tty, background || detached);
+                let detached = detached && !session;
+                let request =
+                    images::Request { image, command, user, mounts, overlay: persistent_overlay_id, mode, detached };
+                images::run(self, &store, request).await
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod boot;
 mod connection;
 mod exec;
 mod files;
+mod images;
 mod inbox;
 mod listen;
 mod outbox;
@@ -69,7 +70,7 @@ fn ordinary(args: Args) -> anyhow::Result<()> {
     let path = args.listen.strip_prefix("unix:").context("--listen takes unix:PATH")?;
     runtime()?.block_on(async {
         let listener = listen::unix(path.as_ref()).with_context(|| format!("listen on {path}"))?;
-        let agent = agent::Agent::new(&args.root, args.secret, exec::Cgroups::none(), power::Power::Process)?;
+        let agent = agent::Agent::new(&args.root, args.secret, exec::Cgroups::none(), power::Power::Process, None)?;
         reaper::become_subreaper();
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
         eprintln!("shipote-agent: listening on {path}");

@@ -4,6 +4,7 @@
 //! reaped: until then its process group's number cannot be given to anyone else, and the rest of the group is killed
 //! under that number safely.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,6 +22,8 @@ struct Entry {
     cgroup: Option<Arc<Cgroup>>,
     /// Whether the rest of the group ends with its leader.
     whole_group: bool,
+    /// What must stay for as long as the command lives.
+    _keep: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// All children that a request started and that have not been reaped.
@@ -49,9 +52,15 @@ impl Reaper {
     /// Takes charge of a child that leads a process group. Must be called on the runtime's thread before anything is
     /// awaited after the child was started, so that it cannot be reaped unknown. The exit code comes through the
     /// receiver: 128 + n for death by signal n.
-    pub(crate) fn adopt(&self, pid: i32, cgroup: Option<Arc<Cgroup>>, whole_group: bool) -> oneshot::Receiver<i32> {
+    pub(crate) fn adopt(
+        &self,
+        pid: i32,
+        cgroup: Option<Arc<Cgroup>>,
+        whole_group: bool,
+        keep: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> oneshot::Receiver<i32> {
         let (exited, receiver) = oneshot::channel();
-        self.children().insert(pid, Entry { exited, cgroup, whole_group });
+        self.children().insert(pid, Entry { exited, cgroup, whole_group, _keep: keep });
         receiver
     }
 

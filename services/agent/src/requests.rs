@@ -1,10 +1,12 @@
 //! Requests that one answer settles.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shipote_agent_protocol::{AgentRequest, AgentResponse, PROTOCOL_VERSION, StorageStatus, codes};
 
 use crate::agent::Agent;
+use crate::images::{self, ImageError, Store};
 
 /// What a request for an image is told: this build keeps no image store.
 const NO_STORE: &str = "this agent keeps no images; run commands in its own root (VmExec)";
@@ -18,6 +20,54 @@ pub(crate) async fn answer(agent: &Agent, request: AgentRequest) -> AgentRespons
         AgentRequest::FormatStorage => {
             AgentResponse::error(codes::FORMAT_FAILED, "the machine has no storage disk; give it one")
         }
+        request => match &agent.images {
+            Some(store) => images_of(store, request).await,
+            None => without_images(request),
+        },
+    }
+}
+
+/// Answers for a machine's image store, off the runtime's thread: mounting and removing take their time.
+async fn images_of(store: &Arc<Store>, request: AgentRequest) -> AgentResponse {
+    store.is_open().await;
+    let store = Arc::clone(store);
+    let work = move || match request {
+        AgentRequest::ListImages => AgentResponse::ok_with(store.list()),
+        AgentRequest::Query { image } => told(store.query(&image), codes::NOT_FOUND),
+        AgentRequest::PrepareOverlay { image, workload_id } => {
+            told(images::prepare(&store, &image, &workload_id), codes::OVERLAY_FAILED)
+        }
+        AgentRequest::CleanupOverlay { workload_id } => {
+            told(images::cleanup(&store, &workload_id).map(|()| serde_json::Value::Null), codes::CLEANUP_FAILED)
+        }
+        AgentRequest::GarbageCollect { purge_all: true, .. } => {
+            AgentResponse::error(codes::GC_FAILED, "images are not removed yet; they go with the machine")
+        }
+        // Every layer in the store belongs to an image.
+        AgentRequest::GarbageCollect { dry_run, .. } => {
+            AgentResponse::ok_with(serde_json::json!({"freed_bytes": 0, "dry_run": dry_run}))
+        }
+        AgentRequest::ExportLayer { .. } => AgentResponse::error(codes::EXPORT_FAILED, "layers are not exported yet"),
+        other => AgentResponse::error(codes::INTERNAL_ERROR, format_args!("{} is not answered here", other.method())),
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(error) => AgentResponse::error(codes::INTERNAL_ERROR, error),
+    }
+}
+
+fn told(result: Result<impl serde::Serialize, ImageError>, code: &str) -> AgentResponse {
+    match result {
+        Ok(data) => AgentResponse::ok_with(data),
+        Err(error @ ImageError::BadId(_)) => AgentResponse::error(codes::INVALID_REQUEST, error),
+        Err(error @ ImageError::Absent(_)) => AgentResponse::error(codes::NOT_FOUND, error),
+        Err(error) => AgentResponse::error(code, error),
+    }
+}
+
+/// Answers for a process that keeps no images.
+fn without_images(request: AgentRequest) -> AgentResponse {
+    match request {
         AgentRequest::ListImages => AgentResponse::ok_with(serde_json::json!([])),
         AgentRequest::GarbageCollect { dry_run, .. } => {
             AgentResponse::ok_with(serde_json::json!({"freed_bytes": 0, "dry_run": dry_run}))
@@ -37,13 +87,18 @@ pub(crate) async fn answer(agent: &Agent, request: AgentRequest) -> AgentRespons
 }
 
 fn storage(agent: &Agent) -> AgentResponse {
-    match rustix::fs::fstatvfs(agent.tree.root()) {
+    let (images, layers) = agent.images.as_ref().map_or((0, 0), |store| store.counts());
+    let stat = match &agent.images {
+        Some(store) => rustix::fs::statvfs(store.root()),
+        None => rustix::fs::fstatvfs(agent.tree.root()),
+    };
+    match stat {
         Ok(stat) => AgentResponse::ok_with(StorageStatus {
-            ready: false,
+            ready: agent.images.is_some(),
             total_bytes: stat.f_blocks * stat.f_frsize,
             used_bytes: (stat.f_blocks - stat.f_bfree) * stat.f_frsize,
-            layer_count: 0,
-            image_count: 0,
+            layer_count: layers,
+            image_count: images,
         }),
         Err(error) => AgentResponse::error(codes::STATUS_FAILED, error),
     }

@@ -168,6 +168,123 @@ async fn the_end_of_the_service_ends_a_machine_that_only_starts() {
     assert_eq!(processes(machines.dir.path()), 0);
 }
 
+/// Makes, in the guest, what `docker save` would: two layers, the second (gzip) hiding some of the first.
+const SAVE: &str = r#"
+set -e; mkdir /tmp/save; cd /tmp/save
+mkdir -p 1/bin 1/etc 1/data 1/opaque 2/data 2/opaque
+cp /bin/busybox 1/bin; for name in sh cat ls id; do ln -s busybox 1/bin/$name; done
+echo 'web:x:33:34::/srv:/bin/sh' > 1/etc/passwd
+echo gone > 1/data/gone; echo kept > 1/data/kept; echo old > 1/opaque/old
+touch 2/data/.wh.gone 2/opaque/.wh..wh..opq; echo new > 2/opaque/new
+for n in 1 2; do tar -C $n -cf $n.tar .; done
+first=$(sha256sum 1.tar | cut -c1-64); second=$(sha256sum 2.tar | cut -c1-64); gzip 2.tar
+printf '{"architecture":"amd64","os":"linux","config":{"Env":["FROM=image"],"Entrypoint":["/bin/sh","-c"],"Cmd":["id -u; pwd; cat kept; ls /data /opaque; echo $FROM"],"WorkingDir":"/data","User":"web"},"rootfs":{"diff_ids":["sha256:%s","sha256:%s"]}}' $first $second > config
+digest=$(sha256sum config | cut -c1-64); mv config $digest.json
+printf '[{"Config":"%s.json","RepoTags":["demo:1"],"Layers":["1.tar","2.tar.gz"]}]' $digest > manifest.json
+tar -cf ../good.tar manifest.json $digest.json 1.tar 2.tar.gz
+printf x >> 2/opaque/new; tar -C 2 -czf 2.tar.gz .
+tar -cf ../bad.tar manifest.json $digest.json 1.tar 2.tar.gz
+echo $digest
+"#;
+
+async fn pull(stream: &mut UnixStream, image: &str) -> AgentResponse {
+    let request = AgentRequest::Pull { image: image.into(), oci_platform: None, auth: None };
+    write_message(stream, &request).await.unwrap();
+    loop {
+        match read_message(stream).await.unwrap().unwrap() {
+            AgentResponse::Progress { .. } => {}
+            other => return other,
+        }
+    }
+}
+
+fn in_image(image: &str, command: &[&str], user: Option<&str>, overlay: Option<&str>, detached: bool) -> AgentRequest {
+    AgentRequest::Run {
+        image: image.into(),
+        command: command.iter().map(|&word| word.to_owned()).collect(),
+        env: vec![],
+        workdir: None,
+        user: user.map(str::to_owned),
+        mounts: vec![],
+        timeout_ms: None,
+        interactive: false,
+        tty: false,
+        detached,
+        persistent_overlay_id: overlay.map(str::to_owned),
+        background: false,
+    }
+}
+
+async fn refused(stream: &mut UnixStream, request: &AgentRequest) -> String {
+    match ask(stream, request).await {
+        AgentResponse::Error { code, .. } => code.unwrap(),
+        other => panic!("{request:?}: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_image_is_verified_and_runs_under_overlays() {
+    let Some(image) = image() else { return };
+    let mut machines = machines(image);
+    machines.handle.create("images", Spec { memory_mib: 192, cpus: 1 }).await.unwrap();
+    machines.handle.start_machine("images").await.unwrap();
+    machines.until(State::Running).await;
+    let guest = machines.handle.guest("images").await.unwrap();
+    let mut control = guest.connect(ports::AGENT_CONTROL).await.unwrap();
+    let digest = run(&mut control, SAVE).await;
+
+    assert_eq!(refused(&mut control, &in_image("demo:1", &[], None, None, false)).await, "RUN_FAILED");
+    match pull(&mut control, "docker-archive:/tmp/bad.tar").await {
+        AgentResponse::Error { message, code } => {
+            assert_eq!(code.as_deref(), Some("PULL_FAILED"));
+            assert!(message.contains("digest"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let AgentResponse::Ok { data: Some(info) } = pull(&mut control, "docker-archive:/tmp/good.tar").await else {
+        panic!()
+    };
+    assert_eq!(info["digest"], format!("sha256:{}", digest.trim()));
+    let info: smolvm_protocol_0::ImageInfo = serde_json::from_value(info).unwrap();
+    assert_eq!((info.layer_count, info.reference.as_str(), info.user.as_deref()), (2, "demo:1", Some("web")));
+
+    let stdout = |response| match response {
+        AgentResponse::Completed { exit_code: 0, stdout, .. } => String::from_utf8(stdout).unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let own = stdout(ask(&mut control, &in_image("demo:1", &[], None, None, false)).await);
+    assert_eq!(own, "33\n/data\nkept\n/data:\nkept\n\n/opaque:\nnew\nimage\n");
+
+    // What is written is gone with the command, unless its overlay stays.
+    let write = &["sh", "-c", "echo more > /data/more; id -u"];
+    for overlay in [None, Some("stays")] {
+        assert_eq!(stdout(ask(&mut control, &in_image("demo:1", write, Some("0"), overlay, false)).await), "0\n");
+        let ls = stdout(ask(&mut control, &in_image("demo:1", &["ls", "/data"], None, overlay, false)).await);
+        assert_eq!(ls.contains("more"), overlay.is_some());
+    }
+    let detached = in_image("demo:1", &["sh", "-c", "echo > /data/detached"], Some("0"), Some("stays"), true);
+    assert_eq!(stdout(ask(&mut control, &detached).await), "container-stays");
+    run(&mut control, "until [ -e /storage/overlays/stays/merged/data/detached ]; do :; done").await;
+    let nowhere = in_image("demo:1", &["ls"], None, None, true);
+    assert_eq!(refused(&mut control, &nowhere).await, "INVALID_REQUEST");
+    assert_eq!(refused(&mut control, &in_image("demo:1", &["ls"], None, Some(".."), false)).await, "INVALID_REQUEST");
+    assert_eq!(refused(&mut control, &in_image("demo:1", &["ls"], Some("nobody"), None, false)).await, "RUN_FAILED");
+    let cleanup = AgentRequest::CleanupOverlay { workload_id: "stays".into() };
+    for _ in 0..2 {
+        assert!(matches!(ask(&mut control, &cleanup).await, AgentResponse::Ok { .. }));
+    }
+    assert_eq!(
+        run(&mut control, "ls /storage/overlays /storage/temporary; grep -c overlay /proc/mounts || true")
+            .await
+            .trim()
+            .lines()
+            .last(),
+        Some("0")
+    );
+    machines.handle.stop("images", Duration::ZERO).await.unwrap();
+    machines.until(State::Stopped).await;
+}
+
 /// Names the folder in which the child of the test below keeps its machine.
 const CHILD: &str = "SHIPOTE_TEST_MACHINES_IN";
 

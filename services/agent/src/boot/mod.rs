@@ -16,6 +16,7 @@ use shipote_agent_protocol::ports;
 
 use crate::agent::Agent;
 use crate::exec::Cgroups;
+use crate::images::Store;
 use crate::power::Power;
 use crate::{listen, reaper, runtime};
 
@@ -43,19 +44,23 @@ fn serve() -> anyhow::Result<()> {
             Cgroups::none()
         }
     };
+    let store = Store::new(mounts::STORAGE.into());
     runtime()?.block_on(async {
-        let agent = Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine)?;
+        let images = Some(Arc::clone(&store));
+        let agent = Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine, images)?;
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
         let listener = listen::vsock(ports::AGENT_CONTROL).context("listen on vsock")?;
         let serving = tokio::spawn(async move { listen::serve(&listener, &agent).await });
         // What follows may block for a moment; connections wait in the socket's queue meanwhile.
-        tokio::task::spawn_blocking(|| {
+        tokio::task::spawn_blocking(move || {
             if let Err(error) = listen::knock(ports::AGENT_READY) {
                 eprintln!("shipote-agent: tell the host: {error}; it will find out by asking");
             }
             if let Err(error) = later() {
                 eprintln!("shipote-agent: {error:#}");
             }
+            // Even where something failed: a request then fails with its own reason.
+            store.open();
         });
         serving.await.context("serve")
     })

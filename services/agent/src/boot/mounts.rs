@@ -8,6 +8,9 @@ use rustix::mount::{MountFlags, mount};
 /// The cgroup v2 hierarchy.
 pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 
+/// Images and overlays. In memory, until a machine can be given a disk.
+pub(super) const STORAGE: &str = "/storage";
+
 fn attach(kind: &str, target: &str, flags: MountFlags, data: &std::ffi::CStr) -> anyhow::Result<()> {
     create_dir_all(target).with_context(|| format!("make {target}"))?;
     mount(kind, target, kind, flags | MountFlags::NOSUID, data).with_context(|| format!("mount {kind} on {target}"))
@@ -18,7 +21,11 @@ pub(super) fn first() -> anyhow::Result<()> {
     attach("proc", "/proc", MountFlags::NODEV | MountFlags::NOEXEC, c"")?;
     attach("sysfs", "/sys", MountFlags::NODEV | MountFlags::NOEXEC, c"")?;
     attach("devtmpfs", "/dev", MountFlags::NOEXEC, c"mode=0755")?;
-    attach("devpts", "/dev/pts", MountFlags::NOEXEC, c"mode=0620,ptmxmode=0666")
+    attach("devpts", "/dev/pts", MountFlags::NOEXEC, c"mode=0620,ptmxmode=0666")?;
+    // Before the first connection, which may put a file there. Programs of images keep their set-user-id bits.
+    create_dir_all(STORAGE).with_context(|| format!("make {STORAGE}"))?;
+    mount("tmpfs", STORAGE, "tmpfs", MountFlags::empty(), c"mode=0700,size=80%")
+        .with_context(|| format!("mount tmpfs on {STORAGE}"))
 }
 
 /// The hierarchy that commands get their cgroups in.

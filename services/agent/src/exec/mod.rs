@@ -5,6 +5,9 @@ mod collect;
 mod session;
 mod spawn;
 
+use std::any::Any;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shipote_agent_protocol::{AgentResponse, codes};
@@ -21,11 +24,29 @@ const TIMED_OUT: i32 = 124;
 const DRAIN: Duration = Duration::from_millis(500);
 
 /// What to run.
+#[derive(Default)]
 pub(crate) struct Command {
     pub(crate) argv: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) workdir: Option<String>,
     pub(crate) timeout: Option<Duration>,
+    /// Where it runs, other than in the agent's own root.
+    pub(crate) jail: Option<Jail>,
+    /// What a command in the background is answered with instead of its pid.
+    pub(crate) id: Option<String>,
+}
+
+/// A root of its own, and who the command is there.
+#[derive(Clone)]
+pub(crate) struct Jail {
+    pub(crate) root: PathBuf,
+    /// Working directory within it.
+    pub(crate) directory: PathBuf,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    /// What must stay for as long as the command lives: dropped when it has been reaped.
+    pub(crate) keep: Arc<dyn Any + Send + Sync>,
 }
 
 /// How to run it.
@@ -68,14 +89,19 @@ pub(crate) async fn run(connection: &mut Connection, command: Command, mode: Mod
         }
     };
     match mode {
-        Mode::Background => background(connection, spawned, timeout).await,
+        Mode::Background => background(connection, spawned, timeout, command.id).await,
         Mode::Collect => collect::run(connection, spawned, timeout).await,
         Mode::Pipes | Mode::Terminal => session::run(connection, spawned, timeout).await,
     }
 }
 
-async fn background(connection: &Connection, child: spawn::Child, timeout: Option<Duration>) -> Result<(), Gone> {
-    let stdout = child.pid.to_string().into_bytes();
+async fn background(
+    connection: &Connection,
+    child: spawn::Child,
+    timeout: Option<Duration>,
+    id: Option<String>,
+) -> Result<(), Gone> {
+    let stdout = id.unwrap_or_else(|| child.pid.to_string()).into_bytes();
     if let Some(timeout) = timeout {
         tokio::spawn(async move {
             let mut child = child;

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use nix::pty::{Winsize, openpty};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
@@ -90,7 +91,10 @@ pub(super) fn spawn(agent: &Agent, command: &Command, mode: Mode) -> std::io::Re
     process.envs(command.env.iter().map(|(name, value)| (name, value)));
     let (cgroup, join) = agent.cgroups.create()?.unzip();
     let controls_terminal = terminal.is_some();
-    // SAFETY: between fork and exec only system calls are made (setsid, ioctl, write), on descriptors that are open.
+    let jail = command.jail.clone();
+    let groups: Vec<Gid> = jail.iter().flat_map(|jail| &jail.groups).map(|&gid| Gid::from_raw(gid)).collect();
+    // SAFETY: between fork and exec only system calls are made (setsid, ioctl, write, chroot and those that set ids), on
+    // descriptors that are open and paths and lists made before. `jail` is never dropped in the child: exec replaces it.
     unsafe {
         process.pre_exec(move || {
             rustix::process::setsid()?;
@@ -100,12 +104,24 @@ pub(super) fn spawn(agent: &Agent, command: &Command, mode: Mode) -> std::io::Re
             if let Some(join) = &join {
                 rustix::io::write(join.as_fd(), b"0")?;
             }
+            if let Some(jail) = &jail {
+                rustix::process::chroot(&jail.root)?;
+                rustix::process::chdir(&jail.directory)?;
+                setgroups(&groups)?;
+                setgid(Gid::from_raw(jail.gid))?;
+                setuid(Uid::from_raw(jail.uid))?;
+            }
             Ok(())
         });
     }
     let mut started = process.spawn()?;
     let pid = started.id().cast_signed();
-    let exited = agent.reaper.adopt(pid, cgroup, mode != Mode::Background);
+    let exited = agent.reaper.adopt(
+        pid,
+        cgroup,
+        mode != Mode::Background,
+        command.jail.as_ref().map(|jail| Arc::clone(&jail.keep)),
+    );
     let ends_with_us = true;
     let mut child = Child { pid, exited, streams: Streams::None, reaper: Arc::clone(&agent.reaper), ends_with_us };
     if let Some(terminal) = terminal {

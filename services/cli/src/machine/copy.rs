@@ -42,7 +42,8 @@ pub(super) async fn copy(from: &str, to: &str) -> anyhow::Result<()> {
     }
 }
 
-async fn upload(mut stream: UnixStream, file: &Path, path: &str) -> anyhow::Result<()> {
+/// Puts a file of ours into the guest, with its mode.
+pub(super) async fn upload(mut stream: UnixStream, file: &Path, path: &str) -> anyhow::Result<()> {
     let mut source = std::fs::File::open(file).with_context(|| format!("open {}", file.display()))?;
     let metadata = source.metadata()?;
     if !metadata.is_file() {

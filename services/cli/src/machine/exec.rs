@@ -13,6 +13,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::image::Source;
 use super::life::{Size, begin, end};
 use super::{machines, open, refusal};
 use crate::spec::key_value;
@@ -39,9 +40,6 @@ pub(super) struct What {
     /// End it after so many seconds
     #[arg(long, value_name = "S")]
     timeout: Option<f64>,
-    /// Program and arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
-    command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +48,9 @@ pub(super) struct ExecArgs {
     name: String,
     #[command(flatten)]
     what: What,
+    /// Program and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    command: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -60,13 +61,19 @@ pub(super) struct RunArgs {
     #[arg(long)]
     name: Option<String>,
     #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
     what: What,
+    /// Program and arguments [default, with --image or --rootfs: what that names, or a shell]
+    #[arg(required_unless_present_any = ["image", "rootfs"], trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    command: Vec<String>,
 }
 
 pub(super) async fn exec(args: &ExecArgs) -> ExitCode {
     let outcome = async {
         let machines = machines().await?;
-        session(open(&machines, &args.name, ports::AGENT_CONTROL).await?, &args.what).await
+        let request = args.what.request(None, args.command.clone())?;
+        session(open(&machines, &args.name, ports::AGENT_CONTROL).await?, &request).await
     };
     leave(outcome.await)
 }
@@ -83,7 +90,9 @@ async fn run_in_new(args: &RunArgs) -> anyhow::Result<u8> {
     machines.create(&name, &args.size.spec(), BTreeMap::new()).await.map_err(|e| refusal(&e))?;
     let work = async {
         begin(&machines, &name).await?;
-        session(open(&machines, &name, ports::AGENT_CONTROL).await?, &args.what).await
+        let image = args.source.import(&machines, &name).await?;
+        let request = args.what.request(image, args.command.clone())?;
+        session(open(&machines, &name, ports::AGENT_CONTROL).await?, &request).await
     };
     let outcome = tokio::select! {
         outcome = work => outcome,
@@ -106,42 +115,59 @@ fn leave(outcome: anyhow::Result<u8>) -> ExitCode {
     std::process::exit(status.into())
 }
 
-/// Runs a command on a connection to its end; gives its exit status.
-async fn session(stream: UnixStream, what: &What) -> anyhow::Result<u8> {
-    let timeout_ms = match what.timeout {
-        Some(seconds) if seconds > 0.0 && seconds.is_finite() => Some((seconds * 1000.0) as u64),
-        Some(seconds) => bail!("exec: --timeout {seconds} is no time; give seconds above 0"),
-        None => None,
-    };
-    let mut env = what.env.clone();
-    if let (true, Ok(term)) = (what.tty, std::env::var("TERM")) {
-        env.insert(0, ("TERM".to_owned(), term));
+impl What {
+    /// The request for it: in an image, else in the agent's own root.
+    fn request(&self, image: Option<String>, command: Vec<String>) -> anyhow::Result<AgentRequest> {
+        let timeout_ms = match self.timeout {
+            Some(seconds) if seconds > 0.0 && seconds.is_finite() => Some((seconds * 1000.0) as u64),
+            Some(seconds) => bail!("exec: --timeout {seconds} is no time; give seconds above 0"),
+            None => None,
+        };
+        let mut env = self.env.clone();
+        if let (true, Ok(term)) = (self.tty, std::env::var("TERM")) {
+            env.insert(0, ("TERM".to_owned(), term));
+        }
+        let (workdir, tty) = (self.cwd.clone(), self.tty);
+        let (interactive, background) = (true, false);
+        Ok(match image {
+            None => AgentRequest::VmExec { command, env, workdir, timeout_ms, interactive, tty, background },
+            Some(image) => AgentRequest::Run {
+                image,
+                command,
+                env,
+                workdir,
+                user: None,
+                mounts: vec![],
+                timeout_ms,
+                interactive,
+                tty,
+                detached: false,
+                persistent_overlay_id: None,
+                background,
+            },
+        })
     }
-    let request = AgentRequest::VmExec {
-        command: what.command.clone(),
-        env,
-        workdir: what.cwd.clone(),
-        timeout_ms,
-        interactive: true,
-        tty: what.tty,
-        background: false,
-    };
+}
+
+/// Runs a command on a connection to its end; gives its exit status.
+async fn session(stream: UnixStream, request: &AgentRequest) -> anyhow::Result<u8> {
+    let tty = matches!(request, AgentRequest::VmExec { tty: true, .. } | AgentRequest::Run { tty: true, .. });
     let (mut reader, mut writer) = stream.into_split();
-    write_message(&mut writer, &request).await?;
+    write_message(&mut writer, request).await?;
     match read_message(&mut reader).await? {
         Some(AgentResponse::Started) => {}
         Some(AgentResponse::Error { message, code }) => {
             eprintln!("shipote: {message}");
             return Ok(status_of_refusal(code.as_deref(), &message));
         }
-        _ => bail!("exec {}: the machine's agent went away", what.command[0]),
+        _ => bail!("exec: the machine's agent went away"),
     }
-    let raw = if what.tty { RawTerminal::enter()? } else { None };
-    let feeding = tokio::spawn(feed(writer, what.tty));
+    let raw = if tty { RawTerminal::enter()? } else { None };
+    let feeding = tokio::spawn(feed(writer, tty));
     let outcome = show(&mut reader).await;
     feeding.abort();
     drop(raw);
-    outcome.with_context(|| format!("exec {}", what.command[0]))
+    outcome.context("exec")
 }
 
 /// What env(1) would leave with.

@@ -4,6 +4,7 @@
 mod copy;
 mod door;
 mod exec;
+mod image;
 mod life;
 
 use std::path::PathBuf;
@@ -24,7 +25,9 @@ pub(crate) struct MachineArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a machine that is made for it and ends with it
-    #[command(after_help = "Example:\n  shipote machine run --memory 128 -- uname -a\n\n\
+    #[command(after_help = "Examples:\n  shipote machine run --memory 128 -- uname -a\n  \
+        docker save alpine > alpine.tar; shipote machine run --image alpine.tar -- cat /etc/os-release\n  \
+        shipote machine run --rootfs ./root -- /bin/sh\n\n\
         Exit status: the command's own; 128 + N if signal N ended it; 124 after --timeout; 125 if Shipote failed,\n\
         126 if the program cannot be executed, 127 if it is not there.")]
     Run(exec::RunArgs),

@@ -269,7 +269,7 @@ pub(crate) enum Effect {
 }
 
 /// A timer that comes back as an input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Timer {
     Deadline(Ulid),
     Escalate(Ulid),

@@ -50,7 +50,7 @@ fn listing(modules: &[Module]) -> String {
 }
 
 /// The names under which busybox is to be found: all it knows.
-fn applets(busybox: &Path) -> anyhow::Result<BTreeSet<String>> {
+pub(super) fn applets(busybox: &Path) -> anyhow::Result<BTreeSet<String>> {
     let output = Command::new(busybox).arg("--list").output().context("run busybox --list")?;
     ensure!(output.status.success(), "busybox --list failed: {}", output.status);
     let names = String::from_utf8(output.stdout).context("busybox --list")?;

@@ -86,6 +86,18 @@ pub(crate) fn newest() -> Option<PathBuf> {
     image.join("image.json").exists().then_some(image)
 }
 
+/// Lays out the smallest root that can do something, in an empty folder: busybox under all its names.
+pub(crate) fn busybox_into(root: &Path) -> anyhow::Result<()> {
+    let unpacked = tempfile::tempdir().context("make a folder for packages")?;
+    let busybox = packages::ensure(&cache()?, false)?.unpack_busybox(unpacked.path())?;
+    fs::create_dir(root.join("bin"))?;
+    fs::copy(&busybox, root.join("bin/busybox")).context("copy busybox")?;
+    for applet in initramfs::applets(&busybox)? {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).context("link busybox")?;
+    }
+    Ok(())
+}
+
 fn describe(packages: &packages::Packages, modules: &modules::Modules) -> anyhow::Result<String> {
     let names = |set: &[modules::Module]| set.iter().map(|module| module.name.clone()).collect::<Vec<_>>();
     let description = serde_json::json!({

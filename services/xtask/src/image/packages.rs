@@ -120,14 +120,18 @@ impl Packages {
         &self.busybox
     }
 
+    /// Unpacks busybox below `to`; gives the program's path.
+    pub(super) fn unpack_busybox(&self, to: &Path) -> anyhow::Result<PathBuf> {
+        host::run(Command::new("dpkg-deb").arg("-x").arg(self.dir.join(&self.busybox)).arg(to))?;
+        Ok(to.join("usr/bin/busybox"))
+    }
+
     /// Unpacks both below `to`.
     pub(super) fn unpack(&self, to: &Path) -> anyhow::Result<Unpacked> {
-        for name in [&self.kernel, &self.busybox] {
-            host::run(Command::new("dpkg-deb").arg("-x").arg(self.dir.join(name)).arg(to))?;
-        }
+        host::run(Command::new("dpkg-deb").arg("-x").arg(self.dir.join(&self.kernel)).arg(to))?;
+        let busybox = self.unpack_busybox(to)?;
         let vmlinuz = only(&to.join("boot"), "vmlinuz-")?;
         let modules = only(&to.join("usr/lib/modules"), "")?;
-        let busybox = to.join("usr/bin/busybox");
         Ok(Unpacked { vmlinuz, modules, busybox })
     }
 }

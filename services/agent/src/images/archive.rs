@@ -1,0 +1,210 @@
+//! Archives of images: where in the file each piece lies, and one layer after the other into the store.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek as _, SeekFrom};
+use std::path::Path;
+
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use shipote_agent_protocol::{AgentResponse, ImageInfo};
+use tokio::sync::mpsc;
+
+use super::{Image, ImageError, Store, layer};
+
+/// Largest manifest or config.
+const JSON_MAX: u64 = 4 * 1024 * 1024;
+/// Layers that an image may have: overlayfs takes no more in one mount.
+const LAYERS_MAX: usize = 128;
+
+/// `manifest.json` of `docker save`: one entry an image.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    config: String,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+}
+
+/// The image's config, as far as it matters here (OCI image spec, config.md).
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Config {
+    created: Option<String>,
+    architecture: String,
+    os: String,
+    config: Option<Settings>,
+    rootfs: Rootfs,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+struct Settings {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Rootfs {
+    diff_ids: Vec<String>,
+}
+
+/// Takes what `name` names into the store.
+pub(super) fn import(
+    store: &Store,
+    name: &str,
+    progress: &mpsc::Sender<AgentResponse>,
+) -> Result<ImageInfo, ImageError> {
+    if let Some(path) = name.strip_prefix("docker-archive:") {
+        docker_archive(store, name, Path::new(path), progress)
+    } else if let Some(path) = name.strip_prefix("rootfs:") {
+        rootfs(store, name, Path::new(path))
+    } else {
+        let problem = "registries are not spoken to yet; give docker-archive:/FILE or rootfs:/FILE";
+        Err(ImageError::invalid(name, problem))
+    }
+}
+
+fn rootfs(store: &Store, name: &str, path: &Path) -> Result<ImageInfo, ImageError> {
+    let file = File::open(path).map_err(ImageError::io("open", path))?;
+    let size = file.metadata().map_err(ImageError::io("stat", path))?.len();
+    let digest = layer::add(store, name, file, None)?;
+    let info = ImageInfo {
+        reference: name.to_owned(),
+        digest: format!("sha256:{digest}"),
+        size,
+        created: None,
+        architecture: std::env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64"),
+        os: "linux".to_owned(),
+        layer_count: 1,
+        layers: vec![format!("sha256:{digest}")],
+        entrypoint: vec![],
+        cmd: vec!["/bin/sh".to_owned()],
+        env: vec![],
+        workdir: None,
+        user: None,
+    };
+    store.add(Image { names: vec![name.to_owned()], info: info.clone(), layers: vec![digest] });
+    Ok(info)
+}
+
+fn docker_archive(
+    store: &Store,
+    name: &str,
+    path: &Path,
+    progress: &mpsc::Sender<AgentResponse>,
+) -> Result<ImageInfo, ImageError> {
+    let pieces = Pieces::index(path)?;
+    let invalid = |problem: String| ImageError::invalid(name, problem);
+    let json = |what: &str, bytes: &[u8]| invalid(format!("{what}: {}", String::from_utf8_lossy(bytes)));
+    let bytes = pieces.small(name, "manifest.json")?;
+    let entries: Vec<Entry> =
+        serde_json::from_slice(&bytes).map_err(|error| json(&error.to_string(), b"manifest.json"))?;
+    let [entry] = <[Entry; 1]>::try_from(entries)
+        .map_err(|entries| invalid(format!("the archive has {} images; save one at a time", entries.len())))?;
+    let bytes = pieces.small(name, &entry.config)?;
+    let digest = hex(&Sha256::digest(&bytes));
+    // Docker names the config after its digest, in one way or another.
+    if !entry.config.contains(&digest) {
+        return Err(invalid(format!("the config {} has the digest sha256:{digest}", entry.config)));
+    }
+    let config: Config = serde_json::from_slice(&bytes).map_err(|error| json(&error.to_string(), b"config"))?;
+    let ids = &config.rootfs.diff_ids;
+    if ids.len() != entry.layers.len() || ids.is_empty() || ids.len() > LAYERS_MAX {
+        return Err(invalid(format!("{} layers and {} digests of them", entry.layers.len(), ids.len())));
+    }
+    let (mut layers, mut blobs, mut size) = (Vec::new(), Vec::new(), 0);
+    for (n, (file, id)) in entry.layers.iter().zip(ids).enumerate() {
+        let percent = u8::try_from(n * 100 / ids.len()).unwrap_or(100);
+        let message = format!("layer {} of {}", n + 1, ids.len());
+        // Nobody listens any more where the connection has ended; the import goes on.
+        let _ = progress.blocking_send(AgentResponse::Progress {
+            message,
+            percent: Some(percent),
+            layer: Some(id.clone()),
+        });
+        let expected = id.strip_prefix("sha256:").ok_or_else(|| invalid(format!("digest {id} is not sha256")))?;
+        size += pieces.size(name, file)?;
+        blobs.push(id.clone());
+        layers.push(layer::add(store, name, pieces.open(name, file)?, Some(expected))?);
+    }
+    let settings = config.config.unwrap_or_default();
+    let not_empty = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let tags = entry.repo_tags.unwrap_or_default();
+    let info = ImageInfo {
+        reference: tags.first().cloned().unwrap_or_else(|| name.to_owned()),
+        digest: format!("sha256:{digest}"),
+        size,
+        created: config.created,
+        architecture: config.architecture,
+        os: config.os,
+        layer_count: layers.len(),
+        layers: blobs,
+        entrypoint: settings.entrypoint.unwrap_or_default(),
+        cmd: settings.cmd.unwrap_or_default(),
+        env: settings.env.unwrap_or_default(),
+        workdir: not_empty(settings.working_dir),
+        user: not_empty(settings.user),
+    };
+    let mut names = vec![name.to_owned(), info.digest.clone()];
+    names.extend(tags);
+    store.add(Image { names, info: info.clone(), layers });
+    Ok(info)
+}
+
+/// Where the files of an archive lie in it.
+struct Pieces<'a> {
+    path: &'a Path,
+    at: HashMap<String, (u64, u64)>,
+}
+
+impl<'a> Pieces<'a> {
+    fn index(path: &'a Path) -> Result<Self, ImageError> {
+        let file = File::open(path).map_err(ImageError::io("open", path))?;
+        let mut archive = tar::Archive::new(file);
+        let mut at = HashMap::new();
+        let read = ImageError::io;
+        for entry in archive.entries_with_seek().map_err(read("read", path))? {
+            let entry = entry.map_err(read("read", path))?;
+            if entry.header().entry_type().is_file() {
+                let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
+                at.insert(name, (entry.raw_file_position(), entry.size()));
+            }
+        }
+        Ok(Self { path, at })
+    }
+
+    fn find(&self, image: &str, name: &str) -> Result<(u64, u64), ImageError> {
+        let found = self.at.get(name).copied();
+        found.ok_or_else(|| ImageError::invalid(image, format!("the archive has no file {name}")))
+    }
+
+    fn size(&self, image: &str, name: &str) -> Result<u64, ImageError> {
+        Ok(self.find(image, name)?.1)
+    }
+
+    fn open(&self, image: &str, name: &str) -> Result<impl Read + use<>, ImageError> {
+        let (position, size) = self.find(image, name)?;
+        let mut file = File::open(self.path).map_err(ImageError::io("open", self.path))?;
+        file.seek(SeekFrom::Start(position)).map_err(ImageError::io("seek in", self.path))?;
+        Ok(file.take(size))
+    }
+
+    fn small(&self, image: &str, name: &str) -> Result<Vec<u8>, ImageError> {
+        if self.size(image, name)? > JSON_MAX {
+            return Err(ImageError::invalid(image, format!("{name} is over {JSON_MAX} bytes")));
+        }
+        let mut bytes = Vec::new();
+        self.open(image, name)?.read_to_end(&mut bytes).map_err(ImageError::io("read", self.path))?;
+        Ok(bytes)
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,70 @@
+//! An image or a root from this host into a machine.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use shipote_agent_protocol::{AgentRequest, AgentResponse, ports, read_message, write_message};
+use shipote_bus::machines::MachinesProxy;
+
+use super::copy::upload;
+use super::open;
+
+/// Where the archive lies in the guest while it is taken in.
+const ARCHIVE: &str = "/storage/import.tar";
+
+/// What the command runs in, if not in the agent's own root. It is kept in the machine's memory, which must be large
+/// enough: some three times its size.
+#[derive(Debug, Args)]
+pub(super) struct Source {
+    /// Archive of an image, as `docker save` writes it
+    #[arg(long, value_name = "FILE", conflicts_with = "rootfs")]
+    image: Option<PathBuf>,
+    /// Folder (or tar) to run in as the root
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+}
+
+impl Source {
+    /// Brings it into a machine; gives the name by which it can be run.
+    pub(super) async fn import(&self, machines: &MachinesProxy<'_>, name: &str) -> anyhow::Result<Option<String>> {
+        let (file, kind) = match (&self.image, &self.rootfs) {
+            (Some(image), _) => (image, "docker-archive"),
+            (None, Some(root)) => (root, "rootfs"),
+            (None, None) => return Ok(None),
+        };
+        let packed = if file.is_dir() { Some(pack(file)?) } else { None };
+        let archive = packed.as_ref().map_or(file.as_path(), tempfile::NamedTempFile::path);
+        let stream = open(machines, name, ports::AGENT_CONTROL).await?;
+        upload(stream, archive, ARCHIVE)
+            .await
+            .with_context(|| format!("bring {} into machine {name}", file.display()))?;
+        let image = format!("{kind}:{ARCHIVE}");
+        let mut stream = open(machines, name, ports::AGENT_CONTROL).await?;
+        let pull = AgentRequest::Pull { image: image.clone(), oci_platform: None, auth: None };
+        write_message(&mut stream, &pull).await?;
+        loop {
+            match read_message(&mut stream).await? {
+                Some(AgentResponse::Progress { .. }) => {}
+                Some(AgentResponse::Ok { .. }) => break,
+                Some(AgentResponse::Error { message, .. }) => bail!("import {}: {message}", file.display()),
+                _ => bail!("import {}: the machine went away", file.display()),
+            }
+        }
+        // The layers are unpacked; the archive only takes memory.
+        let empty = AgentRequest::FileWrite { path: ARCHIVE.to_owned(), data: vec![], mode: None };
+        write_message(&mut stream, &empty).await?;
+        read_message::<AgentResponse, _>(&mut stream).await?;
+        Ok(Some(image))
+    }
+}
+
+/// A folder as a tar, owners, modes and links as they are.
+fn pack(folder: &Path) -> anyhow::Result<tempfile::NamedTempFile> {
+    let file = tempfile::NamedTempFile::new().context("make a temporary file")?;
+    let mut archive = tar::Builder::new(std::io::BufWriter::new(file.as_file()));
+    archive.follow_symlinks(false);
+    archive.append_dir_all(".", folder).with_context(|| format!("pack {}", folder.display()))?;
+    archive.into_inner().and_then(|mut file| std::io::Write::flush(&mut file)).context("write a temporary file")?;
+    Ok(file)
+}
