@@ -15,8 +15,9 @@ import time
 from control import Control, Lost, mode_of, pieces
 from process import RunFolder, die_with_parent
 
-# Seconds: the NixOS driver's default limit of a command and of a wait.
-LIMIT = 900
+# Seconds: default limit of a command and of a wait. A third of the NixOS driver's, which runs on faster machines but
+# has a whole build farm's patience.
+LIMIT = 300
 
 
 class Failed(Exception):
@@ -55,6 +56,8 @@ class Machine:
         try:
             self.control.connect(begin + self.description["boot_timeout"], lambda: self.qemu.poll() is None)
         except Lost as error:
+            # what comes next gets a new boot instead of waiting for this one again and again
+            self.crash()
             raise Failed(f"boot: {error}\n{self._console_tail()}") from error
         self.log(f"the agent answers after {time.monotonic() - begin:.1f} s")
         if self.description["provision"] and not self.provisioned:
@@ -127,7 +130,11 @@ class Machine:
     def _run(self, command, timeout):
         self.start()
         argv = ["bash", "-c", f"set -euo pipefail; {command}"]
-        status, stdout, stderr = self.control.execute(argv, timeout)
+        try:
+            status, stdout, stderr = self.control.execute(argv, timeout)
+        except Lost:
+            self.crash()
+            raise
         return status, stdout.decode(errors="replace"), stderr.decode(errors="replace")
 
     def wait_until_succeeds(self, command, timeout=LIMIT):

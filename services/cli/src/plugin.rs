@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
-use shipote_bus::plugins::{AddOptions, OpenInfo, PluginInfo, PluginManagerProxy, PluginsError};
+use shipote_bus::plugins::{AddOptions, OpenInfo, Options, PluginInfo, PluginManagerProxy, PluginsError};
 use shipote_bus::{Service, connect};
 use zbus::proxy::CacheProperties;
 
@@ -120,10 +120,15 @@ pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
             let info = manager().await?.show(&plugin).await.map_err(|error| refusal(&error))?;
             show(&info, json)?;
         }
-        Command::Activate { plugin, json } => done("activated", manager().await?.activate(&plugin).await, json)?,
-        Command::Rollback { name, json } => done("back to", manager().await?.rollback(&name).await, json)?,
+        Command::Activate { plugin, json } => {
+            done("activated", manager().await?.activate(&plugin, Options::new()).await, json)?;
+        }
+        Command::Rollback { name, json } => {
+            done("back to", manager().await?.rollback(&name, Options::new()).await, json)?;
+        }
         Command::Rm { plugin, force, json } => {
-            let gone = manager().await?.remove(&plugin, force).await.map_err(|error| refusal(&error))?;
+            let options = Options::from([("force", force.into())]);
+            let gone = manager().await?.remove(&plugin, options).await.map_err(|error| refusal(&error))?;
             let [name, version, digest] = gone.try_into().unwrap_or_default();
             if json {
                 output::json(&json!({"name": name, "version": version, "digest": digest}))?;
@@ -213,7 +218,7 @@ fn done(what: &str, outcome: Result<PluginInfo, PluginsError>, json: bool) -> an
 }
 
 async fn list(json: bool) -> anyhow::Result<()> {
-    let plugins = manager().await?.list().await.map_err(|error| refusal(&error))?;
+    let plugins = manager().await?.list(Options::new()).await.map_err(|error| refusal(&error))?;
     if json {
         return output::json(&json!({"plugins": plugins}));
     }

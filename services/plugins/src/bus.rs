@@ -1,5 +1,6 @@
 //! `org.shipote.Plugins1.Manager`, at the root object.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd as StdFd;
 use std::sync::Arc;
@@ -7,15 +8,17 @@ use std::sync::Arc;
 use shipote_audit::{Audit, Door, Event, Record};
 use shipote_bus::plugins::{AddOptions, OpenInfo, PluginInfo, PluginReport, PluginsError, RefusalInfo};
 use shipote_service::{Authority, Caller};
-use zbus::OwnedFd;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
+use zbus::{OwnedFd, OwnedVariant};
 
 use crate::error::Error;
 use crate::registry::{Found, Registry, Wish};
 
 /// polkit: everything that changes the registry, or has it work.
 const ACTION_MANAGE: &str = "org.shipote.plugins.manage";
+
+type Options = HashMap<String, OwnedVariant>;
 
 /// The root object.
 pub(crate) struct Manager {
@@ -128,10 +131,11 @@ impl Manager {
         })
     }
 
-    /// Lists every version of every plugin, by name and version.
+    /// Lists every version of every plugin, by name and version. No options yet.
     #[zbus(out_args("plugins"))]
-    async fn list(&self) -> Vec<PluginInfo> {
-        self.registry.list().into_iter().map(info).collect()
+    async fn list(&self, options: Options) -> Result<Vec<PluginInfo>, PluginsError> {
+        known(&options, &[])?;
+        Ok(self.registry.list().into_iter().map(info).collect())
     }
 
     /// Shows one version: metadata, policy, the other versions of its name.
@@ -140,42 +144,52 @@ impl Manager {
         Ok(self.open_info(&self.registry.find(reference)?)?)
     }
 
-    /// Makes a version the active one of its name.
+    /// Makes a version the active one of its name. No options yet.
     #[zbus(out_args("plugin"))]
     async fn activate(
         &self,
         #[zbus(header)] header: Header<'_>,
         #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
         reference: &str,
+        options: Options,
     ) -> Result<PluginInfo, PluginsError> {
+        known(&options, &[])?;
         let change = self.registry.activate(reference);
         let found = self.audited(&header, Event::PluginActivate, reference, change).await?;
         emitter.changed(found.name.clone(), found.version.to_string()).await?;
         Ok(info(found))
     }
 
-    /// Goes back to the version of `name` that was active before.
+    /// Goes back to the version of `name` that was active before. No options yet.
     #[zbus(out_args("plugin"))]
     async fn rollback(
         &self,
         #[zbus(header)] header: Header<'_>,
         #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
         name: &str,
+        options: Options,
     ) -> Result<PluginInfo, PluginsError> {
+        known(&options, &[])?;
         let found = self.audited(&header, Event::PluginActivate, name, self.registry.roll_back(name)).await?;
         emitter.changed(found.name.clone(), found.version.to_string()).await?;
         Ok(info(found))
     }
 
-    /// Removes a version; the active one only with `force`. Returns its name, version and digest.
+    /// Removes a version. Options: `force` (b): the active one, too. Returns its name, version and digest.
     #[zbus(out_args("removed"))]
     async fn remove(
         &self,
         #[zbus(header)] header: Header<'_>,
         #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
         reference: &str,
-        force: bool,
+        options: Options,
     ) -> Result<Vec<String>, PluginsError> {
+        known(&options, &["force"])?;
+        let force = match options.get("force") {
+            None => false,
+            Some(value) => bool::try_from(value)
+                .map_err(|_| Error::InvalidArgument("option \"force\" is not a boolean (b)".to_owned()))?,
+        };
         let change = self.registry.remove(reference, force);
         let gone = self.audited(&header, Event::PluginRemove, reference, change).await?;
         if gone.active {
@@ -185,13 +199,15 @@ impl Manager {
     }
 
     /// Compiled code of a version, in a memfd sealed against every change, with what it takes to use it. It fits engines
-    /// whose compatibility hash is `engine`.
+    /// whose compatibility hash is `engine`. No options yet.
     #[zbus(out_args("code", "plugin"))]
     async fn open(
         &self,
         #[zbus(header)] header: Header<'_>,
         reference: &str,
+        options: Options,
     ) -> Result<(OwnedFd, OpenInfo), PluginsError> {
+        known(&options, &[])?;
         self.allowed(&header).await?;
         let (code, found) = self.registry.open_code(reference).await?;
         Ok((OwnedFd::from(StdFd::from(code)), self.open_info(&found)?))
@@ -206,6 +222,14 @@ impl Manager {
     /// The active version of a plugin is another one; empty: the plugin is gone.
     #[zbus(signal)]
     async fn changed(emitter: &SignalEmitter<'_>, name: String, version: String) -> zbus::Result<()>;
+}
+
+/// Refuses what no one would look at: a misspelt option must not be silent.
+fn known(options: &Options, names: &[&str]) -> Result<(), Error> {
+    match options.keys().find(|name| !names.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => Err(Error::InvalidArgument(format!("unknown option {name:?}; known: {names:?}"))),
+    }
 }
 
 fn wish(options: AddOptions) -> Wish {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::fs::SealFlags;
-use shipote_bus::plugins::{AddOptions, PluginManagerProxy, PluginsError};
+use shipote_bus::plugins::{AddOptions, Options, PluginManagerProxy, PluginsError};
 use shipote_plugin_abi::engine;
 use shipote_plugin_abi::fixtures::Fixture;
 use shipote_plugin_abi::metadata::MiddlewareKind::L7Request;
@@ -106,7 +106,7 @@ async fn add(manager: &PluginManagerProxy<'_>, bytes: &[u8]) -> Result<shipote_b
 async fn versions_come_go_and_come_back() {
     let mut appliance = Appliance::start().await;
     let manager = appliance.manager().await;
-    assert_eq!(manager.list().await.unwrap(), []);
+    assert_eq!(manager.list(Options::new()).await.unwrap(), []);
     let first = add(&manager, &stamp("1.0.0")).await.unwrap();
     assert!(first.active && first.exports == ["l7-request (l7-request)"]);
     let quiet = AddOptions { activate: Some(false), ..AddOptions::default() };
@@ -115,10 +115,10 @@ async fn versions_come_go_and_come_back() {
     add(&manager, &stamp("2.0.0")).await.unwrap();
     let active = async |manager: &PluginManagerProxy<'_>| manager.show("stamp").await.unwrap().version;
     assert_eq!(active(&manager).await, "2.0.0");
-    assert_eq!(manager.activate("stamp@^1").await.unwrap().version, "1.1.0");
-    assert_eq!(manager.rollback("stamp").await.unwrap().version, "2.0.0");
-    assert_eq!(manager.rollback("stamp").await.unwrap().version, "1.0.0");
-    assert!(matches!(manager.rollback("stamp").await, Err(PluginsError::NothingBefore(_))));
+    assert_eq!(manager.activate("stamp@^1", Options::new()).await.unwrap().version, "1.1.0");
+    assert_eq!(manager.rollback("stamp", Options::new()).await.unwrap().version, "2.0.0");
+    assert_eq!(manager.rollback("stamp", Options::new()).await.unwrap().version, "1.0.0");
+    assert!(matches!(manager.rollback("stamp", Options::new()).await, Err(PluginsError::NothingBefore(_))));
     assert_eq!(manager.show("stamp").await.unwrap().versions, ["1.0.0", "1.1.0", "2.0.0"]);
 
     // Killed and started anew, it knows all of it.
@@ -126,13 +126,15 @@ async fn versions_come_go_and_come_back() {
     appliance.serve().await;
     assert_eq!(active(&manager).await, "1.0.0");
 
-    assert!(matches!(manager.remove("stamp", false).await, Err(PluginsError::InUse(_))));
-    let gone = manager.remove("stamp@2.0.0", false).await.unwrap();
+    assert!(matches!(manager.remove("stamp", Options::new()).await, Err(PluginsError::InUse(_))));
+    let unknown = manager.remove("stamp@2.0.0", Options::from([("froce", true.into())])).await;
+    assert!(matches!(unknown, Err(PluginsError::InvalidArgument(_))), "{unknown:?}");
+    let gone = manager.remove("stamp@2.0.0", Options::new()).await.unwrap();
     assert_eq!(gone[..2], ["stamp", "2.0.0"]);
     assert!(matches!(manager.show("stamp@^2").await, Err(PluginsError::NoSuchPlugin(_))));
-    manager.remove("stamp", true).await.unwrap();
+    manager.remove("stamp", Options::from([("force", true.into())])).await.unwrap();
     assert!(matches!(manager.show("stamp").await, Err(PluginsError::NoSuchPlugin(_))), "no version is active");
-    assert_eq!(manager.list().await.unwrap().len(), 1);
+    assert_eq!(manager.list(Options::new()).await.unwrap().len(), 1);
     let components = appliance.path("state/store/components");
     assert_eq!(std::fs::read_dir(components).unwrap().count(), 1, "what nothing names is removed");
 }
@@ -159,7 +161,7 @@ async fn what_is_refused_changes_nothing() {
     assert!(matches!(piped, Err(PluginsError::InvalidArgument(_))), "{piped:?}");
     let report = manager.check(memfd(b"junk").as_fd().into(), &AddOptions::default()).await.unwrap();
     assert!(!report.ok && report.refusals[0].rule == "format");
-    assert_eq!(manager.list().await.unwrap(), std::slice::from_ref(&first));
+    assert_eq!(manager.list(Options::new()).await.unwrap(), std::slice::from_ref(&first));
     assert_eq!(add(&manager, &stamp("1.0.0")).await.unwrap().digest, first.digest, "the same once more is no fault");
 }
 
@@ -171,7 +173,7 @@ async fn two_adds_of_one_version_at_once_leave_one() {
     let (one, two) = tokio::join!(add(&manager, &one), add(&manager, &two));
     let taken = [&one, &two].into_iter().filter(|outcome| matches!(outcome, Err(PluginsError::VersionTaken(_))));
     assert_eq!(taken.count(), 1, "{one:?} {two:?}");
-    assert_eq!(manager.list().await.unwrap().len(), 1);
+    assert_eq!(manager.list(Options::new()).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -193,7 +195,7 @@ async fn compiled_code_is_handed_over_sealed_and_runs() {
                 _ => {}
             }
         }
-        let (code, about) = manager.open("stamp").await.unwrap();
+        let (code, about) = manager.open("stamp", Options::new()).await.unwrap();
         assert_eq!((&about.digest, about.active), (&info.digest, true), "{cache}");
         let code = std::fs::File::from(std::os::fd::OwnedFd::from(code));
         let seals = rustix::fs::fcntl_get_seals(&code).unwrap();
@@ -246,7 +248,8 @@ async fn killed_in_the_middle_of_an_add_it_is_whole_afterwards() {
     assert!(adding.await.unwrap().is_err());
     appliance.serve().await;
     assert_eq!(std::fs::read_dir(&incoming).unwrap().count(), 0);
-    let versions: Vec<_> = manager.list().await.unwrap().into_iter().map(|plugin| plugin.version).collect();
+    let versions: Vec<_> =
+        manager.list(Options::new()).await.unwrap().into_iter().map(|plugin| plugin.version).collect();
     assert_eq!(versions, ["1.0.0"]);
     assert!(add(&manager, &stamp("2.0.0")).await.unwrap().active);
 }
@@ -262,7 +265,8 @@ async fn a_damaged_index_is_recovered_or_refused_by_name() {
     let whole = std::fs::read(&index).unwrap();
     std::fs::write(&index, &whole[..whole.len() / 2]).unwrap();
     appliance.serve().await;
-    let versions: Vec<_> = manager.list().await.unwrap().into_iter().map(|plugin| plugin.version).collect();
+    let versions: Vec<_> =
+        manager.list(Options::new()).await.unwrap().into_iter().map(|plugin| plugin.version).collect();
     assert_eq!(versions, ["1.0.0"], "as it was before the last change");
     let components = appliance.path("state/store/components");
     assert_eq!(std::fs::read_dir(components).unwrap().count(), 2, "nothing is removed on an old index's word");

@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use shipote_bus::spec::{ValidatedPipeline, WorkspaceSpec};
 use shipote_bus::workspaces::FlowInfo;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use ulid::Ulid;
 
 use crate::effects::{Effects, Handed};
 use crate::error::Error;
 use crate::state::{
-    Command, Effect, Input, NewCommand, NewPipeline, Outcome, Pipeline, RequestId, State, Target, Timer, Usec,
-    Workspace,
+    Command, CommandPhase, Effect, Input, NewCommand, NewPipeline, Outcome, Pipeline, RequestId, State, Target, Timer,
+    Usec, Workspace,
 };
 
 /// Calls that may wait for the actor; past that the bus side waits.
@@ -136,6 +137,7 @@ pub(crate) struct Actor<E> {
     inputs_sender: mpsc::UnboundedSender<Input>,
     changes: mpsc::UnboundedSender<Change>,
     waiting: HashMap<RequestId, Answer<Result<Done, Error>>>,
+    timers: HashMap<Timer, AbortHandle>,
     next_request: u64,
 }
 
@@ -156,6 +158,7 @@ impl<E: Effects> Actor<E> {
             inputs_sender: inputs.0,
             changes,
             waiting: HashMap::new(),
+            timers: HashMap::new(),
             next_request: 0,
         };
         (actor, Handle { messages: sender })
@@ -255,7 +258,7 @@ impl<E: Effects> Actor<E> {
             Effect::Signal { workspace, command, signal } => self.effects.signal(workspace, command, signal),
             Effect::After { delay, input } => {
                 let inputs = self.inputs_sender.clone();
-                tokio::spawn(async move {
+                let task = tokio::spawn(async move {
                     tokio::time::sleep(delay).await;
                     let _ = inputs.send(match input {
                         Timer::Deadline(command) => Input::Deadline { command },
@@ -263,6 +266,7 @@ impl<E: Effects> Actor<E> {
                         Timer::Ttl(workspace) => Input::TtlExpired { workspace },
                     });
                 });
+                self.timers.insert(input, task.abort_handle());
             }
             Effect::Reply { request, result } => {
                 if let Some(answer) = self.waiting.remove(&request) {
@@ -285,12 +289,17 @@ impl<E: Effects> Actor<E> {
                 }
             }
             Effect::WorkspaceGone { workspace } => {
+                self.disarm(Timer::Ttl(workspace));
                 self.effects.forget_keeper(workspace);
                 self.publish(Change::WorkspaceGone(workspace));
             }
             Effect::CommandChanged { command } => {
-                if let Some(command) = state.commands.get(&command) {
-                    self.publish(Change::Command(Box::new(command.clone())));
+                if let Some(command) = state.commands.get(&command).cloned() {
+                    if command.phase == CommandPhase::Ended {
+                        self.disarm(Timer::Deadline(command.what.id));
+                        self.disarm(Timer::Escalate(command.what.id));
+                    }
+                    self.publish(Change::Command(Box::new(command)));
                 }
             }
             Effect::CommandForgotten { command } => {
@@ -309,6 +318,13 @@ impl<E: Effects> Actor<E> {
                 self.effects.forget_flows(pipeline);
                 self.publish(Change::PipelineForgotten(pipeline));
             }
+        }
+    }
+
+    /// A timer whose subject has ended would only hold memory.
+    fn disarm(&mut self, timer: Timer) {
+        if let Some(task) = self.timers.remove(&timer) {
+            task.abort();
         }
     }
 

@@ -13,6 +13,7 @@ mod state;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use shipote_bus::Service;
@@ -21,9 +22,12 @@ use shipote_sandbox::{Spawner, SpawnerConfig};
 use shipote_service::{Context, Definition, Parts, mechanism_info, run};
 use tokio::sync::mpsc;
 
-use crate::actor::{Actor, Handle, figures};
+use crate::actor::{Actor, Call, Handle, figures};
 use crate::bus::{Doors, Manager, publish};
 use crate::effects::{Live, LogStore};
+
+/// Between SIGTERM and SIGKILL when the service stops.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 
 struct Workspaces {
     actor: Handle,
@@ -32,6 +36,19 @@ struct Workspaces {
 impl Parts for Workspaces {
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
         self.actor.ask(|state, _| figures(state)).await.map_err(|e| e.to_string())
+    }
+
+    /// Commands get their SIGTERM and a moment; what is left ends with the keepers.
+    async fn stop(&self) {
+        let names = self.actor.ask(|state, _| state.workspaces.keys().map(ToString::to_string).collect::<Vec<_>>());
+        let ends = names.await.unwrap_or_default().into_iter().map(|workspace| {
+            let actor = self.actor.clone();
+            tokio::spawn(async move { actor.call(Call::StopWorkspace { workspace, grace: STOP_GRACE }).await })
+        });
+        for end in ends.collect::<Vec<_>>() {
+            // one that could not be stopped ends with its keeper
+            let _ = end.await;
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use shipote_audit::Audit;
 use shipote_bus::paths::{self, ServicePaths};
@@ -32,6 +33,7 @@ where
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
     let prepared = early(&paths)?;
+    raise_open_files();
     let confinement: Arc<[_]> = confine::confine(service.name(), &paths)?.into();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the tokio runtime")?;
@@ -118,6 +120,15 @@ async fn reload<P: Parts>(parts: &P) {
             tracing::error!("reload refused, the configuration from before goes on: {e}");
             notify(&[NotifyState::Ready, NotifyState::Status("serving; the last reload was refused, see the log")]);
         }
+    }
+}
+
+/// The soft limit of open files is for programs that use select(2); ours do not
+/// (<https://0pointer.net/blog/file-descriptor-limits.html>). What was started early keeps the limit it had.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!("raise the limit of open files to {:?}: {error}", limit.maximum);
     }
 }
 

@@ -56,7 +56,14 @@ impl Selection {
 #[derive(Debug, Clone)]
 pub(crate) struct LogStore {
     folder: PathBuf,
-    living: Arc<Mutex<HashMap<Ulid, Arc<CommandLog>>>>,
+    table: Arc<Mutex<Table>>,
+}
+
+/// Logs that are being written, and how large the others are: an ended one holds no descriptor.
+#[derive(Debug, Default)]
+struct Table {
+    living: HashMap<Ulid, Arc<CommandLog>>,
+    ended: HashMap<Ulid, u64>,
 }
 
 /// Where a log's frames begin and end now.
@@ -91,7 +98,7 @@ impl LogStore {
         for old in &names[..surplus] {
             std::fs::remove_file(old)?;
         }
-        Ok(LogStore { folder, living: Arc::default() })
+        Ok(LogStore { folder, table: Arc::default() })
     }
 
     fn path(&self, id: Ulid) -> PathBuf {
@@ -110,26 +117,46 @@ impl LogStore {
             open: Mutex::new(count),
         });
         let mut ends = Vec::with_capacity(streams.len());
+        let mut sources = Vec::with_capacity(streams.len());
         for &stream in streams {
             let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(&read, true)?;
             let source = pipe::Receiver::from_owned_fd(read)?;
-            tokio::spawn(collect(Arc::clone(&log), stream, source));
+            sources.push((stream, source));
             ends.push(write);
         }
-        self.living.lock().unwrap_or_else(PoisonError::into_inner).insert(id, log);
+        self.table().living.insert(id, Arc::clone(&log));
+        for (stream, source) in sources {
+            tokio::spawn(collect(self.clone(), id, Arc::clone(&log), stream, source));
+        }
         Ok(ends)
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of output that a command has written into its log; none: it has no log.
     pub(crate) fn bytes(&self, id: Ulid) -> Option<u64> {
-        let living = self.living.lock().unwrap_or_else(PoisonError::into_inner);
-        living.get(&id).map(|log| log.extent.borrow().bytes)
+        let table = self.table();
+        table.living.get(&id).map(|log| log.extent.borrow().bytes).or_else(|| table.ended.get(&id).copied())
+    }
+
+    /// A log's last stream has ended: its file is closed.
+    fn retire(&self, id: Ulid) {
+        let mut table = self.table();
+        if let Some(log) = table.living.remove(&id) {
+            let bytes = log.extent.borrow().bytes;
+            table.ended.insert(id, bytes);
+        }
     }
 
     /// Removes a log.
     pub(crate) fn forget(&self, id: Ulid) {
-        self.living.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let mut table = self.table();
+        table.living.remove(&id);
+        table.ended.remove(&id);
+        drop(table);
         if let Err(error) = std::fs::remove_file(self.path(id))
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -140,7 +167,7 @@ impl LogStore {
     /// A pipe from which the selected part can be read; end of file at its end. `None`: there
     /// is no log of this command.
     pub(crate) fn read(&self, id: Ulid, selection: Selection) -> io::Result<Option<OwnedFd>> {
-        let living = self.living.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+        let living = self.table().living.get(&id).cloned();
         let log = match living {
             Some(log) => log,
             None => match File::open(self.path(id)) {
@@ -212,12 +239,14 @@ impl CommandLog {
         Ok(())
     }
 
-    fn close(&self) {
+    /// One stream has ended; whether it was the last.
+    fn close(&self) -> bool {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         *open = open.saturating_sub(1);
         if *open == 0 {
             self.extent.send_modify(|e| e.ended = true);
         }
+        *open == 0
     }
 
     /// The frame at `position`: its stream, its payload and where the next one begins.
@@ -246,7 +275,7 @@ fn write_preamble(file: &File, start: u64) -> io::Result<()> {
     file.write_all_at(&preamble, 0)
 }
 
-async fn collect(log: Arc<CommandLog>, stream: u8, mut source: pipe::Receiver) {
+async fn collect(store: LogStore, id: Ulid, log: Arc<CommandLog>, stream: u8, mut source: pipe::Receiver) {
     let mut buffer = vec![0; FRAME];
     loop {
         match source.read(&mut buffer).await {
@@ -263,7 +292,9 @@ async fn collect(log: Arc<CommandLog>, stream: u8, mut source: pipe::Receiver) {
             }
         }
     }
-    log.close();
+    if log.close() {
+        store.retire(id);
+    }
 }
 
 async fn serve(log: Arc<CommandLog>, selection: Selection, mut sink: pipe::Sender) -> io::Result<()> {
@@ -329,9 +360,9 @@ mod tests {
     }
 
     async fn ended(store: &LogStore, id: Ulid) {
-        let log = store.living.lock().unwrap().get(&id).cloned().unwrap();
-        let mut changes = log.extent.subscribe();
-        changes.wait_for(|e| e.ended).await.unwrap();
+        while store.table().living.contains_key(&id) {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[tokio::test]
@@ -341,7 +372,7 @@ mod tests {
         let id = Ulid::generate();
         let mut ends = store.capture(id, &[1, 2]).unwrap().into_iter().map(File::from);
         let (out, err) = (ends.next().unwrap(), ends.next().unwrap());
-        let log = store.living.lock().unwrap().get(&id).cloned().unwrap();
+        let log = store.table().living.get(&id).cloned().unwrap();
         for (mut file, words) in [(&out, "one "), (&err, "two "), (&out, "three")] {
             let before = log.extent.borrow().bytes;
             file.write_all(words.as_bytes()).unwrap();

@@ -269,7 +269,7 @@ pub(crate) enum Effect {
 }
 
 /// A timer that comes back as an input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Timer {
     Deadline(Ulid),
     Escalate(Ulid),

@@ -5,7 +5,7 @@ root=$1
 
 echo shipote-vm > "$root/etc/hostname"
 printf '127.0.0.1 localhost shipote-vm\n::1 localhost\n' > "$root/etc/hosts"
-printf '/dev/vda /mnt/host ext4 ro,nofail,x-systemd.device-timeout=30s 0 0\n' > "$root/etc/fstab"
+printf '/dev/vda /mnt/host ext4 ro,nofail,x-systemd.device-timeout=600s 0 0\n' > "$root/etc/fstab"
 mkdir -p "$root/mnt/host"
 
 # A fixed machine id would be shared by all machines; an empty file has systemd make one at boot.

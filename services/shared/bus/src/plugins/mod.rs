@@ -2,8 +2,14 @@
 
 mod info;
 
-pub use info::{AddOptions, OpenInfo, PluginInfo, PluginReport, RefusalInfo};
+use std::collections::BTreeMap;
+
 use zbus::OwnedFd;
+
+pub use info::{AddOptions, OpenInfo, PluginInfo, PluginReport, RefusalInfo};
+
+/// Options of a method that may gain some.
+pub type Options<'a> = BTreeMap<&'a str, zbus::Variant<'a>>;
 
 /// Interface of the root object.
 pub const MANAGER_INTERFACE: &str = "org.shipote.Plugins1.Manager";
@@ -48,17 +54,17 @@ pub trait PluginManager {
     /// See the interface.
     fn check(&self, component: zbus::Fd<'_>, options: &AddOptions) -> Result<PluginReport, PluginsError>;
     /// See the interface.
-    fn list(&self) -> Result<Vec<PluginInfo>, PluginsError>;
+    fn list(&self, options: Options<'_>) -> Result<Vec<PluginInfo>, PluginsError>;
     /// See the interface.
     fn show(&self, reference: &str) -> Result<OpenInfo, PluginsError>;
     /// See the interface.
-    fn activate(&self, reference: &str) -> Result<PluginInfo, PluginsError>;
+    fn activate(&self, reference: &str, options: Options<'_>) -> Result<PluginInfo, PluginsError>;
     /// See the interface.
-    fn rollback(&self, name: &str) -> Result<PluginInfo, PluginsError>;
+    fn rollback(&self, name: &str, options: Options<'_>) -> Result<PluginInfo, PluginsError>;
     /// See the interface.
-    fn remove(&self, reference: &str, force: bool) -> Result<Vec<String>, PluginsError>;
+    fn remove(&self, reference: &str, options: Options<'_>) -> Result<Vec<String>, PluginsError>;
     /// See the interface.
-    fn open(&self, reference: &str) -> Result<(OwnedFd, OpenInfo), PluginsError>;
+    fn open(&self, reference: &str, options: Options<'_>) -> Result<(OwnedFd, OpenInfo), PluginsError>;
     /// See the interface.
     fn policy(&self, reference: &str) -> Result<String, PluginsError>;
     /// The active version of a plugin is another one; empty: the plugin is gone.
