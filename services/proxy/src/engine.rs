@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use shipote_rules::{Graph, Transport};
@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::figures::Figures;
 use crate::flows::{Flow, Flows};
-use crate::plan::{LinkError, Plan};
+use crate::plan::{LinkError, Plan, Plugins};
+use crate::plugin::{PluginCode, Runtime};
 use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::upstream::Registry;
@@ -24,6 +25,9 @@ pub enum ApplyError {
     /// A rule asks for what this build cannot do.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// Plugins cannot be run at all.
+    #[error("start the engine of plugins: {0}")]
+    Plugins(String),
     /// An address could not be bound.
     #[error("listen on {address}: {source}")]
     Listen {
@@ -78,6 +82,7 @@ pub struct Engine {
     /// Sockets that came from the service manager, by address: never closed, so that none is lost while rules change.
     inherited: BTreeMap<SocketAddr, TcpListener>,
     listening: Mutex<Vec<SocketAddr>>,
+    runtime: OnceLock<Runtime>,
 }
 
 impl Engine {
@@ -97,7 +102,8 @@ impl Engine {
             files: Vec::new(),
             warnings: Vec::new(),
         };
-        let plan = Plan::link(empty, &registry, None).map_err(io::Error::other)?;
+        let none = Plugins { runtime: None, codes: &[] };
+        let plan = Plan::link(empty, &registry, &none, None).map_err(io::Error::other)?;
         let shared = Arc::new(Shared::new(Arc::new(plan)));
         let mut by_address = BTreeMap::new();
         for socket in inherited {
@@ -125,7 +131,15 @@ impl Engine {
                 .spawn(move || worker::run(settings, shared, &theirs, receiver))?;
             workers.push(Handle { commands: Some(commands), thread: Some(thread), window });
         }
-        Ok(Self { settings, shared, registry, workers, inherited: by_address, listening: Mutex::default() })
+        Ok(Self {
+            settings,
+            shared,
+            registry,
+            workers,
+            inherited: by_address,
+            listening: Mutex::default(),
+            runtime: OnceLock::new(),
+        })
     }
 
     /// Goes over to another graph, whole or not at all: all of its addresses are bound before it holds. Requests that
@@ -134,8 +148,21 @@ impl Engine {
     /// # Errors
     /// [`ApplyError`]; the graph from before goes on.
     pub fn apply(&self, graph: Graph) -> Result<(), ApplyError> {
+        self.apply_with(graph, &[])
+    }
+
+    /// The same for rules that use plugins: `codes` holds each that they name.
+    ///
+    /// # Errors
+    /// [`ApplyError`]; the graph from before goes on.
+    pub fn apply_with(&self, graph: Graph, codes: &[PluginCode]) -> Result<(), ApplyError> {
         let before = self.shared.plan();
-        let plan = Plan::link(graph, &self.registry, Some(&before))?;
+        let runtime = if codes.is_empty() { None } else { Some(self.runtime()?) };
+        let plan = Plan::link(graph, &self.registry, &Plugins { runtime, codes }, Some(&before))?;
+        if let Some(runtime) = runtime {
+            let digests: Vec<&str> = codes.iter().map(|c| c.digest.as_str()).collect();
+            runtime.keep(&digests);
+        }
         let wanted: Vec<SocketAddr> = plan
             .graph
             .listeners
@@ -160,6 +187,16 @@ impl Engine {
         }
         *listening = wanted;
         Ok(())
+    }
+
+    /// The engine of plugins, made when rules first use one: without them it would only take memory.
+    fn runtime(&self) -> Result<&Runtime, ApplyError> {
+        if self.runtime.get().is_none() {
+            let made = Runtime::new().map_err(ApplyError::Plugins)?;
+            // Two that are made at once are alike; one is kept.
+            let _ = self.runtime.set(made);
+        }
+        self.runtime.get().ok_or_else(|| ApplyError::Plugins("no engine".to_owned()))
     }
 
     fn bind(&self, address: SocketAddr) -> io::Result<TcpListener> {

@@ -6,7 +6,7 @@
 //! Invariant: a request runs by one plan from its first byte to its last, whatever is loaded meanwhile; where a message
 //! ends is decided once, by strict parsing, and what goes on is framed by the proxy itself; a body is never in memory
 //! as a whole.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod admin;
 mod engine;
@@ -18,6 +18,7 @@ mod io;
 pub mod metrics;
 mod peek;
 mod plan;
+mod plugin;
 mod rate;
 mod settings;
 mod shared;
@@ -30,4 +31,5 @@ mod worker;
 pub use engine::{ApplyError, ConnectionInfo, Engine, UpstreamInfo};
 pub use flows::Flow;
 pub use plan::LinkError;
+pub use plugin::PluginCode;
 pub use settings::Settings;

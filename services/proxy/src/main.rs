@@ -6,6 +6,7 @@
 
 mod bus;
 mod config;
+mod plugins;
 mod sockets;
 mod state;
 
@@ -51,11 +52,13 @@ struct Early {
 
 async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
     let engine = Arc::new(Engine::start(early.settings, early.inherited).context("start the workers")?);
-    let state = Arc::new(State::new(Arc::clone(&engine), context.paths.config.join("proxy")));
+    let state =
+        Arc::new(State::new(Arc::clone(&engine), context.connection.clone(), context.paths.config.join("proxy")));
     // Rules that are wrong must not keep the service from starting: it is over the bus that they are looked at.
     if let Err(error) = state.reload().await {
         tracing::error!("no rules are served: {error}");
     }
+    tokio::spawn(plugins::follow(context.connection.clone(), Arc::clone(&state)));
     let path = context.paths.runtime.join("admin.sock");
     match admin::bind(&path) {
         Ok(listener) => drop(tokio::spawn(admin::serve(listener, engine))),

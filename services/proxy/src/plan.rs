@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use shipote_rules::{
-    Field, Graph, HttpVersion, Listener, Middleware, Node, Phase, Terminator, TerminatorEntry, Transport, Upstream,
-    UpstreamAddress,
+    Field, Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, Phase, Terminator, TerminatorEntry,
+    Transport, Upstream, UpstreamAddress,
 };
 
+use crate::plugin::{PluginCode, Runtime, Site};
 use crate::rate::Limiter;
 use crate::upstream::{Registry, Target};
 
@@ -30,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) targets: Vec<Vec<Arc<Target>>>,
     /// By middleware; rate limits only.
     pub(crate) limiters: Vec<Option<Arc<Limiter>>>,
+    /// By middleware; plugins only.
+    pub(crate) sites: Vec<Option<Arc<Site>>>,
     /// By listener.
     tls: Vec<Option<Arc<rustls::ServerConfig>>>,
     listeners: HashMap<(Transport, SocketAddr), usize>,
@@ -37,7 +40,12 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Links a graph. Upstreams and rate limits that the plan before had are kept with all that they know.
-    pub(crate) fn link(graph: Graph, registry: &Registry, before: Option<&Plan>) -> Result<Self, LinkError> {
+    pub(crate) fn link(
+        graph: Graph,
+        registry: &Registry,
+        plugins: &Plugins<'_>,
+        before: Option<&Plan>,
+    ) -> Result<Self, LinkError> {
         let mut targets = Vec::with_capacity(graph.terminators.len());
         for entry in &graph.terminators {
             let upstreams = upstreams_of(entry).map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
@@ -68,21 +76,22 @@ impl Plan {
             let configured = listener.tls.as_ref().map(crate::tls::configure).transpose();
             tls.push(configured.map_err(|reason| LinkError { rule, reason })?);
         }
+        let mut sites = Vec::with_capacity(graph.middleware.len());
         let mut limiters = Vec::with_capacity(graph.middleware.len());
         for entry in &graph.middleware {
+            sites.push(plugins.site(entry)?);
             limiters.push(match &entry.middleware {
                 Middleware::RateLimit { rate, burst, window, .. } => {
                     // The same limit of the same rule goes on counting across a reload.
                     let kept = before.and_then(|b| b.limiter(&entry.rule, &entry.middleware));
                     Some(kept.unwrap_or_else(|| Arc::new(Limiter::new(*rate, *window, *burst))))
                 }
-                Middleware::Plugin { .. } => return Err(unsupported(entry.rule.clone(), "a plugin in a chain")),
                 _ => None,
             });
         }
         let listeners =
             graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
-        Ok(Self { graph, targets, limiters, tls, listeners })
+        Ok(Self { graph, targets, limiters, sites, tls, listeners })
     }
 
     fn limiter(&self, rule: &str, middleware: &Middleware) -> Option<Arc<Limiter>> {
@@ -104,6 +113,24 @@ impl Plan {
     /// How a listener does its handshakes.
     pub(crate) fn tls(&self, transport: Transport, address: SocketAddr) -> Option<&Arc<rustls::ServerConfig>> {
         self.listeners.get(&(transport, address)).and_then(|&i| self.tls[i].as_ref())
+    }
+}
+
+/// The plugins that rules may use.
+pub(crate) struct Plugins<'a> {
+    pub(crate) runtime: Option<&'a Runtime>,
+    pub(crate) codes: &'a [PluginCode],
+}
+
+impl Plugins<'_> {
+    fn site(&self, entry: &MiddlewareEntry) -> Result<Option<Arc<Site>>, LinkError> {
+        let Middleware::Plugin { module, export, args } = &entry.middleware else { return Ok(None) };
+        let refuse = |reason: String| LinkError { rule: entry.rule.clone(), reason };
+        let code = self.codes.iter().find(|c| c.name == *module);
+        let (Some(code), Some(runtime)) = (code, self.runtime) else {
+            return Err(refuse(format!("plugin {module:?} is not in the registry; add it with `shipote plugin add`")));
+        };
+        runtime.site(code, export, args).map(Some).map_err(refuse)
     }
 }
 

@@ -7,6 +7,8 @@ use shipote_proxy::Engine;
 use shipote_rules::{compile, load_dir};
 use tokio::sync::Mutex;
 
+use crate::plugins;
+
 /// What a load came to.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -17,14 +19,15 @@ pub(crate) struct Loaded {
 
 pub(crate) struct State {
     pub(crate) engine: std::sync::Arc<Engine>,
+    connection: zbus::Connection,
     dir: PathBuf,
     /// One load at a time: two could otherwise each read an older directory than the other applies.
     loading: Mutex<()>,
 }
 
 impl State {
-    pub(crate) fn new(engine: std::sync::Arc<Engine>, dir: PathBuf) -> Self {
-        Self { engine, dir, loading: Mutex::new(()) }
+    pub(crate) fn new(engine: std::sync::Arc<Engine>, connection: zbus::Connection, dir: PathBuf) -> Self {
+        Self { engine, connection, dir, loading: Mutex::new(()) }
     }
 
     /// The folder whose `rules/` is read.
@@ -52,7 +55,8 @@ impl State {
         names.dedup();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let loaded = Loaded { listeners: count(graph.listeners.len()), rules: count(names.len()), warnings };
-        self.engine.apply(graph).map_err(|e| ProxyError::NotApplied(e.to_string()))?;
+        let codes = plugins::fetch(&self.connection, &graph).await.map_err(ProxyError::NotApplied)?;
+        self.engine.apply_with(graph, &codes).map_err(|e| ProxyError::NotApplied(e.to_string()))?;
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }

@@ -10,6 +10,7 @@ use shipote_rules::{
 
 use crate::http1::request::RequestHead;
 use crate::plan::Plan;
+use crate::plugin::{Called, Instances};
 use crate::rate::Key;
 use crate::tls::Settled;
 
@@ -29,6 +30,8 @@ pub(crate) struct Peer {
     pub(crate) sni: Option<String>,
     /// What the handshake settled, where there was one.
     pub(crate) tls: Option<Settled>,
+    /// When it was accepted.
+    pub(crate) accepted_unix_ms: u64,
 }
 
 impl View for Peer {
@@ -143,6 +146,8 @@ pub(crate) enum Verdict<'p> {
     Take { terminator: TerminatorId, response: Option<NodeId> },
     /// It is answered in place of the terminator, for the rule that the middleware stands in.
     Answer { response: &'p Response, rule: &'p str, limited: bool },
+    /// The same, with an answer that a plugin made, or one to a plugin that failed.
+    Made { response: Box<Response>, rule: &'p str, error: Option<String> },
     /// The connection is closed without an answer.
     Close { rule: &'p str },
 }
@@ -154,6 +159,7 @@ pub(crate) fn route<'p>(
     head: &RequestHead,
     bytes: &[u8],
     edits: &mut Edits<'p>,
+    plugins: &Instances,
 ) -> Verdict<'p> {
     let Some(listener) = plan.listener(Transport::Tcp, peer.listener) else { return Verdict::Close { rule: "" } };
     let view = RequestView { peer, head, bytes };
@@ -169,11 +175,25 @@ pub(crate) fn route<'p>(
             }
             Node::Detect { http, .. } => *http,
             Node::Upgrade { next, .. } => *next,
-            Node::Middleware { middleware, next, on_error } => match run(plan, *middleware, &view, edits) {
+            Node::Middleware { middleware, next, on_error } => match run(plan, *middleware, &view, edits, plugins) {
                 Ran::On => *next,
                 Ran::Answer(response) => {
                     let rule = &plan.graph.middleware[middleware.index()].rule;
                     return Verdict::Answer { response, rule, limited: true };
+                }
+                Ran::Made(response) => {
+                    let rule = &plan.graph.middleware[middleware.index()].rule;
+                    return Verdict::Made { response, rule, error: None };
+                }
+                Ran::Closed => return Verdict::Close { rule: &plan.graph.middleware[middleware.index()].rule },
+                Ran::Failed { error, rule_decides } => {
+                    let rule = &plan.graph.middleware[middleware.index()].rule;
+                    let response = match on_error {
+                        Some(OnError::Close) if rule_decides => return Verdict::Close { rule },
+                        Some(OnError::Respond(response)) if rule_decides => response.clone(),
+                        _ => Response::empty(500),
+                    };
+                    return Verdict::Made { response: Box::new(response), rule, error: Some(error) };
                 }
                 Ran::Refused => {
                     let rule = &plan.graph.middleware[middleware.index()].rule;
@@ -194,9 +214,18 @@ enum Ran<'p> {
     On,
     Refused,
     Answer(&'p Response),
+    Made(Box<Response>),
+    Closed,
+    Failed { error: String, rule_decides: bool },
 }
 
-fn run<'p>(plan: &'p Plan, id: MiddlewareId, view: &RequestView<'_>, edits: &mut Edits<'p>) -> Ran<'p> {
+fn run<'p>(
+    plan: &'p Plan,
+    id: MiddlewareId,
+    view: &RequestView<'_>,
+    edits: &mut Edits<'p>,
+    plugins: &Instances,
+) -> Ran<'p> {
     let pass = |yes: bool| if yes { Ran::On } else { Ran::Refused };
     match &plan.graph.middleware[id.index()].middleware {
         Middleware::PathPrefix(paths) => {
@@ -235,8 +264,19 @@ fn run<'p>(plan: &'p Plan, id: MiddlewareId, view: &RequestView<'_>, edits: &mut
             edits.rewrite = Some((strip_prefix, add_prefix));
             Ran::On
         }
-        // Linking refuses plugins, and response middleware stands in the response phase.
-        Middleware::ResponseHeaders(_) | Middleware::Plugin { .. } => Ran::On,
+        Middleware::Plugin { .. } => match &plan.sites[id.index()] {
+            // Linking gives every plugin its site.
+            None => Ran::Failed { error: "the plugin is not linked".to_owned(), rule_decides: true },
+            Some(site) => match plugins.request(site, view.peer, view.head, view.bytes) {
+                Called::On => Ran::On,
+                Called::Answer(response) => Ran::Made(response),
+                Called::Close => Ran::Closed,
+                Called::Failed(error) => Ran::Failed { error, rule_decides: true },
+                Called::Internal(error) => Ran::Failed { error, rule_decides: false },
+            },
+        },
+        // It stands in the response phase.
+        Middleware::ResponseHeaders(_) => Ran::On,
     }
 }
 

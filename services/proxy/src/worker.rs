@@ -21,6 +21,7 @@ use crate::http1::response::ResponseHead;
 use crate::io::{Clock, Io, Pool, Slot, Stream};
 use crate::peek::{self, First};
 use crate::plan::Plan;
+use crate::plugin::Instances;
 use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::tls;
@@ -67,6 +68,7 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) pools: Pools,
+    pub(crate) plugins: Instances,
     pub(crate) figures: Arc<Figures>,
     pub(crate) flows: Arc<Flows>,
     clock: Rc<Clock>,
@@ -85,6 +87,7 @@ impl Worker {
         let generation = self.shared.generation();
         if generation != self.generation.get() {
             *self.plan.borrow_mut() = self.shared.plan();
+            self.plugins.sweep();
             self.generation.set(generation);
         }
         Arc::clone(&self.plan.borrow())
@@ -131,6 +134,7 @@ pub(crate) fn run(
     let worker = Rc::new(Worker {
         pools: Pools::new(Rc::clone(&clock), settings.idle_upstream, settings.idle_upstream_time),
         pool: Pool::default(),
+        plugins: Instances::default(),
         figures: Arc::clone(&window.figures),
         flows: Arc::clone(&window.flows),
         visible: Arc::clone(&window.connections),
@@ -231,10 +235,16 @@ fn admit(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, address: So
             peeked: Box::default(),
             sni: None,
             tls: None,
+            accepted_unix_ms: unix_ms(),
         };
         greet(&leave.worker, stream, peer, slot, idle).await;
         drop(leave);
     });
+}
+
+fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Takes a connection out of the books when its task ends, however it ends.

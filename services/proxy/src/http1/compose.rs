@@ -265,6 +265,7 @@ mod tests {
             peeked: Box::default(),
             sni: None,
             tls: None,
+            accepted_unix_ms: 0,
         }
     }
 

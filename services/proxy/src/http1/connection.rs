@@ -80,7 +80,7 @@ impl Connection {
         let plan = worker.plan();
         let marks = self.note(buf);
         let mut edits = Edits::default();
-        let verdict = route(&plan, &self.peer, &self.head, buf.filled(), &mut edits);
+        let verdict = route(&plan, &self.peer, &self.head, buf.filled(), &mut edits, &worker.plugins);
         let rule: &str;
         let (ended, next) = match verdict {
             Verdict::Close { rule: by } => {
@@ -93,6 +93,12 @@ impl Connection {
                     worker.figures.limited.add(1);
                 }
                 self.answer(buf, response.status, &response.headers, &response.body, &[]).await
+            }
+            Verdict::Made { response, rule: by, error } => {
+                rule = by;
+                let (mut ended, next) = self.answer(buf, response.status, &response.headers, &response.body, &[]).await;
+                ended.error = ended.error.or(error);
+                (ended, next)
             }
             Verdict::Take { terminator, response } => {
                 let entry = plan.graph.terminator(terminator);

@@ -37,9 +37,13 @@ impl Proxy {
     }
 
     pub fn apply(&self, rules: &Json) -> Result<(), String> {
+        self.apply_with(rules, &[])
+    }
+
+    pub fn apply_with(&self, rules: &Json, plugins: &[shipote_proxy::PluginCode]) -> Result<(), String> {
         let graph =
             compile(&[Source::new("test.json", json!({"rules": rules}).to_string())]).map_err(|e| e.to_string())?;
-        self.engine.apply(graph).map_err(|e| e.to_string())
+        self.engine.apply_with(graph, plugins).map_err(|e| e.to_string())
     }
 }
 

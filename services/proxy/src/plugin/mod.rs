@@ -1,0 +1,88 @@
+//! Plugins in the proxy: code that the registry compiled, called in place.
+//!
+//! There is no compiler here. A call site of the rules is a [`Site`]; each worker keeps one live instance of it and
+//! calls it on its own thread, so that a call needs no lock and no hand-over. A call that overruns its deadline is
+//! stopped by the engine's epoch, and an instance that was stopped or trapped is thrown away.
+
+mod host;
+mod instances;
+mod site;
+mod ticker;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use shipote_plugin_abi::metadata::Metadata;
+use shipote_plugin_abi::policy::Policy;
+use wasmtime::component::{Component, Linker};
+
+pub(crate) use instances::{Called, Instances};
+pub(crate) use site::Site;
+
+use crate::plugin::host::State;
+use crate::plugin::ticker::Ticker;
+
+/// A plugin as the registry hands it over.
+#[derive(Debug, Clone)]
+pub struct PluginCode {
+    /// What rules call it.
+    pub name: String,
+    /// `sha256:<hex>` of the component that it was compiled from.
+    pub digest: String,
+    /// What it says of itself.
+    pub metadata: Metadata,
+    /// What it may do.
+    pub policy: Policy,
+    /// Compiled code. It is run as it is: take it from nobody but the registry.
+    pub code: Vec<u8>,
+}
+
+/// The engine, and the code that is loaded into it.
+pub(crate) struct Runtime {
+    engine: wasmtime::Engine,
+    linker: Linker<State>,
+    ticker: Arc<Ticker>,
+    loaded: Mutex<HashMap<String, Component>>,
+}
+
+impl Runtime {
+    pub(crate) fn new() -> Result<Self, String> {
+        let engine = wasmtime::Engine::new(&shipote_plugin_abi::engine::config()).map_err(|e| format!("{e:#}"))?;
+        let mut linker = Linker::new(&engine);
+        shipote_plugin_abi::host::add_to_linker(&mut linker).map_err(|e| format!("{e:#}"))?;
+        let ticker = Ticker::start(engine.clone()).map_err(|e| format!("start the clock of plugins: {e}"))?;
+        Ok(Self { engine, linker, ticker, loaded: Mutex::default() })
+    }
+
+    /// The code as a component, from memory if the same content was loaded before.
+    #[allow(unsafe_code, reason = "wasmtime runs compiled code as it is")]
+    fn component(&self, plugin: &PluginCode) -> Result<Component, String> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(component) = loaded.get(&plugin.digest) {
+            return Ok(component.clone());
+        }
+        // SAFETY: the bytes come from the registry, which compiled them itself and handed them over in a memfd sealed
+        // against change; wasmtime refuses code of another version or configuration.
+        let component = unsafe { Component::deserialize(&self.engine, &plugin.code) }.map_err(|e| format!("{e:#}"))?;
+        loaded.insert(plugin.digest.clone(), component.clone());
+        Ok(component)
+    }
+
+    /// Links a call site.
+    pub(crate) fn site(&self, plugin: &PluginCode, export: &str, args: &str) -> Result<Arc<Site>, String> {
+        let component = self.component(plugin)?;
+        Site::link(&self.linker, &component, plugin, export, args, &self.ticker).map(Arc::new)
+    }
+
+    /// Forgets code that no call site uses any more.
+    pub(crate) fn keep(&self, digests: &[&str]) {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|digest, _| digests.contains(&digest.as_str()));
+    }
+}
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runtime").finish_non_exhaustive()
+    }
+}
