@@ -28,11 +28,16 @@ pub(crate) struct Appliance {
 
 /// Compiles the appliance with optimisation; returns the folder of the binaries.
 pub(crate) fn build() -> anyhow::Result<PathBuf> {
+    build_packages(PACKAGES)
+}
+
+/// Compiles a part of it.
+pub(crate) fn build_packages(packages: &[&str]) -> anyhow::Result<PathBuf> {
     host::require("appliance", TOOLS, None)?;
     let root = repository()?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(&root).args(["build", "--release", "--locked"]);
-    for package in PACKAGES {
+    for package in packages {
         cargo.args(["--package", package]);
     }
     let status = cargo.status().context("run cargo build")?;
@@ -47,10 +52,18 @@ impl Appliance {
     /// Starts the appliance and waits until it is ready. With a folder of its own it leaves nothing behind; without,
     /// state and sockets are where `shipote up` puts them.
     pub(crate) fn start(binaries: PathBuf, own_folder: bool) -> anyhow::Result<Self> {
+        Self::start_services(binaries, own_folder, &[])
+    }
+
+    /// The same with these services only; none named: all.
+    pub(crate) fn start_services(binaries: PathBuf, own_folder: bool, services: &[&str]) -> anyhow::Result<Self> {
         let folder =
             if own_folder { Some(tempfile::tempdir().context("make a folder for the appliance")?) } else { None };
         let mut command = Command::new(binaries.join("shipote"));
         command.arg("up").env("SHIPOTE_POLICY_DIR", repository()?.join("policies")).stdout(Stdio::piped());
+        if !services.is_empty() {
+            command.arg("--services").arg(services.join(","));
+        }
         if let (Some(image), None) = (crate::image::newest(), std::env::var_os("SHIPOTE_MACHINE_IMAGE")) {
             command.env("SHIPOTE_MACHINE_IMAGE", image);
         }
@@ -88,6 +101,11 @@ impl Appliance {
     /// Folder of state and sockets.
     pub(crate) fn folder(&self) -> Option<&Path> {
         self.folder.as_ref().map(tempfile::TempDir::path)
+    }
+
+    /// Process of `shipote up`, whose descendants are the bus, the services and what they run.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// D-Bus address.

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod appliance;
+mod bench;
 mod bus_trial;
 mod demo;
 mod image;
@@ -32,6 +33,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Measure the appliance beside what a user would pick instead.
+    Bench(bench::Args),
+    /// A process that a measurement starts.
+    #[command(hide = true)]
+    BenchWorker(bench::WorkerArgs),
     /// Drive a message bus for a while and judge whether it can carry the embedded appliance.
     BusTrial(bus_trial::Args),
     /// Start the appliance, do its main job on real data, show it, and clean up.
@@ -50,6 +56,8 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
+        Task::Bench(args) => bench::run(&args),
+        Task::BenchWorker(args) => args.worker.work(),
         Task::BusTrial(args) => bus_trial::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Image(args) => image::run(&args),

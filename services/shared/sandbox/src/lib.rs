@@ -16,7 +16,7 @@
 //! nor cheaply fork once it has grown. Forking a small single-threaded process costs the same however
 //! large the service is.
 //!
-//! What it costs, as CPU time against `posix_spawn` of `/bin/true` (`examples/spawn_cost.rs`, two busy
+//! What it costs, as CPU time against `posix_spawn` of `/bin/true` (`cargo xtask bench sandbox`, two busy
 //! cores, medians of interleaved rounds): a command in a living workspace 1.3, a workspace made for one
 //! command and ended 4.0, bubblewrap without landlock and seccomp 2.7; in wall time the second takes 0.6
 //! of what bubblewrap takes. About a quarter of making a workspace is its network namespace.

@@ -1,0 +1,284 @@
+//! What every measurement shares: interleaved rounds, and the arithmetic from samples to a judged ratio.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+/// What one contender did in one round: some units of work.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Block {
+    /// Wall time of each unit.
+    pub(crate) walls: Vec<Duration>,
+    /// CPU time of all units together, of every process that worked for them.
+    pub(crate) cpu: Duration,
+}
+
+/// All rounds of one contender.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Series {
+    walls: Vec<Duration>,
+    /// Of one unit, one figure for each round.
+    cpus: Vec<Duration>,
+}
+
+impl Series {
+    fn add(&mut self, block: Block) -> anyhow::Result<()> {
+        let units = u32::try_from(block.walls.len()).context("count the units of a block")?;
+        if units == 0 {
+            bail!("a block without a unit of work");
+        }
+        self.cpus.push(block.cpu / units);
+        self.walls.extend(block.walls);
+        Ok(())
+    }
+
+    /// Median wall time of a unit.
+    pub(crate) fn wall(&self) -> Duration {
+        median(&self.walls)
+    }
+
+    /// Wall time of the fastest unit.
+    pub(crate) fn best(&self) -> Duration {
+        self.walls.iter().min().copied().unwrap_or_default()
+    }
+
+    /// CPU time of a unit, median of the rounds.
+    pub(crate) fn cpu(&self) -> Duration {
+        median(&self.cpus)
+    }
+}
+
+/// The middle one; of an even number the mean of the two in the middle; of none, zero.
+pub(crate) fn median(samples: &[Duration]) -> Duration {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable();
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => Duration::ZERO,
+        n if n % 2 == 1 => sorted[middle],
+        _ => (sorted[middle - 1] + sorted[middle]) / 2,
+    }
+}
+
+/// Lets every contender do a block in every round, so that what else the machine does meets all of them alike. Who
+/// begins changes from round to round. A first round warms caches and is not counted.
+pub(crate) fn interleave(
+    rounds: u32,
+    contenders: usize,
+    mut block: impl FnMut(usize) -> anyhow::Result<Block>,
+) -> anyhow::Result<Vec<Series>> {
+    let mut all = vec![Series::default(); contenders];
+    for round in 0..=rounds {
+        for turn in 0..contenders {
+            let contender = (round as usize + turn) % contenders;
+            let done = block(contender)?;
+            if round > 0 {
+                all[contender].add(done)?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Which way a ratio should go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Better {
+    Lower,
+    Higher,
+}
+
+impl Better {
+    /// Whether a ratio is as good as its target. What is not a number never is.
+    pub(crate) fn met(self, ratio: f64, target: f64) -> bool {
+        match self {
+            Better::Lower => ratio <= target,
+            Better::Higher => ratio >= target,
+        }
+    }
+}
+
+/// The figure that a target is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Figure {
+    /// Median wall time, ours by theirs.
+    Time,
+    /// Throughput of the fastest round, ours by theirs.
+    Throughput,
+    /// CPU time, ours by theirs.
+    Cpu,
+}
+
+impl Figure {
+    fn better(self) -> Better {
+        if self == Figure::Throughput { Better::Higher } else { Better::Lower }
+    }
+
+    fn ratio(self, ours: &Series, theirs: &Series) -> f64 {
+        match self {
+            Figure::Time => quotient(ours.wall(), theirs.wall()),
+            Figure::Throughput => quotient(theirs.best(), ours.best()),
+            Figure::Cpu => quotient(ours.cpu(), theirs.cpu()),
+        }
+    }
+}
+
+fn quotient(a: Duration, b: Duration) -> f64 {
+    a.as_secs_f64() / b.as_secs_f64()
+}
+
+/// One target: what is compared with what, and how good it has to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Claim {
+    pub(crate) id: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) against: &'static str,
+    pub(crate) figure: Figure,
+    pub(crate) target: f64,
+}
+
+/// A judged claim: these fields are the JSON.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Row {
+    pub(crate) id: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) against: &'static str,
+    pub(crate) ratio: f64,
+    pub(crate) better: Better,
+    pub(crate) target: f64,
+    pub(crate) met: bool,
+    pub(crate) samples: usize,
+    pub(crate) cpu_ratio: f64,
+    /// For people only.
+    #[serde(skip)]
+    pub(crate) detail: Detail,
+}
+
+/// What a person wants to know beside the ratio.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Detail {
+    /// Ours by theirs in wall time (throughput: theirs by ours), of medians and of the fastest.
+    pub(crate) median_ratio: f64,
+    pub(crate) best_ratio: f64,
+    /// Medians of a unit.
+    pub(crate) ours: Duration,
+    pub(crate) theirs: Duration,
+}
+
+impl Claim {
+    /// Holds the samples against the target.
+    pub(crate) fn judge(&self, ours: &Series, theirs: &Series) -> anyhow::Result<Row> {
+        let ratio = self.figure.ratio(ours, theirs);
+        let cpu_ratio = Figure::Cpu.ratio(ours, theirs);
+        if !ratio.is_finite() || !cpu_ratio.is_finite() {
+            bail!("{}: no time passed in {} or {}; nothing was measured", self.id, self.what, self.against);
+        }
+        let higher = self.figure == Figure::Throughput;
+        let of = |a: Duration, b: Duration| if higher { quotient(b, a) } else { quotient(a, b) };
+        let better = self.figure.better();
+        Ok(Row {
+            id: self.id,
+            what: self.what,
+            against: self.against,
+            ratio,
+            better,
+            target: self.target,
+            met: better.met(ratio, self.target),
+            samples: if self.figure == Figure::Cpu { ours.cpus.len() } else { ours.walls.len() },
+            cpu_ratio,
+            detail: Detail {
+                median_ratio: of(ours.wall(), theirs.wall()),
+                best_ratio: of(ours.best(), theirs.best()),
+                ours: if self.figure == Figure::Cpu { ours.cpu() } else { ours.wall() },
+                theirs: if self.figure == Figure::Cpu { theirs.cpu() } else { theirs.wall() },
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn series(walls: &[u64], cpus: &[u64]) -> Series {
+        Series { walls: walls.iter().map(|n| ms(*n)).collect(), cpus: cpus.iter().map(|n| ms(*n)).collect() }
+    }
+
+    fn claim(figure: Figure, target: f64) -> Claim {
+        Claim { id: "id", what: "what", against: "against", figure, target }
+    }
+
+    #[test]
+    fn the_median_is_the_middle_whatever_the_order() {
+        for (samples, middle) in
+            [(&[][..], ms(0)), (&[7], ms(7)), (&[9, 1, 5], ms(5)), (&[8, 2, 4, 6], ms(5)), (&[1, 1, 1000], ms(1))]
+        {
+            assert_eq!(series(samples, &[]).wall(), middle, "{samples:?}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_met_when_it_is_reached() {
+        for (better, ratio, met) in [
+            (Better::Lower, 1.0, true),
+            (Better::Lower, 0.5, true),
+            (Better::Lower, 1.001, false),
+            (Better::Higher, 1.0, true),
+            (Better::Higher, 1.5, true),
+            (Better::Higher, 0.999, false),
+            (Better::Lower, f64::NAN, false),
+            (Better::Higher, f64::NAN, false),
+        ] {
+            assert_eq!(better.met(ratio, 1.0), met, "{better:?} {ratio}");
+        }
+    }
+
+    #[test]
+    fn time_is_compared_by_medians_throughput_by_the_fastest_cpu_by_rounds() {
+        let (ours, theirs) = (series(&[20, 40, 90], &[3, 3, 30]), series(&[10, 20, 50], &[2, 2, 2]));
+        let time = claim(Figure::Time, 2.0).judge(&ours, &theirs).unwrap();
+        assert_eq!((time.ratio, time.better, time.met, time.samples), (2.0, Better::Lower, true, 3));
+        assert_eq!((time.cpu_ratio, time.detail.best_ratio), (1.5, 2.0));
+        let throughput = claim(Figure::Throughput, 0.6).judge(&ours, &theirs).unwrap();
+        assert_eq!((throughput.ratio, throughput.better, throughput.met), (0.5, Better::Higher, false));
+        let cpu = claim(Figure::Cpu, 1.4).judge(&ours, &theirs).unwrap();
+        assert_eq!((cpu.ratio, cpu.better, cpu.met, cpu.detail.ours), (1.5, Better::Lower, false, ms(3)));
+    }
+
+    #[test]
+    fn a_ratio_to_nothing_is_an_error_and_not_a_result() {
+        let nothing = series(&[0], &[0]);
+        assert!(claim(Figure::Time, 1.0).judge(&series(&[1], &[1]), &nothing).is_err());
+        assert!(claim(Figure::Cpu, 1.0).judge(&series(&[1], &[1]), &series(&[1], &[])).is_err());
+    }
+
+    #[test]
+    fn every_contender_has_every_round_and_the_first_round_does_not_count() {
+        let mut order = Vec::new();
+        let all = interleave(2, 3, |contender| {
+            order.push(contender);
+            Ok(Block { walls: vec![ms(order.len() as u64); 2], cpu: ms(10) })
+        })
+        .unwrap();
+        assert_eq!(order, [0, 1, 2, 1, 2, 0, 2, 0, 1]);
+        assert_eq!(all[0].walls, [ms(6), ms(6), ms(8), ms(8)]);
+        assert_eq!(all[0].cpus, [ms(5), ms(5)], "CPU time is that of one unit");
+        assert!(interleave(1, 1, |_| Ok(Block::default())).is_err(), "an empty block is no sample");
+    }
+
+    #[test]
+    fn the_json_has_exactly_the_documented_keys() {
+        let row = claim(Figure::Time, 2.0).judge(&series(&[2], &[2]), &series(&[1], &[1])).unwrap();
+        let json = serde_json::to_value(&row).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({"id": "id", "what": "what", "against": "against", "ratio": 2.0, "better": "lower",
+                "target": 2.0, "met": true, "samples": 1, "cpu_ratio": 2.0})
+        );
+    }
+}

@@ -1,0 +1,151 @@
+//! `cargo xtask bench [NAME…]`: how fast the appliance is beside what a user would pick instead.
+//!
+//! Every figure is a ratio of two things done in turns in the same run, because the machine is never idle and never
+//! the same. CPU time is the figure that a busy machine bends least.
+//!
+//! An entry is a file with a `measure`; a target is a [`harness::Claim`]. What an entry cannot show on this machine it
+//! says in a note, with the reason.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use clap::builder::PossibleValuesParser;
+
+mod accounting;
+mod bubblewrap;
+mod flow;
+mod harness;
+mod report;
+mod run;
+mod sandbox;
+
+pub(crate) use flow::Worker;
+
+/// Arguments of `cargo xtask bench`.
+#[derive(Debug, Parser)]
+pub(crate) struct Args {
+    /// Entries to measure [default: all]
+    #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(ENTRIES.iter().map(|entry| entry.name)))]
+    names: Vec<String>,
+    /// Write the figures here, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Rounds in which the contenders take turns.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: u32,
+    /// Print the entries and measure nothing.
+    #[arg(long)]
+    list: bool,
+    /// Measure the binaries of this folder instead of building them.
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+}
+
+/// Arguments of a process at an end of a measured edge.
+#[derive(Debug, Parser)]
+pub(crate) struct WorkerArgs {
+    #[command(subcommand)]
+    pub(crate) worker: Worker,
+}
+
+/// What an entry is told.
+struct Setting {
+    rounds: u32,
+    binaries: Option<PathBuf>,
+}
+
+/// What an entry found.
+struct Outcome {
+    rows: Vec<harness::Row>,
+    /// What the rows do not show, and why.
+    notes: Vec<String>,
+}
+
+struct Entry {
+    name: &'static str,
+    about: &'static str,
+    measure: fn(&Setting) -> anyhow::Result<Outcome>,
+}
+
+const ENTRIES: &[Entry] = &[
+    Entry {
+        name: "sandbox",
+        about: "a sandboxed command in process, against posix_spawn and bubblewrap",
+        measure: sandbox::measure,
+    },
+    Entry {
+        name: "run",
+        about: "`shipote run` and Workspaces1.Run through the bus, against bubblewrap",
+        measure: run::measure,
+    },
+    Entry { name: "flow", about: "a tapped edge of a pipeline, against a plain pipe", measure: flow::measure },
+];
+
+/// Runs `cargo xtask bench`.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.list {
+        for entry in ENTRIES {
+            println!("{:10} {}", entry.name, entry.about);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if cfg!(debug_assertions) {
+        return optimised();
+    }
+    let setting = Setting { rounds: args.rounds, binaries: args.binaries.clone() };
+    println!("{}", report::machine()?);
+    let (mut rows, mut failed) = (Vec::new(), 0);
+    for entry in ENTRIES.iter().filter(|entry| args.names.is_empty() || args.names.iter().any(|n| n == entry.name)) {
+        eprintln!("bench: {}: {} rounds", entry.name, args.rounds);
+        match (entry.measure)(&setting) {
+            Ok(outcome) => {
+                println!("\n{}\n{}", entry.name, report::table(&outcome.rows));
+                for note in outcome.notes {
+                    println!("  {note}");
+                }
+                rows.extend(outcome.rows);
+            }
+            Err(error) => {
+                println!("\n{}\n  not measured: {error:#}", entry.name);
+                failed += 1;
+            }
+        }
+    }
+    if let Some(file) = &args.json {
+        let json = serde_json::to_string_pretty(&rows)?;
+        fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
+    }
+    println!("\nload average at the end: {}", report::load()?);
+    if failed > 0 {
+        bail!("bench: {failed} of the entries could not be measured; the output above says why");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Half of what is measured runs in this process: becomes the same program, compiled with optimisation.
+fn optimised() -> anyhow::Result<ExitCode> {
+    let folder = crate::appliance::build_packages(&["xtask"])?;
+    let program = folder.join("xtask");
+    let error = Command::new(&program).args(std::env::args_os().skip(1)).exec();
+    Err(error).with_context(|| format!("run {}", program.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_named_once_and_unknown_ones_refused() {
+        let mut names: Vec<_> = ENTRIES.iter().map(|entry| entry.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ENTRIES.len());
+        assert!(Args::try_parse_from(["bench", "sandbox", "flow"]).is_ok());
+        assert!(Args::try_parse_from(["bench", "no-such-entry"]).is_err());
+        assert!(Args::try_parse_from(["bench", "--rounds", "0"]).is_err());
+    }
+}
