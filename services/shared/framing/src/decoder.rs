@@ -97,6 +97,10 @@ impl Decoder {
         &mut self.buffer
     }
 
+    pub(crate) fn between_frames(&self) -> bool {
+        matches!(self.state, State::Header) && self.buffer.is_empty()
+    }
+
     /// Whether the stream may end here; if not, how the frame is torn.
     pub(crate) fn end(&mut self) -> Result<(), FrameError> {
         let (have, want) = match self.state {

@@ -42,6 +42,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
+    /// Whether nothing of a next frame has been read yet: a stream that pauses here is idle, elsewhere it is slow.
+    pub fn between_frames(&self) -> bool {
+        self.decoder.between_frames()
+    }
+
     /// The stream, and the bytes already read from it that belong to frames not yet taken: for a protocol that goes on
     /// in another form after some frame.
     pub fn into_parts(self) -> (R, BytesMut) {

@@ -57,7 +57,7 @@ impl Payload {
 }
 
 /// Replaces `${KEY}` by its value; an unknown key and all other text stay as they are.
-pub(super) fn substitute(text: &str, vars: &BTreeMap<String, String>) -> String {
+pub fn substitute(text: &str, vars: &BTreeMap<String, String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {

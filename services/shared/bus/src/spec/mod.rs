@@ -7,7 +7,7 @@ mod command;
 mod pipeline;
 mod workspace;
 
-pub use command::{NodeCommand, Payload};
+pub use command::{NodeCommand, Payload, substitute};
 pub use pipeline::{
     DiscernPolicy, EDGES_MAX, Edge, NODES_MAX, Node, NodeRef, PipelineSpec, ValidatedEdge, ValidatedPipeline,
 };

@@ -1,0 +1,232 @@
+//! From what a client of the socket may write to what the services work with.
+//!
+//! Whatever they cannot honour is refused by name: a limit that was asked for and silently left out would be a hole.
+//! Two things are taken without an effect because they ask for nothing: namespaces (a workspace always has all of
+//! them) and the declared type of a flow, which says something and changes nothing.
+
+use std::collections::BTreeMap;
+
+use shipote_bus::spec::{self as bus, SpecError, ValidatedPipeline, check_label, substitute};
+
+use crate::spec::{
+    CgroupSpec, CommandRef, ExitPolicy, Filesystem, Flow, Networking, Payload, PipelineSpec, QuotaAction, SomaSpec,
+    Supervision, WorkspaceSpec,
+};
+
+/// Most entries of anything in one spec that are looked at: more are refused before they are copied.
+const ENTRIES_MAX: usize = 8192;
+
+fn refuse<T>(field: impl Into<String>, problem: impl Into<String>) -> Result<T, SpecError> {
+    Err(SpecError::new(field, problem))
+}
+
+fn later<T>(field: impl Into<String>, what: &str, now: &str) -> Result<T, SpecError> {
+    refuse(field, format!("{what} is not available yet; {now}"))
+}
+
+/// The workspace that is asked for.
+///
+/// # Errors
+/// The first field that cannot be honoured.
+pub fn workspace(spec: WorkspaceSpec) -> Result<bus::WorkspaceSpec, SpecError> {
+    check_label("label", &spec.label)?;
+    check_cgroup("soma.cgroup", &spec.soma.cgroup)?;
+    if spec.soma.cpu_affinity.as_ref().is_some_and(Vec::is_empty) {
+        return refuse("soma.cpu_affinity", "names no processor; leave it out to use all of them");
+    }
+    if !spec.flow_dirs.is_empty() {
+        return later("flow_dirs", "a flow that the workspace shares", "leave the list empty and tap a pipeline");
+    }
+    match spec.on_exit {
+        ExitPolicy::Reap => {}
+        ExitPolicy::Keep => return later("on_exit", "keep", "use `reap`"),
+        ExitPolicy::Snapshot => return later("on_exit", "snapshot", "use `reap`"),
+    }
+    for (field, action) in [("mem", spec.quota_enforce.mem), ("nproc", spec.quota_enforce.nproc)] {
+        if action != QuotaAction::None {
+            return later(format!("quota_enforce.{field}"), "watching a quota", "use `none`; `soma.rlimits` do hold");
+        }
+    }
+    let permissions = bus::Permissions {
+        networking: match spec.permissions.networking {
+            Networking::None => bus::Networking::None,
+            Networking::Loopback => bus::Networking::Loopback,
+            Networking::Outbound => bus::Networking::Outbound,
+            Networking::Full => bus::Networking::Full,
+        },
+        filesystem: match spec.permissions.filesystem {
+            Filesystem::None => bus::Filesystem::None,
+            Filesystem::ReadOnly => bus::Filesystem::ReadOnly,
+            Filesystem::ReadWrite => bus::Filesystem::ReadWrite,
+        },
+        ipc: bus::IpcPolicy { allow: spec.permissions.ipc.allow },
+        processes: spec.permissions.processes,
+    };
+    let limits = spec.soma.rlimits;
+    let rlimits = bus::ResourceLimits { mem_bytes: limits.mem_bytes, nproc: limits.nproc, nofile: limits.nofile };
+    let soma = bus::Soma { rlimits, cpu_affinity: spec.soma.cpu_affinity };
+    let made =
+        bus::WorkspaceSpec { label: spec.label, soma, permissions, ttl: spec.ttl, ..bus::WorkspaceSpec::default() };
+    made.validate()?;
+    Ok(made)
+}
+
+fn check_cgroup(field: &str, cgroup: &CgroupSpec) -> Result<(), SpecError> {
+    if !cgroup.path.is_empty() {
+        return later(format!("{field}.path"), "a control group of one's own choice", "leave it empty");
+    }
+    for (name, weight) in [("cpu_weight", cgroup.cpu_weight), ("io_weight", cgroup.io_weight)] {
+        if weight.is_some() {
+            return later(format!("{field}.{name}"), "a weight", "leave it out");
+        }
+    }
+    Ok(())
+}
+
+/// The pipeline that is asked for, with `vars` put for `${KEY}` in every string.
+///
+/// # Errors
+/// The first field that cannot be honoured, or what is wrong with the pipeline.
+pub fn pipeline(spec: &PipelineSpec, vars: &BTreeMap<String, String>) -> Result<ValidatedPipeline, SpecError> {
+    if spec.restart_on_failure {
+        return later("restart_on_failure", "restarting a pipeline", "use `false`");
+    }
+    if spec.nodes.len() > bus::NODES_MAX {
+        return refuse("nodes", format!("are {}; at most {} are allowed", spec.nodes.len(), bus::NODES_MAX));
+    }
+    if spec.edges.len() > bus::EDGES_MAX {
+        return refuse("edges", format!("are {}; at most {} are allowed", spec.edges.len(), bus::EDGES_MAX));
+    }
+    let nodes =
+        spec.nodes.iter().enumerate().map(|(i, n)| node(&format!("nodes[{i}]"), n, vars)).collect::<Result<_, _>>()?;
+    let mut edges = Vec::with_capacity(spec.edges.len());
+    for (i, edge) in spec.edges.iter().enumerate() {
+        let find = |field: &str, position: usize| {
+            let last = spec.nodes.len().saturating_sub(1);
+            spec.nodes.get(position).ok_or_else(|| {
+                SpecError::new(format!("edges[{i}].{field}"), format!("is {position}, but the nodes are 0 to {last}"))
+            })
+        };
+        let (from, to) = (find("from", edge.from)?, find("to", edge.to)?);
+        let output = substitute(&edge.from_output, vars);
+        let input = substitute(&edge.to_input, vars);
+        edges.push(bus::Edge {
+            from: bus::NodeRef::Position(edge.from),
+            from_output: resolve(
+                &format!("edges[{i}].from_output"),
+                &output,
+                (&from.label, "output"),
+                &outputs(&from.flows.output, vars),
+            )?,
+            to: bus::NodeRef::Position(edge.to),
+            to_input: resolve(
+                &format!("edges[{i}].to_input"),
+                &input,
+                (&to.label, "input"),
+                &inputs(&to.flows.input, vars),
+            )?,
+        });
+    }
+    let discern = bus::DiscernPolicy {
+        sample_bytes: spec.discern.sample_bytes,
+        replay_chunks: spec.discern.replay_chunks,
+        replay_bytes: spec.discern.replay_bytes,
+        max_bytes_per_sec: spec.discern.max_bytes_per_sec,
+        lossless: false,
+    };
+    let label = substitute(&spec.label, vars);
+    // every string is final: what a variable brought in is not looked at again
+    bus::PipelineSpec { label, workspace: None, nodes, edges, discern }.validate(&BTreeMap::new())
+}
+
+fn node(field: &str, node: &CommandRef, vars: &BTreeMap<String, String>) -> Result<bus::Node, SpecError> {
+    let SomaSpec { namespaces: _, rlimits, cgroup, cpu_affinity } = &node.soma;
+    check_cgroup(&format!("{field}.soma.cgroup"), cgroup)?;
+    if rlimits.mem_bytes.is_some() || rlimits.nproc.is_some() || rlimits.nofile.is_some() {
+        return later(format!("{field}.soma.rlimits"), "a limit of one node", "give it to the workspace");
+    }
+    if cpu_affinity.is_some() {
+        return later(format!("{field}.soma.cpu_affinity"), "a choice for one node", "give it to the workspace");
+    }
+    for (name, flows) in [("input", &node.flows.input), ("output", &node.flows.output)] {
+        if flows.len() > 1 {
+            return later(format!("{field}.flows.{name}"), "more than one", "declare one or none");
+        }
+        if flows.iter().any(|flow| flow.pin_to.is_some()) {
+            return later(format!("{field}.flows.{name}[0].pin_to"), "binding a flow to a place", "leave it out");
+        }
+    }
+    match node.supervision {
+        Supervision::OneShot => {}
+        Supervision::Restart { .. } => {
+            return later(format!("{field}.supervision"), "restarting a node", "use `oneshot`");
+        }
+        Supervision::Delegate => return later(format!("{field}.supervision"), "delegation", "use `oneshot`"),
+    }
+    let payload = match &node.payload {
+        Payload::Native { exec, argv, envp } => bus::Payload::Native(command(exec, argv, envp, vars)?),
+        Payload::Wasm { .. } => return later(format!("{field}.payload"), "a WebAssembly module", "use `native`"),
+        Payload::Virtual => return later(format!("{field}.payload"), "a virtual node", "use `native`"),
+        Payload::Legacy { .. } => {
+            return later(format!("{field}.payload"), "imitating services of the system", "use `native`");
+        }
+    };
+    Ok(bus::Node { label: substitute(&node.label, vars), payload: Some(payload), ..bus::Node::default() })
+}
+
+/// A program with its arguments and environment.
+///
+/// # Errors
+/// There are more of them than any program is given.
+pub fn command(
+    exec: &str,
+    argv: &[String],
+    envp: &[(String, String)],
+    vars: &BTreeMap<String, String>,
+) -> Result<bus::NodeCommand, SpecError> {
+    for (field, count) in [("argv", argv.len()), ("envp", envp.len())] {
+        if count > ENTRIES_MAX {
+            return refuse(field, format!("has {count} entries; at most {ENTRIES_MAX} are taken"));
+        }
+    }
+    Ok(bus::NodeCommand {
+        exec: substitute(exec, vars),
+        argv: argv.iter().map(|a| substitute(a, vars)).collect(),
+        envp: envp.iter().map(|(k, v)| (substitute(k, vars), substitute(v, vars))).collect(),
+    })
+}
+
+/// Outputs that edges may name, and which stream each is.
+fn outputs(declared: &[Flow], vars: &BTreeMap<String, String>) -> Vec<(String, &'static str)> {
+    let mut all = named(declared, vars, "stdout");
+    if all.iter().all(|(name, _)| name != "stderr") {
+        all.push(("stderr".to_owned(), "stderr"));
+    }
+    all
+}
+
+fn inputs(declared: &[Flow], vars: &BTreeMap<String, String>) -> Vec<(String, &'static str)> {
+    named(declared, vars, "stdin")
+}
+
+fn named(declared: &[Flow], vars: &BTreeMap<String, String>, stream: &'static str) -> Vec<(String, &'static str)> {
+    match declared.first() {
+        Some(flow) => vec![(substitute(&flow.name, vars), stream)],
+        None => vec![(stream.to_owned(), stream)],
+    }
+}
+
+fn resolve(
+    field: &str,
+    name: &str,
+    (label, kind): (&str, &str),
+    known: &[(String, &'static str)],
+) -> Result<String, SpecError> {
+    match known.iter().find(|(known, _)| known == name) {
+        Some((_, stream)) => Ok((*stream).to_owned()),
+        None => {
+            let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
+            refuse(field, format!("{name:?} is no {kind} of {label}; it has {}", names.join(" and ")))
+        }
+    }
+}
