@@ -23,12 +23,14 @@ const CALLS_MAX: usize = 1024;
 
 type Answer<T> = oneshot::Sender<T>;
 
-/// What the bus asks.
+/// What the doors ask.
 pub(crate) enum Call {
     Create {
         spec: Box<WorkspaceSpec>,
         strict: bool,
         uid: u32,
+        /// A taken name is numbered instead of refused.
+        numbered: bool,
     },
     Run {
         target: Target,
@@ -58,6 +60,10 @@ pub(crate) enum Call {
         pipeline: String,
         grace: Duration,
     },
+    /// Close the flow sockets of a pipeline that goes on.
+    DropFlows {
+        pipeline: Ulid,
+    },
 }
 
 /// An outcome with what belongs to it.
@@ -75,6 +81,8 @@ type Question = Box<dyn FnOnce(&State, &dyn FlowSource) + Send>;
 pub(crate) trait FlowSource {
     /// All tapped edges.
     fn flows(&self) -> Vec<FlowInfo>;
+    /// Process id of the first process of a workspace that stands.
+    fn keeper(&self, workspace: Ulid) -> Option<i32>;
 }
 
 enum Message {
@@ -180,12 +188,23 @@ impl<E: Effects> Actor<E> {
     }
 
     fn call(&mut self, call: Call, answer: Answer<Result<Done, Error>>) {
+        // flows are no part of the state: nothing in it changes with them
+        if let Call::DropFlows { pipeline } = call {
+            let id = pipeline.to_string();
+            let existed = self.effects.flows().iter().any(|flow| flow.pipeline == id);
+            self.effects.forget_flows(pipeline);
+            let _ = answer.send(Ok(Done { outcome: Outcome::FlowsDropped(existed), terminal: None }));
+            return;
+        }
         self.next_request += 1;
         let request = RequestId(self.next_request);
         self.waiting.insert(request, answer);
         let mut handed_for = None;
         let input = match call {
-            Call::Create { spec, strict, uid } => Input::Create { request, id: Ulid::generate(), spec, strict, uid },
+            Call::DropFlows { .. } => unreachable!("answered above"),
+            Call::Create { spec, strict, uid, numbered } => {
+                Input::Create { request, id: Ulid::generate(), spec, strict, uid, numbered }
+            }
             Call::Run { target, strict, uid, command, handed } => {
                 handed_for = Some(command.id);
                 self.effects.hand_over(command.id, handed);

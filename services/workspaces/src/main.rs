@@ -1,22 +1,27 @@
 //! `shipote-workspaces`: sandboxed commands and pipelines with tapped flows, on the bus.
 //!
-//! Rooms: `bus/` authorises and converts, `actor` owns the state, `state/` is the pure state
+//! Rooms: `bus/` and `socket/` are the doors, which authorise and convert, `actor` owns the state, `state/` is the pure state
 //! machine, `effects/` does the I/O.
 #![forbid(unsafe_code)]
 
 mod actor;
+mod audited;
 mod bus;
 mod effects;
 mod error;
+mod request;
+mod saved;
+mod socket;
 mod state;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use shipote_bus::Service;
+use shipote_bus::paths::BUS_ADDRESS_ENV;
 use shipote_confinement::Mechanism;
 use shipote_sandbox::{Spawner, SpawnerConfig};
 use shipote_service::{Context, Definition, Parts, mechanism_info, run};
@@ -25,12 +30,16 @@ use tokio::sync::mpsc;
 use crate::actor::{Actor, Call, Handle, figures};
 use crate::bus::{Doors, Manager, publish};
 use crate::effects::{Live, LogStore};
+use crate::saved::Saved;
+use crate::socket::{Door, Taken};
 
 /// Between SIGTERM and SIGKILL when the service stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
 struct Workspaces {
     actor: Handle,
+    /// The workspace socket, ours as long as the service lives.
+    _socket: Taken,
 }
 
 impl Parts for Workspaces {
@@ -59,20 +68,36 @@ struct Early {
 }
 
 async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
+    let embedded = std::env::var_os(BUS_ADDRESS_ENV).is_some();
+    // first: what follows clears away what an earlier instance left, which must not be a living one's
+    let mut socket = Taken::take(&context.paths.runtime, embedded).context("take the workspace socket")?;
+    let saved = Saved::open(&context.paths.state).context("open the saved pipelines")?;
     let logs = LogStore::open(&context.paths.state).context("open the folder of the commands' logs")?;
     let (inputs, inputs_received) = mpsc::unbounded_channel();
     let (changes, changed) = mpsc::unbounded_channel();
     let live = Live::new(early.spawner, logs.clone(), &context.paths.runtime, inputs.clone(), changes.clone())
         .context("open the folder of the flow sockets")?;
+    let flow_news = live.flow_news();
     let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes);
     tokio::spawn(actor.run());
     let doors =
         Doors { actor: handle.clone(), authority: context.authority.clone(), audit: Arc::clone(&context.audit) };
     tokio::spawn(publish(context.connection.clone(), doors.clone(), changed));
-    let capabilities = early.probed.iter().map(mechanism_info).collect();
+    let capabilities: Vec<_> = early.probed.iter().map(mechanism_info).collect();
+    let door = Door {
+        actor: handle.clone(),
+        audit: Arc::clone(&context.audit),
+        logs: logs.clone(),
+        saved,
+        capabilities: capabilities.clone(),
+        flow_news,
+        started: Instant::now(),
+    };
+    let listener = socket.listener().context("serve the workspace socket")?;
+    tokio::spawn(socket::serve(Arc::new(door), listener, embedded));
     let manager = Manager { doors, logs, capabilities };
     context.connection.object_server().at(Service::Workspaces.path(), manager).await?;
-    Ok(Workspaces { actor: handle })
+    Ok(Workspaces { actor: handle, _socket: socket })
 }
 
 fn main() -> ExitCode {

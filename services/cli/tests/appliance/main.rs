@@ -10,4 +10,5 @@ mod interfaces;
 mod leaks;
 mod pipelines;
 mod refusals;
+mod socket;
 mod support;

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use shipote_audit::{Door, Event, Record};
+use shipote_audit::{Door, Event};
 use shipote_bus::service::MechanismInfo;
-use shipote_bus::spec::{NodeCommand, PipelineSpec, WorkspaceSpec, check_label};
+use shipote_bus::spec::{NodeCommand, PipelineSpec, WorkspaceSpec};
 use shipote_bus::workspaces::{
     CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RunOptions, SPEC_MAX, WorkspaceInfo,
     WorkspacesError,
@@ -21,6 +21,7 @@ use zbus::{OwnedObjectPath, OwnedVariant};
 use super::convert;
 use super::objects::Doors;
 use crate::actor::{Call, Done, node_list};
+use crate::audited::By;
 use crate::effects::{Handed, LogStore, Selection};
 use crate::error::Error;
 use crate::state::{NewCommand, Outcome, Target};
@@ -29,11 +30,6 @@ use crate::state::{NewCommand, Outcome, Target};
 pub(super) const ACTION_RUN: &str = "org.shipote.workspaces.run";
 /// polkit: create and stop workspaces.
 pub(super) const ACTION_MANAGE: &str = "org.shipote.workspaces.manage";
-
-/// Most arguments of one command, and most bytes of them together (half of what the kernel
-/// takes, execve(2), so that the environment has room).
-const ARGUMENTS_MAX: usize = 4096;
-const ARGUMENT_BYTES_MAX: usize = 1024 * 1024;
 
 type Options = HashMap<String, OwnedVariant>;
 
@@ -44,8 +40,7 @@ pub(crate) struct Manager {
     pub(crate) capabilities: Vec<MechanismInfo>,
 }
 
-/// Does a mutation with its audit record: refused before it starts where records are
-/// required and cannot be taken, recorded with its outcome.
+/// Does a mutation with its audit record.
 pub(super) async fn audited(
     doors: &Doors,
     event: Event,
@@ -53,13 +48,8 @@ pub(super) async fn audited(
     caller: Caller,
     call: Call,
 ) -> Result<Done, Error> {
-    doors.audit.ready().map_err(|e| Error::Audit(e.to_string()))?;
-    let result = doors.actor.call(call).await;
-    let record = Record::new(event, object, caller.uid, Door::Bus).outcome(&result);
-    if let Err(error) = doors.audit.record(&record) {
-        tracing::error!("record {event:?} of {object}: {error}");
-    }
-    result
+    let by = By { uid: caller.uid, door: Door::Bus };
+    crate::audited::audited(&doors.audit, event, object, by, doors.actor.call(call)).await
 }
 
 #[zbus::interface(name = "org.shipote.Workspaces1.Manager")]
@@ -83,7 +73,7 @@ impl Manager {
         spec.validate().map_err(|e| Error::InvalidSpec(format!("create workspace: {e}")))?;
         let caller = self.doors.authority.check(&header, ACTION_MANAGE).await.map_err(Error::from)?;
         let label = spec.label.clone();
-        let call = Call::Create { spec: Box::new(spec), strict, uid: caller.uid };
+        let call = Call::Create { spec: Box::new(spec), strict, uid: caller.uid, numbered: false };
         let done = audited(&self.doors, Event::WorkspaceCreate, &label, caller, call).await?;
         let Outcome::Created(id) = done.outcome else { return Err(unexpected().into()) };
         let isolation = self
@@ -410,13 +400,6 @@ fn target(workspace: String, spec: &str) -> Result<Target, Error> {
 
 fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Error> {
     let bad = |text: String| Err(Error::InvalidArgument(format!("run: {text}")));
-    let bytes: usize = argv.iter().map(|a| a.len() + 1).sum();
-    if argv.len() > ARGUMENTS_MAX || bytes > ARGUMENT_BYTES_MAX {
-        return bad(format!(
-            "{} arguments of {bytes} bytes; at most {ARGUMENTS_MAX} of {ARGUMENT_BYTES_MAX} bytes are taken",
-            argv.len()
-        ));
-    }
     let mut words = argv.into_iter();
     let Some(exec) = words.next().filter(|w| !w.is_empty()) else {
         return bad("no program is named".to_owned());
@@ -434,17 +417,11 @@ fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Er
     {
         return bad(format!("working folder {cwd:?} is not absolute"));
     }
-    let name = Path::new(&exec).file_name().map_or_else(|| exec.clone(), |n| n.to_string_lossy().into_owned());
-    let label = options.label.clone().unwrap_or_else(|| name.chars().take(64).collect());
-    check_label("label", &label).map_err(|e| Error::InvalidArgument(format!("run: {e}")))?;
-    Ok(NewCommand {
-        id: Ulid::generate(),
-        label,
-        command: NodeCommand { exec, argv, envp },
-        cwd: options.cwd.clone(),
-        terminal: options.terminal,
-        timeout: options.timeout_ms.map(Duration::from_millis),
-    })
+    let mut command = crate::request::new_command(NodeCommand { exec, argv, envp }, options.label.clone())?;
+    command.cwd.clone_from(&options.cwd);
+    command.terminal = options.terminal;
+    command.timeout = options.timeout_ms.map(Duration::from_millis);
+    Ok(command)
 }
 
 /// Refuses options that are not known, naming those that are.

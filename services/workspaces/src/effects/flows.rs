@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use shipote_bus::spec::DiscernPolicy;
 use shipote_bus::workspaces::FlowInfo;
 use shipote_flow::{EdgeId, EdgeSink, FlowEvent, Junction, Tap, TapSpec};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use ulid::Ulid;
 
 use super::wiring::JunctionPlan;
@@ -34,6 +34,7 @@ pub(super) struct Flows {
     folder: PathBuf,
     own_uid: u32,
     changes: mpsc::UnboundedSender<Change>,
+    news: watch::Sender<()>,
     table: Arc<Mutex<BTreeMap<(Ulid, usize), Flow>>>,
 }
 
@@ -47,7 +48,13 @@ impl Flows {
         }
         std::fs::create_dir_all(&folder)?;
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o711))?;
-        Ok(Flows { folder, own_uid: rustix::process::getuid().as_raw(), changes, table: Arc::default() })
+        Ok(Flows {
+            folder,
+            own_uid: rustix::process::getuid().as_raw(),
+            changes,
+            news: watch::Sender::new(()),
+            table: Arc::default(),
+        })
     }
 
     /// Starts the junctions of a pipeline.
@@ -138,12 +145,19 @@ impl Flows {
                 }
                 other => tracing::debug!("pipeline {pipeline}: {other:?}"),
             }
+            drop(table);
+            self.news.send_replace(());
         }
     }
 
     fn publish(&self, change: Change) {
         // the publisher ends only with the service
         let _ = self.changes.send(change);
+    }
+
+    /// Changes whenever something becomes known of a flow.
+    pub(super) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
     }
 
     /// All tapped edges with their figures.

@@ -12,7 +12,7 @@ use shipote_sandbox::{
     CommandSpec, Event, ExitStream, Keeper, Network, PathGrant, Rlimits, SandboxError, SandboxSpec, Spawner, Stdio,
     Step, Terminal,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use ulid::Ulid;
 
 use super::flows::Flows;
@@ -80,6 +80,11 @@ impl Live {
         })
     }
 
+    /// Changes whenever something becomes known of a flow.
+    pub(crate) fn flow_news(&self) -> watch::Receiver<()> {
+        self.flows.news()
+    }
+
     fn kept(&self, workspace: Ulid) -> Option<(Arc<Keeper>, Arc<Mutex<Numbers>>)> {
         let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
         keepers.get(&workspace).map(|k| (Arc::clone(&k.keeper), Arc::clone(&k.numbers)))
@@ -138,6 +143,10 @@ impl Live {
 impl FlowSource for Live {
     fn flows(&self) -> Vec<FlowInfo> {
         self.flows.list()
+    }
+
+    fn keeper(&self, workspace: Ulid) -> Option<i32> {
+        self.kept(workspace).map(|(keeper, _)| keeper.pid())
     }
 }
 

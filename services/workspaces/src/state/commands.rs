@@ -52,7 +52,7 @@ impl State {
                 workspace.id
             }
             Target::Ephemeral { id, spec } => {
-                self.create(id, *spec, strict, uid, true, now, out)?;
+                self.create(id, spec.label.clone(), *spec, strict, uid, true, now, out)?;
                 id
             }
         };

@@ -53,8 +53,9 @@ impl State {
         let mut effects = Vec::new();
         let out = &mut effects;
         match input {
-            Input::Create { request, id, spec, strict, uid } => {
-                match self.create(id, *spec, strict, uid, false, now, out) {
+            Input::Create { request, id, spec, strict, uid, numbered } => {
+                let name = if numbered { self.free_name(&spec.label) } else { spec.label.clone() };
+                match self.create(id, name, *spec, strict, uid, false, now, out) {
                     Ok(()) => self.await_creation(id, request),
                     Err(error) => out.push(Effect::Reply { request, result: Err(error) }),
                 }
@@ -86,8 +87,11 @@ impl State {
 
     /// A living workspace, by name or id.
     pub(crate) fn find_workspace(&self, name: &str) -> Result<&Workspace, Error> {
-        let id = self.names.get(name).copied().or_else(|| parse_id(name));
-        id.and_then(|id| self.workspaces.get(&id)).ok_or_else(|| Error::NoSuchWorkspace(name.to_owned()))
+        // ids first: nobody must be able to take another workspace's place by calling one like its id
+        parse_id(name)
+            .and_then(|id| self.workspaces.get(&id))
+            .or_else(|| self.names.get(name).and_then(|id| self.workspaces.get(id)))
+            .ok_or_else(|| Error::NoSuchWorkspace(name.to_owned()))
     }
 
     /// A command, living or ended, by id or by an unambiguous end of it.

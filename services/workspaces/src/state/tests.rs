@@ -14,6 +14,7 @@ use crate::error::SpawnKind;
 enum Step {
     Create {
         name: u8,
+        numbered: bool,
     },
     Run {
         workspace: usize,
@@ -54,7 +55,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (0..4u8).prop_map(|name| Step::Create { name }),
+        (0..4u8, any::<bool>()).prop_map(|(name, numbered)| Step::Create { name, numbered }),
         (0..8usize, any::<bool>()).prop_map(|(workspace, ephemeral)| Step::Run { workspace, ephemeral }),
         (0..8usize, 1..4usize).prop_map(|(workspace, nodes)| Step::RunPipeline { workspace, nodes }),
         prop::bool::weighted(0.8).prop_map(|well| Step::Answer { well }),
@@ -197,10 +198,10 @@ impl World {
 
     fn take(&mut self, step: Step) {
         match step {
-            Step::Create { name } => {
+            Step::Create { name, numbered } => {
                 let (request, id) = (self.request(), self.id());
                 let spec = Box::new(WorkspaceSpec { label: format!("w{name}"), ttl: Some(5), ..Default::default() });
-                self.handle(Input::Create { request, id, spec, strict: false, uid: 1 });
+                self.handle(Input::Create { request, id, spec, strict: false, uid: 1, numbered });
             }
             Step::Run { workspace, ephemeral } => {
                 let (request, id) = (self.request(), self.id());
@@ -316,7 +317,7 @@ proptest! {
 #[test]
 fn the_history_is_bounded() {
     let mut world = World::default();
-    world.take(Step::Create { name: 0 });
+    world.take(Step::Create { name: 0, numbered: false });
     world.answer(true);
     for _ in 0..HISTORY_MAX + 10 {
         world.take(Step::Run { workspace: 0, ephemeral: false });
@@ -330,7 +331,7 @@ fn the_history_is_bounded() {
 #[test]
 fn an_id_may_be_shortened() {
     let mut world = World::default();
-    world.take(Step::Create { name: 0 });
+    world.take(Step::Create { name: 0, numbered: false });
     world.answer(true);
     world.take(Step::Run { workspace: 0, ephemeral: false });
     let id = world.state.commands.keys().next().unwrap().to_string();
@@ -339,4 +340,32 @@ fn an_id_may_be_shortened() {
     }
     assert!(world.state.find_command(&id[22..]).is_err());
     assert!(world.state.find_command("ZZZZZZ").is_err());
+}
+
+#[test]
+fn a_taken_name_is_refused_or_numbered_as_the_caller_wants() {
+    let mut world = World::default();
+    for numbered in [false, true, true, false] {
+        world.take(Step::Create { name: 0, numbered });
+        world.answer(true);
+    }
+    let names = |world: &World| world.state.workspaces.values().map(|w| w.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&world), ["w0", "w0~2", "w0~3"]);
+    assert!(world.state.workspaces.values().all(|w| w.spec.label == "w0"));
+    // a number that has become free is given again
+    world.take(Step::Stop { workspace: 1 });
+    world.answer(true);
+    world.take(Step::Create { name: 0, numbered: true });
+    assert_eq!(names(&world), ["w0", "w0~3", "w0~2"]);
+}
+
+#[test]
+fn a_name_cannot_stand_before_an_id() {
+    let mut world = World::default();
+    world.take(Step::Create { name: 0, numbered: false });
+    let id = world.workspace(0).unwrap();
+    let (request, other) = (world.request(), world.id());
+    let spec = Box::new(WorkspaceSpec { label: id.to_string(), ..Default::default() });
+    world.handle(Input::Create { request, id: other, spec, strict: false, uid: 2, numbered: true });
+    assert_eq!(world.state.find_workspace(&id.to_string()).unwrap().id, id);
 }

@@ -144,6 +144,8 @@ pub(crate) enum Input {
         spec: Box<WorkspaceSpec>,
         strict: bool,
         uid: u32,
+        /// A taken name gets a number (`demo~2`) instead of a refusal.
+        numbered: bool,
     },
     KeeperReady {
         workspace: Ulid,
@@ -283,5 +285,6 @@ pub(crate) enum Outcome {
     Started(Ulid),
     PipelineStarted(Ulid),
     Reaped(u32),
+    FlowsDropped(bool),
     Done,
 }

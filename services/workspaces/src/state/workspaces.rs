@@ -12,11 +12,20 @@ use super::{
 use crate::error::Error;
 
 impl State {
+    /// The label, or where it is taken the label with the lowest free number. Labels have no `~`, so a numbered
+    /// name never meets a label.
+    pub(super) fn free_name(&self, label: &str) -> String {
+        let numbered = (2..).map(|n: u32| format!("{label}~{n}"));
+        let mut names = std::iter::once(label.to_owned()).chain(numbered);
+        names.find(|name| !self.names.contains_key(name)).unwrap_or_else(|| label.to_owned())
+    }
+
     /// Adds a workspace and has its keeper started.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn create(
         &mut self,
         id: Ulid,
+        name: String,
         spec: WorkspaceSpec,
         strict: bool,
         uid: u32,
@@ -24,7 +33,6 @@ impl State {
         now: Usec,
         out: &mut Vec<Effect>,
     ) -> Result<(), Error> {
-        let name = spec.label.clone();
         if self.names.contains_key(&name) {
             return Err(Error::NameTaken(name));
         }

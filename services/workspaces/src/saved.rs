@@ -1,0 +1,199 @@
+//! Pipelines that are kept under a name, in one file.
+//!
+//! The file is replaced as a whole and never written in place: a new one is written beside it and forced to the
+//! disk, the present one becomes the previous one, the new one takes its name, and the folder is forced to the disk.
+//! Whatever cuts that short, a whole file is left; a file that is torn all the same (a disk that lied) is recovered
+//! from the previous one, with a warning.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use shipote_bus::spec::check_label;
+use shipote_workspace_protocol::spec::PipelineSpec;
+use tokio::sync::Mutex;
+
+use crate::error::Error;
+
+/// Version of the file.
+const VERSION: u32 = 1;
+const NAME: &str = "pipelines.json";
+/// Most bytes of the file: so many small pipelines or a few large ones.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    pipelines: BTreeMap<String, PipelineSpec>,
+}
+
+/// The kept pipelines. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Saved {
+    path: PathBuf,
+    pipelines: Arc<Mutex<BTreeMap<String, PipelineSpec>>>,
+}
+
+impl Saved {
+    /// Reads what is kept in the folder `state`.
+    pub(crate) fn open(state: &Path) -> io::Result<Self> {
+        let path = state.join(NAME);
+        let document = match read(&path) {
+            Ok(document) => document,
+            Err(error) => {
+                let previous = previous(&path);
+                let document = read(&previous).map_err(|_| {
+                    io::Error::new(
+                        error.kind(),
+                        format!("read {}: {error}; move it away to begin anew", path.display()),
+                    )
+                })?;
+                tracing::warn!("{}: {error}; recovered from {}", path.display(), previous.display());
+                document
+            }
+        };
+        Ok(Saved { path, pipelines: Arc::new(Mutex::new(document.pipelines)) })
+    }
+
+    /// Sorted.
+    pub(crate) async fn names(&self) -> Vec<String> {
+        self.pipelines.lock().await.keys().cloned().collect()
+    }
+
+    pub(crate) async fn get(&self, name: &str) -> Result<PipelineSpec, Error> {
+        self.pipelines.lock().await.get(name).cloned().ok_or_else(|| Error::NoSuchPipeline(format!("{name} (saved)")))
+    }
+
+    /// Keeps a pipeline; it is on the disk when this returns.
+    pub(crate) async fn save(&self, name: &str, spec: PipelineSpec) -> Result<(), Error> {
+        check_label("name", name).map_err(|e| Error::InvalidArgument(format!("save pipeline: {e}")))?;
+        self.change(|pipelines| pipelines.insert(name.to_owned(), spec)).await.map(drop)
+    }
+
+    /// Forgets a pipeline; says whether there was one.
+    pub(crate) async fn remove(&self, name: &str) -> Result<bool, Error> {
+        if !self.pipelines.lock().await.contains_key(name) {
+            return Ok(false);
+        }
+        self.change(|pipelines| pipelines.remove(name)).await.map(|old| old.is_some())
+    }
+
+    /// Changes a copy, writes that, and only then takes it for the truth.
+    async fn change<T>(&self, change: impl FnOnce(&mut BTreeMap<String, PipelineSpec>) -> T) -> Result<T, Error> {
+        let failed = |error: io::Error| Error::Failed(format!("write {}: {error}", self.path.display()));
+        let mut pipelines = self.pipelines.lock().await;
+        let mut changed = pipelines.clone();
+        let result = change(&mut changed);
+        let document = Document { version: VERSION, pipelines: changed };
+        let bytes = serde_json::to_vec(&document).map_err(|e| failed(e.into()))?;
+        if bytes.len() > BYTES_MAX {
+            return Err(Error::LimitReached(format!(
+                "save pipeline: all of them would have {} bytes; at most {BYTES_MAX} are kept, drop one first",
+                bytes.len()
+            )));
+        }
+        let path = self.path.clone();
+        let written = tokio::task::spawn_blocking(move || write(&path, &bytes)).await;
+        written.map_err(io::Error::other).and_then(|result| result).map_err(failed)?;
+        *pipelines = document.pipelines;
+        Ok(result)
+    }
+}
+
+fn previous(path: &Path) -> PathBuf {
+    path.with_extension("json.previous")
+}
+
+/// The document; an empty one where there is no file.
+fn read(path: &Path) -> io::Result<Document> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Document::default()),
+        Err(error) => return Err(error),
+    };
+    let document: Document = serde_json::from_slice(&bytes)?;
+    if document.version != VERSION {
+        return Err(io::Error::other(format!("it is of version {}, this is {VERSION}", document.version)));
+    }
+    Ok(document)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("json.new");
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    let previous = previous(path);
+    for result in [std::fs::remove_file(&previous), std::fs::hard_link(path, &previous)] {
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    std::fs::rename(&new, path)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use shipote_workspace_protocol::spec::WorkspaceId;
+
+    use super::*;
+
+    fn spec(label: &str) -> PipelineSpec {
+        PipelineSpec {
+            label: label.to_owned(),
+            workspace: WorkspaceId(ulid::Ulid::default()),
+            nodes: vec![],
+            edges: vec![],
+            discern: Default::default(),
+            restart_on_failure: false,
+            restart_backoff_ms: 200,
+            restart_max_backoff_ms: 30_000,
+            restart_max: 0,
+        }
+    }
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn what_is_saved_is_there_again() {
+        let folder = tempfile::tempdir().unwrap();
+        run(async {
+            let saved = Saved::open(folder.path()).unwrap();
+            saved.save("b", spec("1")).await.unwrap();
+            saved.save("a", spec("2")).await.unwrap();
+            saved.save("b", spec("3")).await.unwrap();
+            assert!(saved.save("a/b", spec("4")).await.is_err());
+            let saved = Saved::open(folder.path()).unwrap();
+            assert_eq!(saved.names().await, ["a", "b"]);
+            assert_eq!(saved.get("b").await.unwrap().label, "3");
+            assert!(saved.get("c").await.is_err());
+            assert!(saved.remove("a").await.unwrap() && !saved.remove("a").await.unwrap());
+            assert_eq!(Saved::open(folder.path()).unwrap().names().await, ["b"]);
+        });
+    }
+
+    #[test]
+    fn a_torn_file_is_recovered_from_the_previous_one() {
+        let folder = tempfile::tempdir().unwrap();
+        run(async {
+            let saved = Saved::open(folder.path()).unwrap();
+            saved.save("a", spec("1")).await.unwrap();
+            saved.save("b", spec("2")).await.unwrap();
+            let file = folder.path().join(NAME);
+            let bytes = std::fs::read(&file).unwrap();
+            std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+            let saved = Saved::open(folder.path()).unwrap();
+            assert_eq!(saved.names().await, ["a"]);
+            // and with nothing to recover from it is said, not hidden
+            std::fs::write(previous(&file), b"{").unwrap();
+            assert!(Saved::open(folder.path()).is_err());
+        });
+    }
+}

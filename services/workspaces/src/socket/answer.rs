@@ -1,0 +1,292 @@
+//! From a request to its response.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use shipote_audit::Event;
+use shipote_bus::spec::SpecError;
+use shipote_workspace_protocol::spec::{WorkspaceId, WorkspaceSpec};
+use shipote_workspace_protocol::{
+    CommandInfo, FRAME_MAX, FlowInfo, FlowThroughputInfo, Request, Response, WorkspaceSummary, convert,
+};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use ulid::Ulid;
+
+use super::Door;
+use crate::actor::{Call, Done, now};
+use crate::audited::{By, audited};
+use crate::effects::{Handed, Selection};
+use crate::error::Error;
+use crate::request::new_command;
+use crate::state::{CommandPhase, Outcome, State, Target};
+
+/// Most bytes of a log in one answer: what a frame holds beside the variant and the length.
+const LOG_MAX: u64 = FRAME_MAX as u64 - 16;
+
+/// A refused spec, as the doors say it.
+pub(super) fn invalid(what: &str) -> impl FnOnce(SpecError) -> Error {
+    let what = what.to_owned();
+    move |error| Error::InvalidSpec(format!("{what}: {error}"))
+}
+
+pub(super) fn unexpected() -> Error {
+    Error::Failed("the state actor gave an answer of another kind; this is a defect of Shipote".to_owned())
+}
+
+impl Door {
+    /// Answers one request of the user `uid`.
+    pub(super) async fn answer(&self, uid: u32, request: Request) -> Response {
+        let by = By { uid, door: shipote_audit::Door::Socket };
+        self.dispatch(by, request).await.unwrap_or_else(|error| Response::Error { message: error.to_string() })
+    }
+
+    async fn dispatch(&self, by: By, request: Request) -> Result<Response, Error> {
+        match request {
+            Request::Ping => Ok(Response::Pong),
+            Request::Health => self.health().await,
+            Request::WorkspaceCreate { spec } => self.create(by, spec).await,
+            Request::WorkspaceList => self.workspaces().await,
+            Request::WorkspaceStop { id, grace_ms } => self.stop_workspace(by, id, grace_ms).await,
+            Request::Run { workspace, exec, argv, envp, restart_on_failure } => {
+                if restart_on_failure {
+                    let text = "run: restart_on_failure: restarting a command is not available yet; use `false`";
+                    return Err(Error::InvalidArgument(text.to_owned()));
+                }
+                self.run(by, workspace, exec, argv, envp).await
+            }
+            Request::PipelineRun { spec, tap, vars } => self.run_pipeline(by, &spec, tap, &vars).await,
+            Request::Discern { sample, hint_path } => Ok(discern(&sample, hint_path)),
+            Request::Capabilities => Ok(self.host()),
+            Request::CommandList { workspace } => {
+                Ok(Response::CommandList { items: self.commands(workspace.0).await? })
+            }
+            Request::CommandLogs { workspace, command, tail_bytes, stream } => {
+                self.logs_of(workspace, command, tail_bytes, &stream).await
+            }
+            Request::PipelineSave { name, spec } => {
+                audited(&self.audit, Event::PipelineSave, &name, by, self.saved.save(&name, spec)).await?;
+                Ok(Response::PipelineSaved { name })
+            }
+            Request::PipelineSavedList => Ok(Response::PipelineSavedList { names: self.saved.names().await }),
+            Request::PipelineDrop { name } => {
+                let existed = audited(&self.audit, Event::PipelineDrop, &name, by, self.saved.remove(&name)).await?;
+                Ok(Response::PipelineDropped { name, existed })
+            }
+            Request::PipelineRunSaved { name, tap, vars } => {
+                let spec = self.saved.get(&name).await?;
+                self.run_pipeline(by, &spec, tap, &vars).await
+            }
+            Request::WorkspaceStats { workspace } => {
+                Ok(Response::WorkspaceStats { info: self.figures(workspace.0).await?.stats })
+            }
+            Request::WorkspaceQuota { workspace } => {
+                Ok(Response::WorkspaceQuota { info: self.figures(workspace.0).await?.quota })
+            }
+            Request::WorkspaceStatsHistory { .. } => Err(Error::Failed(
+                "history of a workspace: it is not available yet; ask for its stats again and again".to_owned(),
+            )),
+            Request::WorkspaceFullSummary { workspace } => self.summary(workspace.0).await,
+            Request::PipelineStop { pipeline, grace_ms } => self.stop_pipeline(by, pipeline, grace_ms).await,
+            Request::FlowList => self.flow_list().await,
+            Request::FlowThroughput => self.throughput().await,
+            Request::FlowDrop { pipeline } => {
+                let call = Call::DropFlows { pipeline };
+                match self.change(by, Event::FlowDrop, &pipeline.to_string(), call).await?.outcome {
+                    Outcome::FlowsDropped(existed) => Ok(Response::FlowDropped { pipeline, existed }),
+                    _ => Err(unexpected()),
+                }
+            }
+        }
+    }
+
+    /// A mutation with its record.
+    pub(super) async fn change(&self, by: By, event: Event, object: &str, call: Call) -> Result<Done, Error> {
+        audited(&self.audit, event, object, by, self.actor.call(call)).await
+    }
+
+    async fn create(&self, by: By, spec: WorkspaceSpec) -> Result<Response, Error> {
+        let spec = convert::workspace(spec).map_err(invalid("create workspace"))?;
+        let label = spec.label.clone();
+        let call = Call::Create { spec: Box::new(spec), strict: false, uid: by.uid, numbered: true };
+        let Outcome::Created(id) = self.change(by, Event::WorkspaceCreate, &label, call).await?.outcome else {
+            return Err(unexpected());
+        };
+        let warnings = self
+            .actor
+            .ask(move |state, _| {
+                let mechanisms = state.workspaces.get(&id).map(|w| w.mechanisms.as_slice()).unwrap_or_default();
+                mechanisms.iter().filter(|m| !m.is_enforced()).map(ToString::to_string).collect()
+            })
+            .await?;
+        Ok(Response::WorkspaceCreated { id: WorkspaceId(id), warnings })
+    }
+
+    async fn workspaces(&self) -> Result<Response, Error> {
+        let items = self.actor.ask(|state, _| {
+            let all = state.workspaces.values();
+            all.map(|w| WorkspaceSummary {
+                id: WorkspaceId(w.id),
+                label: w.spec.label.clone(),
+                commands: count(state.living_in(w.id).count()),
+                uptime_ms: now().saturating_sub(w.created) / 1000,
+            })
+            .collect()
+        });
+        Ok(Response::WorkspaceList { items: items.await? })
+    }
+
+    async fn stop_workspace(&self, by: By, id: WorkspaceId, grace_ms: u64) -> Result<Response, Error> {
+        let workspace = id.0.to_string();
+        let call = Call::StopWorkspace { workspace: workspace.clone(), grace: Duration::from_millis(grace_ms) };
+        match self.change(by, Event::WorkspaceStop, &workspace, call).await?.outcome {
+            Outcome::Reaped(reaped) => Ok(Response::WorkspaceStopped { id, reaped }),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn run(
+        &self,
+        by: By,
+        workspace: WorkspaceId,
+        exec: String,
+        argv: Vec<String>,
+        envp: Vec<(String, String)>,
+    ) -> Result<Response, Error> {
+        let command = shipote_bus::spec::NodeCommand { exec, argv, envp };
+        let command = new_command(command, None)?;
+        let object = command.command.exec.clone();
+        let call = Call::Run {
+            target: Target::Existing(workspace.0.to_string()),
+            strict: false,
+            uid: by.uid,
+            command: Box::new(command),
+            handed: Handed::default(),
+        };
+        let Outcome::Started(id) = self.change(by, Event::CommandRun, &object, call).await?.outcome else {
+            return Err(unexpected());
+        };
+        let pid = self.actor.ask(move |state, _| state.commands.get(&id).map_or(0, |c| c.pid)).await?;
+        Ok(Response::RunStarted { workspace, command_id: id, pid })
+    }
+
+    /// Commands of a workspace, living or stopped.
+    pub(super) async fn commands(&self, workspace: Ulid) -> Result<Vec<CommandInfo>, Error> {
+        let logs = self.logs.clone();
+        let items = self.actor.ask(move |state, _| {
+            known(state, workspace)?;
+            let all = state.commands.values().filter(|c| c.workspace == workspace);
+            Ok(all
+                .map(|c| CommandInfo {
+                    id: c.what.id,
+                    label: c.what.label.clone(),
+                    pid: c.pid,
+                    alive: c.phase != CommandPhase::Ended,
+                    exit_status: c.exit_status,
+                    log_bytes: logs.bytes(c.what.id).unwrap_or_default(),
+                })
+                .collect())
+        });
+        items.await?
+    }
+
+    async fn logs_of(
+        &self,
+        workspace: WorkspaceId,
+        command: Ulid,
+        tail_bytes: usize,
+        stream: &str,
+    ) -> Result<Response, Error> {
+        let (stdout, stderr) = match stream {
+            "both" | "" => (true, true),
+            "stdout" => (true, false),
+            "stderr" => (false, true),
+            other => {
+                let text = format!("read a log: stream {other:?} does not exist; there are stdout, stderr and both");
+                return Err(Error::InvalidArgument(text));
+            }
+        };
+        let belongs =
+            self.actor.ask(move |state, _| state.commands.get(&command).is_some_and(|c| c.workspace == workspace.0));
+        if !belongs.await? {
+            return Err(Error::NoSuchCommand(format!("{command} in workspace {}", workspace.0)));
+        }
+        let tail = match u64::try_from(tail_bytes).unwrap_or(u64::MAX) {
+            0 => LOG_MAX,
+            bytes => bytes.min(LOG_MAX),
+        };
+        let failed = |e: std::io::Error| Error::Failed(format!("read the log of command {command}: {e}"));
+        let Some(output) =
+            self.logs.read(command, Selection { stdout, stderr, tail, follow: false }).map_err(failed)?
+        else {
+            let text =
+                format!("{command} (with a log: the output of a command that was handed descriptors is not kept)");
+            return Err(Error::NoSuchCommand(text));
+        };
+        rustix::io::ioctl_fionbio(&output, true).map_err(|e| failed(e.into()))?;
+        let mut bytes = Vec::new();
+        let output = pipe::Receiver::from_owned_fd(output).map_err(failed)?;
+        output.take(LOG_MAX).read_to_end(&mut bytes).await.map_err(failed)?;
+        Ok(Response::CommandLogs { bytes })
+    }
+
+    async fn stop_pipeline(&self, by: By, pipeline: Ulid, grace_ms: u64) -> Result<Response, Error> {
+        let name = pipeline.to_string();
+        let call = Call::StopPipeline { pipeline: name.clone(), grace: Duration::from_millis(grace_ms) };
+        match self.change(by, Event::PipelineStop, &name, call).await?.outcome {
+            Outcome::Reaped(reaped) => Ok(Response::PipelineStopped { pipeline, reaped }),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn flow_list(&self) -> Result<Response, Error> {
+        let (running, flows) = self
+            .actor
+            .ask(|state, flows| {
+                let running = state.pipelines.values().filter(|p| p.exit_status.is_none()).map(|p| p.what.id);
+                (running.collect::<Vec<_>>(), flows.flows())
+            })
+            .await?;
+        let mut items: BTreeMap<Ulid, Vec<PathBuf>> = running.into_iter().map(|id| (id, Vec::new())).collect();
+        for flow in flows {
+            if let Ok(id) = Ulid::from_string(&flow.pipeline) {
+                items.entry(id).or_default().push(flow.socket.into());
+            }
+        }
+        let items = items.into_iter().map(|(pipeline, sockets)| FlowInfo { pipeline, sockets }).collect();
+        Ok(Response::FlowList { items })
+    }
+
+    async fn throughput(&self) -> Result<Response, Error> {
+        let flows = self.actor.ask(|_, flows| flows.flows()).await?;
+        let items = flows.into_iter().map(|flow| FlowThroughputInfo {
+            socket: flow.socket.into(),
+            bytes_total: flow.bytes_total,
+            bytes_per_sec: flow.bytes_per_sec,
+        });
+        Ok(Response::FlowThroughput { items: items.collect() })
+    }
+}
+
+/// The workspace lives, or something that ran in it is still remembered.
+pub(super) fn known(state: &State, workspace: Ulid) -> Result<(), Error> {
+    if state.workspaces.contains_key(&workspace) || state.commands.values().any(|c| c.workspace == workspace) {
+        return Ok(());
+    }
+    Err(Error::NoSuchWorkspace(workspace.to_string()))
+}
+
+pub(super) fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn discern(sample: &[u8], hint: Option<PathBuf>) -> Response {
+    let found = shipote_discern::discern(sample, hint.as_deref(), true);
+    Response::Discernment {
+        ty: found.ty.to_string(),
+        confidence: found.confidence,
+        mime: found.mime.map(ToString::to_string),
+        lens: found.lens.map(ToString::to_string),
+    }
+}
