@@ -9,6 +9,9 @@ use shipote_workspace_protocol::spec::{
 use shipote_workspace_protocol::*;
 use ulid::Ulid;
 
+/// A field, and what makes it one that cannot be honoured.
+type Refusal<T> = (&'static str, fn(&mut T));
+
 fn specs() -> impl Strategy<Value = PipelineSpec> {
     let node = (any::<String>(), any::<String>(), prop::collection::vec(any::<String>(), 0..4)).prop_map(
         |(label, exec, argv)| CommandRef {
@@ -81,7 +84,7 @@ fn a_length_that_is_not_there_is_not_believed() {
 #[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     use shipote_workspace_protocol::spec::{ExitPolicy, Filesystem, Networking, QuotaAction};
-    let refusals: Vec<(&str, fn(&mut WorkspaceSpec))> = vec![
+    let refusals: Vec<Refusal<WorkspaceSpec>> = vec![
         ("label", |s| s.label.clear()),
         ("soma.cgroup.path", |s| s.soma.cgroup.path = "../x".into()),
         ("soma.cgroup.cpu_weight", |s| s.soma.cgroup.cpu_weight = Some(1)),
@@ -141,7 +144,7 @@ fn nodes_and_edges_that_cannot_be_honoured_are_refused_by_name() {
     };
     let vars = [("P".to_owned(), "${P}x".to_owned())].into();
     assert_eq!(convert::pipeline(&plain, &vars).unwrap().nodes[0].1.exec, "${P}x");
-    let refusals: Vec<(&str, fn(&mut PipelineSpec))> = vec![
+    let refusals: Vec<Refusal<PipelineSpec>> = vec![
         ("restart_on_failure", |s| s.restart_on_failure = true),
         ("nodes[0].payload", |s| s.nodes[0].payload = Payload::Virtual),
         ("nodes[0].payload", |s| s.nodes[0].payload = Payload::Wasm { module_sha256: [0; 32], entry: "e".into() }),

@@ -1,7 +1,7 @@
 //! From a request to its response.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shipote_audit::Event;
@@ -57,7 +57,7 @@ impl Door {
                 self.run(by, workspace, exec, argv, envp).await
             }
             Request::PipelineRun { spec, tap, vars } => self.run_pipeline(by, &spec, tap, &vars).await,
-            Request::Discern { sample, hint_path } => Ok(discern(&sample, hint_path)),
+            Request::Discern { sample, hint_path } => Ok(discern(&sample, hint_path.as_deref())),
             Request::Capabilities => Ok(self.host()),
             Request::CommandList { workspace } => {
                 Ok(Response::CommandList { items: self.commands(workspace.0).await? })
@@ -281,8 +281,8 @@ pub(super) fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-fn discern(sample: &[u8], hint: Option<PathBuf>) -> Response {
-    let found = shipote_discern::discern(sample, hint.as_deref(), true);
+fn discern(sample: &[u8], hint: Option<&Path>) -> Response {
+    let found = shipote_discern::discern(sample, hint, true);
     Response::Discernment {
         ty: found.ty.to_string(),
         confidence: found.confidence,

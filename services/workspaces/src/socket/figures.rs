@@ -66,7 +66,7 @@ impl Door {
                     cpu_cores: 0,
                     ..WorkspaceStatsInfo::default()
                 };
-                Ok((stats, found.spec.soma.rlimits.clone(), flows.keeper(workspace)))
+                Ok::<_, Error>((stats, found.spec.soma.rlimits.clone(), flows.keeper(workspace)))
             })
             .await??;
         stats.cpu_cores = std::thread::available_parallelism().map_or(1, |n| count(n.get()));
