@@ -85,30 +85,54 @@ fn put(file: &Path, dir: &Path, mode: u32) -> anyhow::Result<()> {
         .with_context(|| format!("chmod {}", target.display()))
 }
 
-/// Compiles, and asks cargo where the binaries are: the target folder may be anywhere.
+/// Compiles the services.
 fn compile(root: &Path, profile: Profile) -> anyhow::Result<Vec<PathBuf>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.current_dir(root).args(["build", "--message-format=json-render-diagnostics"]);
-    command.args(BINARIES.iter().flat_map(|package| ["--package", package]));
+    let mut words = vec!["build"];
+    words.extend(BINARIES.iter().flat_map(|package| ["--package", package]));
     if profile.release {
-        command.arg("--release");
+        words.push("--release");
     }
-    let mut child = command.stdout(Stdio::piped()).spawn().context("run cargo build")?;
-    let output = child.stdout.take().context("read from cargo build")?;
+    let mut found: Vec<PathBuf> = executables(root, &words)?.into_iter().map(|(_, path)| path).collect();
+    found.retain(|path| BINARIES.iter().any(|binary| path.file_name().is_some_and(|name| name == *binary)));
+    if found.len() != BINARIES.len() {
+        bail!("compile the services: cargo built {} of {} binaries", found.len(), BINARIES.len());
+    }
+    Ok(found)
+}
+
+/// Compiles the tests of `packages` and puts their binaries into `dir`, each named after its crate or file of tests.
+pub(crate) fn tests(dir: &Path, packages: &[String]) -> anyhow::Result<()> {
+    let mut words = vec!["test", "--no-run", "--tests"];
+    words.extend(packages.iter().flat_map(|package| ["--package", package]));
+    fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+    for (name, path) in executables(&repository()?, &words)? {
+        let target = dir.join(&name);
+        // copied with its mode
+        fs::copy(&path, &target).with_context(|| format!("copy {} to {}", path.display(), target.display()))?;
+    }
+    Ok(())
+}
+
+/// Runs cargo, and asks it for the executables it made, with the names of their targets: the target folder may be anywhere.
+fn executables(root: &Path, words: &[&str]) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut child = Command::new(cargo)
+        .current_dir(root)
+        .args(words)
+        .arg("--message-format=json-render-diagnostics")
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("run cargo")?;
+    let output = child.stdout.take().context("read from cargo")?;
     let mut found = Vec::new();
     for line in BufReader::new(output).lines() {
         let message: serde_json::Value = serde_json::from_str(&line?).unwrap_or_default();
-        let Some(path) = message["executable"].as_str().map(PathBuf::from) else { continue };
-        if BINARIES.iter().any(|binary| path.file_name().is_some_and(|name| name == *binary)) {
-            found.push(path);
+        if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
+            found.push((name.to_owned(), PathBuf::from(path)));
         }
     }
     if !child.wait()?.success() {
-        bail!("compile the services: cargo build failed");
-    }
-    if found.len() != BINARIES.len() {
-        bail!("compile the services: cargo built {} of {} binaries", found.len(), BINARIES.len());
+        bail!("cargo {} failed; its output above says why", words.join(" "));
     }
     Ok(found)
 }

@@ -124,26 +124,52 @@ pub(super) fn down() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Folders of scenarios: those that run on any distribution, and those that only this machine can run.
+const SCENARIOS: &[&str] = &["vm-tests", "vm-tests/debian"];
+
+/// Before the names of the packages whose tests a scenario runs.
+const TESTS_OF: &str = "# tests of: ";
+
 /// Paths of the scenarios named, or of all.
 pub(super) fn scenarios(names: &[String]) -> anyhow::Result<Vec<PathBuf>> {
-    let dir = super::repository()?.join("vm-tests");
-    let mut all: Vec<PathBuf> = fs::read_dir(&dir)
-        .with_context(|| format!("read {}", dir.display()))?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "py"))
-        .collect();
-    all.sort();
+    let root = super::repository()?;
+    let mut all: Vec<PathBuf> = Vec::new();
+    for folder in SCENARIOS {
+        let dir = root.join(folder);
+        let entries = fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))?;
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.retain(|path| path.extension().is_some_and(|e| e == "py"));
+        paths.sort();
+        all.append(&mut paths);
+    }
     if names.is_empty() {
         return Ok(all);
     }
     names
         .iter()
         .map(|name| {
-            let wanted = dir.join(format!("{name}.py"));
-            let known =
-                || all.iter().filter_map(|p| p.file_stem()).map(|s| s.to_string_lossy()).collect::<Vec<_>>().join(", ");
-            if all.contains(&wanted) { Ok(wanted) } else { bail!("no scenario {name:?}; there are: {}", known()) }
+            let found = all.iter().find(|path| path.file_stem().is_some_and(|stem| stem == name.as_str()));
+            found.cloned().with_context(|| {
+                let known: Vec<_> = all.iter().filter_map(|p| p.file_stem()).map(|s| s.to_string_lossy()).collect();
+                format!("no scenario {name:?}; there are: {}", known.join(", "))
+            })
         })
         .collect()
+}
+
+/// Packages whose test binaries the scenarios want in the machine.
+pub(super) fn tests_wanted(scenarios: &[PathBuf]) -> anyhow::Result<Vec<String>> {
+    let mut packages = Vec::new();
+    for path in scenarios {
+        let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        packages.extend(
+            text.lines()
+                .filter_map(|line| line.strip_prefix(TESTS_OF))
+                .flat_map(str::split_whitespace)
+                .map(str::to_owned),
+        );
+    }
+    packages.sort();
+    packages.dedup();
+    Ok(packages)
 }

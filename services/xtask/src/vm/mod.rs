@@ -70,7 +70,8 @@ enum Action {
 /// Runs scenarios (all where none is named) in a fresh machine; fails where one fails.
 pub(crate) fn test(names: &[String]) -> anyhow::Result<()> {
     let scenarios = driver::scenarios(names)?;
-    let code = driver::test(&prepare(&stage::Options::default())?, &scenarios, false)?;
+    let tests = driver::tests_wanted(&scenarios)?;
+    let code = driver::test(&prepare(&stage::Options::default(), &tests)?, &scenarios, false)?;
     anyhow::ensure!(code == ExitCode::SUCCESS, "a scenario failed; its output above says which and why");
     Ok(())
 }
@@ -84,27 +85,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             println!("{}", image.dir().display());
             Ok(ExitCode::SUCCESS)
         }
-        Action::Up { stage } => driver::up(&prepare(stage)?),
+        Action::Up { stage } => driver::up(&prepare(stage, &[])?),
         Action::Run { stage, command } => {
             if driver::is_up() {
                 return driver::run(None, command);
             }
-            driver::run(Some(&prepare(stage)?), command)
+            driver::run(Some(&prepare(stage, &[])?), command)
         }
         Action::Down => driver::down(),
         Action::Test { stage, names, hold } => {
             let scenarios = driver::scenarios(names)?;
-            driver::test(&prepare(stage)?, &scenarios, *hold)
+            let tests = driver::tests_wanted(&scenarios)?;
+            driver::test(&prepare(stage, &tests)?, &scenarios, *hold)
         }
         Action::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
     }
 }
 
 /// Everything a machine needs before it can start.
-fn prepare(options: &stage::Options) -> anyhow::Result<qemu::Machine> {
+fn prepare(options: &stage::Options, tests: &[String]) -> anyhow::Result<qemu::Machine> {
     host::require_tools()?;
     // the project is compiled first: a compile error should not wait for an image
-    let stage = stage::build(options)?;
+    let stage = stage::build(options, tests)?;
     let image = image::ensure(false)?;
     let accel = accel::choose(&image)?;
     qemu::Machine::describe(&image, &stage, accel)

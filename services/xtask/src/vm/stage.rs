@@ -45,8 +45,8 @@ impl Stage {
     }
 }
 
-/// Compiles the project and makes the disk.
-pub(super) fn build(options: &Options) -> anyhow::Result<Stage> {
+/// Compiles the project and makes the disk. `tests` are packages whose test binaries come along, as `tests/NAME`.
+pub(super) fn build(options: &Options, tests: &[String]) -> anyhow::Result<Stage> {
     let cache = super::cache()?;
     sweep(&cache)?;
     let dir = cache.join(format!("stage-{}", std::process::id()));
@@ -54,6 +54,9 @@ pub(super) fn build(options: &Options) -> anyhow::Result<Stage> {
     fs::create_dir_all(&files).with_context(|| format!("create {}", files.display()))?;
     if !options.bare {
         install::install(&files.join("root"), options.profile)?;
+    }
+    if !tests.is_empty() {
+        install::tests(&files.join("tests"), tests)?;
     }
     let own = std::env::current_exe().context("find the running xtask")?;
     fs::copy(&own, files.join("xtask")).with_context(|| format!("copy {}", own.display()))?;
