@@ -66,8 +66,12 @@ fn read(args: &AuditArgs) -> anyhow::Result<ExitCode> {
         ..Query::default()
     };
     let mut entries = Vec::new();
+    let units = Service::ALL.iter().map(|s| format!("{}.service", s.binary())).collect();
+    let from_units = Query { units, ..query.clone() };
     for source in sources(args.state.as_deref()) {
-        for entry in shipote_audit::read(&source, &query).context("read audit records")? {
+        // anybody may send the journal a record that looks like ours: it knows itself which unit one came from
+        let query = if matches!(source, Destination::Journal) { &from_units } else { &query };
+        for entry in shipote_audit::read(&source, query).context("read audit records")? {
             entries.push(entry.context("read audit records")?);
         }
     }

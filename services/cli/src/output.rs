@@ -1,6 +1,7 @@
 //! What commands print: JSON for scripts, tables for people, and one shape of error.
 
 use std::io::Write;
+use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -56,6 +57,12 @@ pub(crate) fn print_table(head: &[&str], rows: Vec<Vec<String>>, none: &str) {
             }
         }
     }
+}
+
+/// Client of the workspaces service for a call that may take as long as the grace it names.
+pub(crate) async fn patient_workspaces(grace_ms: u64) -> anyhow::Result<ManagerProxy<'static>> {
+    let connection = connect::patient_client(connect::CALL_TIMEOUT + Duration::from_millis(grace_ms)).await?;
+    Ok(ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?)
 }
 
 /// Client of the workspaces service.

@@ -79,7 +79,7 @@ pub(crate) async fn run(args: PipelineArgs) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run_pipeline(&args).await,
         Command::List { json } => list(json).await,
         Command::Stop { id, grace, json } => {
-            let manager = output::workspaces().await?;
+            let manager = output::patient_workspaces(grace).await?;
             let reaped = manager.stop_pipeline(&id, grace, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
             if json {
                 output::json(&json!({"id": id, "reaped": reaped}))?;

@@ -68,7 +68,7 @@ pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
         Command::List { json } => list(json).await?,
         Command::Show { name, json } => show(&name, json).await?,
         Command::Stop { name, grace, json } => {
-            let manager = output::workspaces().await?;
+            let manager = output::patient_workspaces(grace).await?;
             let reaped =
                 manager.stop_workspace(&name, grace, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
             if json {

@@ -264,11 +264,17 @@ impl<E: Effects> Actor<E> {
                         .iter()
                         .map(|n| state.commands.get(n).map_or("", |c| c.what.label.as_str()))
                         .collect();
-                    self.effects.wire(pipeline, &labels);
+                    if let Err(error) = self.effects.wire(pipeline, &labels) {
+                        // before the nodes are started: what has failed is not
+                        for command in pipeline.nodes.clone() {
+                            self.step(Input::StartFailed { command, error: error.clone() });
+                        }
+                    }
                 }
             }
             Effect::StartCommand { command } => {
                 if let Some(command) = state.commands.get(&command)
+                    && command.phase == CommandPhase::Starting
                     && let Some(workspace) = state.workspaces.get(&command.workspace)
                 {
                     self.effects.start_command(workspace, command);

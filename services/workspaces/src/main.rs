@@ -28,7 +28,7 @@ use shipote_service::{Context, Definition, Parts, mechanism_info, run};
 use tokio::sync::mpsc;
 
 use crate::actor::{Actor, Call, Handle, figures};
-use crate::bus::{Doors, Manager, publish};
+use crate::bus::{Doors, Manager, Protected, publish};
 use crate::effects::{Live, LogStore};
 use crate::saved::Saved;
 use crate::socket::{Door, Taken};
@@ -95,7 +95,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     };
     let listener = socket.listener().context("serve the workspace socket")?;
     tokio::spawn(socket::serve(Arc::new(door), listener, embedded));
-    let manager = Manager { doors, logs, capabilities };
+    let manager = Manager { doors, logs, capabilities, protected: Protected::new(&context.paths) };
     context.connection.object_server().at(Service::Workspaces.path(), manager).await?;
     Ok(Workspaces { actor: handle, _socket: socket })
 }

@@ -68,8 +68,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Step::Deny => deny()?,
             Step::Clippy => cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?,
             Step::Doc => run_step(
-                cargo_command(&["doc", "--workspace", "--no-deps", "--document-private-items", "--locked"])?
-                    .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"),
+                cargo_command(&["doc", "--workspace", "--no-deps", "--locked"])?.env("RUSTDOCFLAGS", "-D warnings"),
             )?,
             Step::Test => {
                 host::require("test", TOOLS, None)?;

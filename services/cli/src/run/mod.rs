@@ -105,10 +105,15 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
         vec![stdin.as_fd().into(), stdout.as_fd().into(), stderr.as_fd().into()]
     };
     // before the command starts, so that no Ctrl-C falls in between
-    let signals = Forwarded::listen()?;
+    let mut signals = Forwarded::listen()?;
     let manager = output::workspaces().await?;
     let workspace = args.workspace.as_deref().unwrap_or_default();
-    let (_, id, descriptors) = match manager.run(workspace, &argv, &options, stdio).await {
+    let started = tokio::select! {
+        started = manager.run(workspace, &argv, &options, stdio) => started,
+        // nothing to pass it on to yet, and nobody should wait against their will
+        signal = signals.next() => anyhow::bail!("run {:?}: given up on signal {signal} before it had started", argv[0]),
+    };
+    let (_, id, descriptors) = match started {
         Ok(started) => started,
         Err(error) => return refused(&error, args),
     };

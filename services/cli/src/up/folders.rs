@@ -19,7 +19,7 @@ use shipote_bus::{Service, paths};
 
 /// The address of a Unix socket has room for 107 bytes (unix(7)); the longest socket path below the runtime folder
 /// must fit.
-const RUNTIME_PATH_MAX: usize = 107 - "/workspaces/flows/01ARZ3NDEKTSV4RRFFQ69G5FAV".len();
+const RUNTIME_PATH_MAX: usize = 107 - "/workspaces/flows/01ARZ3NDEKTSV4RRFFQ69G5FAV-255.sock".len();
 
 /// Where everything is. While this value lives, no other appliance can have the same folders.
 #[derive(Debug)]

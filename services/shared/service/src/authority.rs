@@ -1,7 +1,7 @@
 //! Who asks, and whether they may.
 //!
-//! On the embedded bus only the owner's uid (and root) gets in. On the system bus root and
-//! the service's own user are let through and everyone else is polkit's decision
+//! On the embedded bus only the owner's uid (and root) gets in. On the system bus root is let
+//! through and everyone else, the service's own user included, is polkit's decision
 //! (`policies/polkit/`); where polkit does not answer, the answer is no.
 
 use std::collections::HashMap;
@@ -80,7 +80,8 @@ impl Authority {
     /// [`NotAuthorized`].
     pub async fn check(&self, header: &Header<'_>, action: &str) -> Result<Caller, NotAuthorized> {
         let caller = self.identify(header).await?;
-        if caller.uid == 0 || caller.uid == self.own_uid {
+        // on the system bus the service's own user is nobody who asks: it would be a command that got out
+        if caller.uid == 0 || (self.embedded && caller.uid == self.own_uid) {
             return Ok(caller);
         }
         let refused = |reason: String| NotAuthorized { action: action.to_owned(), uid: caller.uid, reason };

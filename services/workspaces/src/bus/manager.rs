@@ -6,30 +6,25 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use shipote_audit::{Door, Event};
+use shipote_audit::Event;
 use shipote_bus::service::MechanismInfo;
 use shipote_bus::spec::{NodeCommand, PipelineSpec, WorkspaceSpec};
 use shipote_bus::workspaces::{
     CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RunOptions, SPEC_MAX, WorkspaceInfo,
     WorkspacesError,
 };
-use shipote_service::{Caller, mechanism_info};
+use shipote_service::mechanism_info;
 use ulid::Ulid;
 use zbus::message::Header;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use super::convert;
-use super::objects::Doors;
-use crate::actor::{Call, Done, node_list};
-use crate::audited::By;
+use super::doors::{ACTION_MANAGE, ACTION_RUN, Doors, audited};
+use super::protected::Protected;
+use crate::actor::{Call, node_list};
 use crate::effects::{Handed, LogStore, Selection};
 use crate::error::Error;
-use crate::state::{NewCommand, Outcome, Target};
-
-/// polkit: run commands in workspaces.
-pub(super) const ACTION_RUN: &str = "org.shipote.workspaces.run";
-/// polkit: create and stop workspaces.
-pub(super) const ACTION_MANAGE: &str = "org.shipote.workspaces.manage";
+use crate::state::{Command, NewCommand, Outcome, Target};
 
 type Options = HashMap<String, OwnedVariant>;
 
@@ -38,18 +33,7 @@ pub(crate) struct Manager {
     pub(crate) doors: Doors,
     pub(crate) logs: LogStore,
     pub(crate) capabilities: Vec<MechanismInfo>,
-}
-
-/// Does a mutation with its audit record.
-pub(super) async fn audited(
-    doors: &Doors,
-    event: Event,
-    object: &str,
-    caller: Caller,
-    call: Call,
-) -> Result<Done, Error> {
-    let by = By { uid: caller.uid, door: Door::Bus };
-    crate::audited::audited(&doors.audit, event, object, by, doors.actor.call(call)).await
+    pub(crate) protected: Protected,
 }
 
 #[zbus::interface(name = "org.shipote.Workspaces1.Manager")]
@@ -71,6 +55,7 @@ impl Manager {
             name.clone_into(&mut spec.label);
         }
         spec.validate().map_err(|e| Error::InvalidSpec(format!("create workspace: {e}")))?;
+        self.protected.check(&spec)?;
         let caller = self.doors.authority.check(&header, ACTION_MANAGE).await.map_err(Error::from)?;
         let label = spec.label.clone();
         let call = Call::Create { spec: Box::new(spec), strict, uid: caller.uid, numbered: false };
@@ -151,8 +136,15 @@ impl Manager {
             return Err(Error::InvalidArgument(text.to_owned()).into());
         }
         let strict = options.strict.unwrap_or(false);
-        let target = target(workspace, options.spec.as_deref().unwrap_or_default())?;
-        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let spec = options.spec.as_deref().unwrap_or_default();
+        // whoever only runs does so inside limits that somebody else has set
+        let action = if spec.is_empty() { ACTION_RUN } else { ACTION_MANAGE };
+        let caller = self.doors.authority.check(&header, action).await.map_err(Error::from)?;
+        let target = target(workspace, spec)?;
+        match &target {
+            Target::Ephemeral { spec, .. } => self.protected.check(spec)?,
+            Target::Existing(name) => self.doors.may_use_workspace(&header, caller, name).await?,
+        }
         let (completed, completion) = pipe()?;
         let object = command.command.exec.clone();
         let handed = Handed { stdio, completion: Some(completion) };
@@ -164,15 +156,29 @@ impl Manager {
     }
 
     /// Lists commands, living and ended, oldest first; of one workspace (name or id) or, where
-    /// it is empty, of all. No options yet.
+    /// it is empty, of all. Arguments are shown to the user who started the command and to root.
+    /// No options yet.
     #[zbus(out_args("commands"))]
-    async fn list_commands(&self, workspace: String, options: Options) -> Result<Vec<CommandInfo>, WorkspacesError> {
+    async fn list_commands(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        workspace: String,
+        options: Options,
+    ) -> Result<Vec<CommandInfo>, WorkspacesError> {
         known(&options, &[])?;
+        let caller = self.doors.authority.identify(&header).await.map_err(Error::from)?;
         let logs = self.logs.clone();
         let list = self.doors.actor.ask(move |state, _| -> Result<Vec<CommandInfo>, Error> {
             let only = if workspace.is_empty() { None } else { Some(state.find_workspace(&workspace)?.id) };
             let all = state.commands.values().filter(|c| only.is_none_or(|id| c.workspace == id));
-            Ok(all.map(|c| convert::command(c, logs.bytes(c.what.id))).collect())
+            let shown = |c: &Command| {
+                let mut info = convert::command(c, logs.bytes(c.what.id));
+                if caller.uid != 0 && caller.uid != c.uid {
+                    info.argv.clear();
+                }
+                info
+            };
+            Ok(all.map(shown).collect())
         });
         Ok(list.await??)
     }
@@ -185,7 +191,7 @@ impl Manager {
         command: String,
         signal: i32,
     ) -> Result<(), WorkspacesError> {
-        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let caller = self.doors.may_use_command(&header, &command).await?;
         let call = Call::Signal { command: command.clone(), signal };
         audited(&self.doors, Event::CommandSignal, &command, caller, call).await?;
         Ok(())
@@ -202,7 +208,7 @@ impl Manager {
         stream: &str,
         options: Options,
     ) -> Result<zbus::OwnedFd, WorkspacesError> {
-        self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        self.doors.may_use_command(&header, &command).await?;
         let follow = flag(&options, "follow", &["follow", "tail"])?;
         let tail = match options.get("tail") {
             Some(value) => u64::try_from(value).map_err(|_| wrong_type("tail", "t"))?,
@@ -263,6 +269,9 @@ impl Manager {
         let target = target(workspace, "")?;
         let stdio = three(stdio)?;
         let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        if let Target::Existing(name) = &target {
+            self.doors.may_use_workspace(&header, caller, name).await?;
+        }
         let (completed, completion) = pipe()?;
         let id = Ulid::generate();
         let label = pipeline.label.clone();
@@ -291,7 +300,7 @@ impl Manager {
         options: Options,
     ) -> Result<u32, WorkspacesError> {
         known(&options, &[])?;
-        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let caller = self.doors.may_use_pipeline(&header, &pipeline).await?;
         let call = Call::StopPipeline { pipeline: pipeline.clone(), grace: Duration::from_millis(grace_ms) };
         match audited(&self.doors, Event::PipelineStop, &pipeline, caller, call).await?.outcome {
             Outcome::Reaped(count) => Ok(count),

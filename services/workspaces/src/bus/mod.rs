@@ -1,10 +1,13 @@
 //! The bus side: thin. Authorise, convert, one message to the actor.
 
 mod convert;
+mod doors;
 mod manager;
 mod objects;
+mod protected;
 mod publisher;
 
+pub(crate) use doors::Doors;
 pub(crate) use manager::Manager;
-pub(crate) use objects::Doors;
+pub(crate) use protected::Protected;
 pub(crate) use publisher::publish;

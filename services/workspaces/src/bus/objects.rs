@@ -4,24 +4,15 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use shipote_audit::{Audit, Event};
+use shipote_audit::Event;
 use shipote_bus::service::MechanismInfo;
 use shipote_bus::workspaces::{CommandInfo, FlowInfo, PipelineInfo, WorkspacesError};
-use shipote_service::Authority;
 use zbus::message::Header;
 
-use super::manager::{ACTION_MANAGE, ACTION_RUN, audited};
-use crate::actor::{Call, Handle};
+use super::doors::{ACTION_MANAGE, Doors, audited};
+use crate::actor::Call;
 use crate::error::Error;
 use crate::state::Outcome;
-
-/// What every object needs to act.
-#[derive(Clone)]
-pub(crate) struct Doors {
-    pub(crate) actor: Handle,
-    pub(crate) authority: Authority,
-    pub(crate) audit: Arc<Audit>,
-}
 
 /// A value that the publisher changes and properties read.
 pub(super) type Shared<T> = Arc<RwLock<T>>;
@@ -78,10 +69,11 @@ impl WorkspaceObject {
         read(&self.view, |v| v.state.clone())
     }
 
-    /// The spec, as TOML.
+    /// The spec, as TOML; empty where somebody else than its creator or root asks.
     #[zbus(property(emits_changed_signal = "const"))]
-    fn spec(&self) -> String {
-        read(&self.view, |v| v.spec.clone())
+    async fn spec(&self, #[zbus(header)] header: Option<Header<'_>>) -> String {
+        let (spec, uid) = read(&self.view, |v| (v.spec.clone(), v.uid));
+        if self.doors.is_owner(header.as_ref(), uid).await { spec } else { String::new() }
     }
 
     /// When it was created, microseconds since the epoch.
@@ -113,7 +105,7 @@ impl CommandObject {
     /// Sends a signal (1 to 64, signal(7)) to the command's process group.
     async fn signal(&self, #[zbus(header)] header: Header<'_>, signal: i32) -> Result<(), WorkspacesError> {
         let id = read(&self.info, |i| i.id.clone());
-        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let caller = self.doors.may_use_command(&header, &id).await?;
         audited(&self.doors, Event::CommandSignal, &id, caller, Call::Signal { command: id.clone(), signal }).await?;
         Ok(())
     }
@@ -136,10 +128,11 @@ impl CommandObject {
         read(&self.info, |i| i.label.clone())
     }
 
-    /// Program and arguments.
+    /// Program and arguments; empty where somebody else than the user who started it or root asks.
     #[zbus(property(emits_changed_signal = "const"))]
-    fn argv(&self) -> Vec<String> {
-        read(&self.info, |i| i.argv.clone())
+    async fn argv(&self, #[zbus(header)] header: Option<Header<'_>>) -> Vec<String> {
+        let (argv, uid) = read(&self.info, |i| (i.argv.clone(), i.uid));
+        if self.doors.is_owner(header.as_ref(), uid).await { argv } else { Vec::new() }
     }
 
     /// Process id on the host; 0 before it started.
@@ -191,7 +184,7 @@ impl PipelineObject {
     async fn stop(&self, #[zbus(header)] header: Header<'_>, grace_ms: u64) -> Result<u32, WorkspacesError> {
         let id = read(&self.info, |i| i.id.clone());
         let call = Call::StopPipeline { pipeline: id.clone(), grace: Duration::from_millis(grace_ms) };
-        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+        let caller = self.doors.may_use_pipeline(&header, &id).await?;
         match audited(&self.doors, Event::PipelineStop, &id, caller, call).await?.outcome {
             Outcome::Reaped(count) => Ok(count),
             _ => Ok(0),

@@ -11,7 +11,8 @@ use ulid::Ulid;
 use zbus::ObjectServer;
 
 use super::convert;
-use super::objects::{CommandObject, Doors, FlowObject, PipelineObject, Shared, WorkspaceObject, WorkspaceView};
+use super::doors::Doors;
+use super::objects::{CommandObject, FlowObject, PipelineObject, Shared, WorkspaceObject, WorkspaceView};
 use crate::actor::Change;
 use crate::state::{Command, CommandPhase, Pipeline, Workspace};
 

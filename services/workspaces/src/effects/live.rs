@@ -204,14 +204,11 @@ impl Effects for Live {
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner).remove(&workspace);
     }
 
-    fn wire(&mut self, pipeline: &Pipeline, labels: &[&str]) {
-        if let Err(error) = self.wire_all(pipeline, labels) {
-            let reason = format!("make its pipes: {error}");
-            for &command in &pipeline.nodes {
-                let error = spawn_error(SpawnKind::Other, &pipeline.what.label, reason.clone());
-                self.send(Input::StartFailed { command, error });
-            }
-        }
+    fn wire(&mut self, pipeline: &Pipeline, labels: &[&str]) -> Result<(), Error> {
+        self.wire_all(pipeline, labels).map_err(|error| {
+            self.flows.forget(pipeline.what.id);
+            spawn_error(SpawnKind::Other, &pipeline.what.label, format!("make its pipes: {error}"))
+        })
     }
 
     fn start_command(&mut self, workspace: &Workspace, command: &Command) {
@@ -243,7 +240,12 @@ impl Effects for Live {
                     }
                     Input::Started { command: id, pid: spawned.pid }
                 }
-                Err(error) => Input::StartFailed { command: id, error: explain(&program, &error) },
+                Err(error) => {
+                    let mut numbers = numbers.lock().unwrap_or_else(PoisonError::into_inner);
+                    numbers.of.remove(&id);
+                    numbers.by.remove(&number);
+                    Input::StartFailed { command: id, error: explain(&program, &error) }
+                }
             });
         });
     }

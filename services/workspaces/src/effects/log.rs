@@ -277,20 +277,26 @@ fn write_preamble(file: &File, start: u64) -> io::Result<()> {
 
 async fn collect(store: LogStore, id: Ulid, log: Arc<CommandLog>, stream: u8, mut source: pipe::Receiver) {
     let mut buffer = vec![0; FRAME];
+    let mut dropped = 0;
     loop {
         match source.read(&mut buffer).await {
             Ok(0) => break,
-            Ok(n) => {
+            // what cannot be kept is still taken: the command must not die of a full disk that is ours
+            Ok(n) if dropped == 0 => {
                 if let Err(error) = log.append(stream, &buffer[..n]) {
-                    tracing::error!("write a command's log: {error}; the rest of its output is not kept");
-                    break;
+                    tracing::error!("write the log of command {id}: {error}; the rest of its output is not kept");
+                    dropped = n as u64;
                 }
             }
+            Ok(n) => dropped += n as u64,
             Err(error) => {
                 tracing::error!("read a command's output: {error}");
                 break;
             }
         }
+    }
+    if dropped > 0 {
+        tracing::error!("the log of command {id} lacks its last {dropped} bytes");
     }
     if log.close() {
         store.retire(id);
@@ -301,11 +307,24 @@ async fn serve(log: Arc<CommandLog>, selection: Selection, mut sink: pipe::Sende
     let mut changes = log.extent.subscribe();
     let mut extent = *changes.borrow_and_update();
     let mut position = extent.start;
-    let mut skip = skip_for_tail(&log, selection, extent)?;
+    let counted = Arc::clone(&log);
+    // reads all that is kept, up to 16 MiB
+    let mut skip = tokio::task::spawn_blocking(move || skip_for_tail(&counted, selection, extent)).await??;
     loop {
-        while let Some((stream, data, next)) = log.frame(position, extent.end)? {
+        loop {
+            // the bound may have overtaken us while the reader let us wait
+            let start = log.extent.borrow().start;
+            if position < start {
+                tracing::warn!(
+                    "a log's reader fell behind: {} bytes of the log were dropped before it",
+                    start - position
+                );
+                position = start;
+            }
+            let Some((stream, data, next)) = log.frame(position, extent.end)? else { break };
             position = next;
             if !selection.wants(stream) {
+                tokio::task::yield_now().await;
                 continue;
             }
             let from = usize::try_from(skip.min(data.len() as u64)).unwrap_or(0);
@@ -319,8 +338,6 @@ async fn serve(log: Arc<CommandLog>, selection: Selection, mut sink: pipe::Sende
             return Ok(());
         }
         extent = *changes.borrow_and_update();
-        // overtaken by the bound: go on where the log begins now
-        position = position.max(extent.start);
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ulid::Ulid;
 
 use crate::actor::FlowSource;
+use crate::error::Error;
 use crate::state::{Command, Pipeline, Workspace};
 
 pub(crate) use live::Live;
@@ -40,7 +41,7 @@ pub(crate) trait Effects: FlowSource {
     /// The workspace is gone: drop what is left of its keeper.
     fn forget_keeper(&mut self, workspace: Ulid);
     /// Makes the pipes and taps of a pipeline and hands their ends to its nodes.
-    fn wire(&mut self, pipeline: &Pipeline, labels: &[&str]);
+    fn wire(&mut self, pipeline: &Pipeline, labels: &[&str]) -> Result<(), Error>;
     /// Starts a command; answers `Started` or `StartFailed`, later `Exited`.
     fn start_command(&mut self, workspace: &Workspace, command: &Command);
     /// Signals a command's process group.

@@ -196,8 +196,12 @@ impl State {
         }
         let command = self.find_command(name)?;
         let (id, phase) = (command.what.id, command.phase);
-        if phase == CommandPhase::Ended {
-            return Err(Error::WrongState(format!("signal command {name}: it has ended")));
+        match phase {
+            CommandPhase::Running => {}
+            CommandPhase::Ended => return Err(Error::WrongState(format!("signal command {name}: it has ended"))),
+            CommandPhase::Starting => {
+                return Err(Error::WrongState(format!("signal command {name}: it has not started yet; ask again")));
+            }
         }
         self.send(id, signal, out);
         Ok(Outcome::Done)
@@ -254,7 +258,12 @@ impl State {
 
     fn trim_history(&mut self, out: &mut Vec<Effect>) {
         while self.history.len() > HISTORY_MAX {
-            let Some(id) = self.history.pop_front() else { return };
+            // a living pipeline still needs to know how its nodes ended
+            let settled = |id: &Ulid| {
+                let pipeline = self.commands.get(id).and_then(|c| c.pipeline).and_then(|p| self.pipelines.get(&p));
+                pipeline.is_none_or(|p| p.exit_status.is_some())
+            };
+            let Some(id) = self.history.iter().position(settled).and_then(|at| self.history.remove(at)) else { return };
             if let Some(command) = self.commands.remove(&id) {
                 if let Some(pipeline) = command.pipeline {
                     self.pipeline_forget(pipeline, out);

@@ -72,7 +72,9 @@ impl State {
     pub(super) fn keeper_ready(&mut self, id: Ulid, mechanisms: Vec<Mechanism>, out: &mut Vec<Effect>) {
         let Some(workspace) = self.workspaces.get_mut(&id) else { return };
         workspace.mechanisms = mechanisms;
-        if workspace.phase != WorkspacePhase::Starting {
+        if workspace.phase == WorkspacePhase::Stopping {
+            // it was told to end before it stood
+            out.push(Effect::EndKeeper { workspace: id, grace: Duration::ZERO });
             return;
         }
         workspace.phase = WorkspacePhase::Running;
@@ -117,11 +119,14 @@ impl State {
         if workspace.phase == WorkspacePhase::Stopping {
             return;
         }
+        let stands = workspace.phase == WorkspacePhase::Running;
         workspace.phase = WorkspacePhase::Stopping;
         for command in self.commands.values_mut().filter(|c| c.workspace == id && c.phase != CommandPhase::Ended) {
             command.ending.get_or_insert(Ending::Stopped);
         }
-        out.push(Effect::EndKeeper { workspace: id, grace });
+        if stands {
+            out.push(Effect::EndKeeper { workspace: id, grace });
+        }
         out.push(Effect::WorkspaceChanged { workspace: id });
     }
 

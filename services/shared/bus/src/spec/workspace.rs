@@ -32,7 +32,8 @@ pub struct WorkspaceSpec {
     pub paths: Vec<PathGrant>,
     /// Paths of the read-only system that are hidden.
     pub hidden: Vec<PathBuf>,
-    /// Size of the private writable scratch (`/tmp`, `/work`) in bytes; default 1 GiB.
+    /// Size of the private writable scratch (`/tmp`, `/work`) in bytes; default 256 MiB, at
+    /// least 1 MiB.
     pub scratch_bytes: Option<u64>,
     /// Environment of every command, beside `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
     pub env: BTreeMap<String, String>,
@@ -136,7 +137,7 @@ pub enum Access {
 }
 
 /// Smallest scratch that a shell can work with.
-const SCRATCH_MIN: u64 = 64 * 1024;
+const SCRATCH_MIN: u64 = 1024 * 1024;
 
 impl WorkspaceSpec {
     /// Checks everything that can be checked before anything starts.
