@@ -108,10 +108,17 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let mut signals = Forwarded::listen()?;
     let manager = output::workspaces().await?;
     let workspace = args.workspace.as_deref().unwrap_or_default();
-    let started = tokio::select! {
-        started = manager.run(workspace, &argv, &options, stdio) => started,
-        // nothing to pass it on to yet, and nobody should wait against their will
-        signal = signals.next() => anyhow::bail!("run {:?}: given up on signal {signal} before it had started", argv[0]),
+    let call = manager.run(workspace, &argv, &options, stdio);
+    tokio::pin!(call);
+    let mut early = Vec::new();
+    let started = loop {
+        tokio::select! {
+            biased;
+            started = &mut call => break started,
+            // it is for the command, once that runs; whoever insists need not wait
+            signal = signals.next() => early.push(signal),
+        }
+        anyhow::ensure!(early.len() < 2, "run {:?}: given up on a second signal before it had started", argv[0]);
     };
     let (_, id, descriptors) = match started {
         Ok(started) => started,
@@ -131,6 +138,10 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
         Some(master) => Some(terminal::Session::start(master)?),
         None => None,
     };
+    for signal in early {
+        // it may have ended already, which the completion will say
+        let _ = manager.signal_command(&id, signal).await;
+    }
     let ended = wait(&manager, &id, completion, signals, session.as_ref()).await;
     if let Some(session) = session {
         session.end();

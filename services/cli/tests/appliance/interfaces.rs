@@ -25,7 +25,9 @@ fn interfaces(xml: &str) -> Vec<(String, String)> {
         .map(|block| {
             let name = block.split('"').next().unwrap().to_owned();
             let end = block.find("</interface>").unwrap();
-            (name, format!("<interface name=\"{}</interface>\n", &block[..end]))
+            // how deep it is indented depends on the object that it was found below
+            let lines: Vec<&str> = block[..end].lines().map(str::trim_start).collect();
+            (name, format!("<interface name=\"{}</interface>\n", lines.join("\n")))
         })
         .collect()
 }
