@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Step::Test => {
                 host::require("test", TOOLS, None)?;
                 cargo(&["build", "--workspace", "--locked"])?;
-                cargo(&["test", "--workspace", "--locked"])?;
+                cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
             }
             Step::Vm => vm::test(args.vm.as_deref().unwrap_or_default())?,
         }

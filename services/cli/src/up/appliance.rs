@@ -61,7 +61,7 @@ impl Manager {
 
 /// Connects to the bus and serves the object there.
 pub(super) async fn serve(address: String, published: Published, wishes: Sender<Event>) -> zbus::Result<Connection> {
-    zbus::connection::Builder::address(address.as_str())
+    zbus::connection::Builder::address(shipote_bus::connect::parse(&address)?)
         .serve_at(APPLIANCE_PATH, Manager { published, wishes })
         .name(APPLIANCE_BUS_NAME)
         .build()

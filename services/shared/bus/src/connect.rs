@@ -1,7 +1,13 @@
 //! Finding the bus: `SHIPOTE_BUS_ADDRESS`, else the embedded bus of the runtime
 //! folder where it answers, else the system bus.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
+
+use percent_encoding::percent_decode;
+use zbus::address::Transport;
+use zbus::address::transport::{Unix, UnixSocket};
 
 use crate::paths;
 
@@ -27,6 +33,23 @@ pub enum ConnectError {
         /// What the system bus said.
         cause: zbus::Error,
     },
+}
+
+/// Reads a D-Bus address. zbus 6.2 takes the path of a Unix address as it stands, escapes and
+/// all, where the specification has it decoded ("Server Addresses").
+///
+/// # Errors
+/// The text is no address.
+pub fn parse(text: &str) -> zbus::Result<zbus::Address> {
+    let address: zbus::Address = text.parse()?;
+    if let Transport::Unix(unix) = address.transport()
+        && let UnixSocket::File(path) = unix.path()
+        && path.as_os_str().as_bytes().contains(&b'%')
+    {
+        let decoded = percent_decode(path.as_os_str().as_bytes()).collect();
+        return Ok(Transport::Unix(Unix::new(UnixSocket::File(OsString::from_vec(decoded).into()))).into());
+    }
+    Ok(address)
 }
 
 /// A client call that has no answer after this long has failed.
@@ -56,11 +79,11 @@ pub async fn client() -> Result<zbus::Connection, ConnectError> {
 /// [`ConnectError`], with the address that was tried.
 pub async fn patient_client(timeout: Duration) -> Result<zbus::Connection, ConnectError> {
     match address() {
-        Some(address) => zbus::connection::Builder::address(address.as_str())
-            .method_timeout(timeout)
-            .build()
-            .await
-            .map_err(|cause| ConnectError::Address { address, cause }),
+        Some(address) => {
+            async { zbus::connection::Builder::address(parse(&address)?).method_timeout(timeout).build().await }
+                .await
+                .map_err(|cause| ConnectError::Address { address, cause })
+        }
         None => zbus::connection::Builder::system().method_timeout(timeout).build().await.map_err(|cause| {
             ConnectError::Nowhere { embedded: paths::embedded_bus_address(&paths::embedded_runtime()), cause }
         }),

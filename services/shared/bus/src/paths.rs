@@ -136,7 +136,7 @@ mod tests {
         ] {
             let made = embedded_bus_address(Path::new(folder));
             assert_eq!(made, address);
-            let parsed: zbus::Address = made.parse().unwrap();
+            let parsed = crate::connect::parse(&made).unwrap();
             let zbus::address::Transport::Unix(unix) = parsed.transport() else { panic!("{parsed:?}") };
             let zbus::address::transport::UnixSocket::File(path) = unix.path() else { panic!("{unix:?}") };
             assert_eq!(path, &Path::new(folder).join("bus"));

@@ -40,7 +40,9 @@ where
     let ended = runtime.block_on(async {
         let embedded = std::env::var(paths::BUS_ADDRESS_ENV).ok();
         let builder = match &embedded {
-            Some(address) => zbus::connection::Builder::address(address.as_str()),
+            Some(address) => zbus::connection::Builder::address(
+                shipote_bus::connect::parse(address).with_context(|| format!("read the bus address {address}"))?,
+            ),
             None => zbus::connection::Builder::system(),
         };
         let connection = builder
