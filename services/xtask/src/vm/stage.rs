@@ -58,7 +58,8 @@ pub(super) fn build(options: &Options, tests: &[String]) -> anyhow::Result<Stage
     if !tests.is_empty() {
         install::tests(&files.join("tests"), tests)?;
     }
-    let own = std::env::current_exe().context("find the running xtask")?;
+    // the link, not its target: a build for the machine may have replaced the file that we run from
+    let own = std::path::PathBuf::from("/proc/self/exe");
     fs::copy(&own, files.join("xtask")).with_context(|| format!("copy {}", own.display()))?;
     fs::write(files.join("provision.sh"), PROVISION)?;
     let disk = dir.join("host.img");
