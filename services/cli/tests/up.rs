@@ -500,9 +500,6 @@ fn service() {
         }
         _ => {}
     }
-    if behaviour != "liar" {
-        notify("READY=1\nSTATUS=behaving");
-    }
     let marker = Path::new(&std::env::var("STATE_DIRECTORY").unwrap()).join(format!("{name}-was-silent"));
     let silent = behaviour == "silent-at-first" && !marker.exists();
     if silent {
@@ -514,6 +511,10 @@ fn service() {
         let mut reload = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).unwrap();
         let mut ping = tokio::time::interval(every / 4);
         let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+        // whoever is ready may be signalled
+        if behaviour != "liar" {
+            notify("READY=1\nSTATUS=behaving");
+        }
         for pings in 0.. {
             tokio::select! {
                 _ = ping.tick(), if !silent => {

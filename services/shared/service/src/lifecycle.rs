@@ -10,7 +10,7 @@ use sd_notify::NotifyState;
 use shipote_audit::Audit;
 use shipote_bus::paths::{self, ServicePaths};
 use shipote_config::AuditMode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::health::{HealthInterface, now_usec};
 use crate::{Authority, Context, Definition, Parts, confine};
@@ -71,9 +71,11 @@ where
         connection.request_name(service.bus_name()).await.with_context(|| {
             format!("take the bus name {}; is another {} running?", service.bus_name(), service.binary())
         })?;
+        // whoever is ready may be signalled
+        let signals = Signals::listen()?;
         notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
         tracing::info!("{} {} serves {}", service.binary(), definition.version, service.bus_name());
-        let ended = serve(&connection, parts.as_ref()).await;
+        let ended = serve(&connection, parts.as_ref(), signals).await;
         notify(&[NotifyState::Stopping]);
         // what hangs here must not keep the service from ending: the manager would kill it
         if tokio::time::timeout(STOP_TIMEOUT, parts.stop()).await.is_err() {
@@ -85,17 +87,31 @@ where
     ended
 }
 
-async fn serve<P: Parts>(connection: &zbus::Connection, parts: &P) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-    let mut hang_up = signal(SignalKind::hangup()).context("wait for SIGHUP")?;
+/// What the service manager, or a person, tells a service.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate()).context("wait for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("wait for SIGINT")?,
+            hang_up: signal(SignalKind::hangup()).context("wait for SIGHUP")?,
+        })
+    }
+}
+
+async fn serve<P: Parts>(connection: &zbus::Connection, parts: &P, mut signals: Signals) -> anyhow::Result<()> {
     // half the interval, as sd_watchdog_enabled(3) recommends
     let mut watchdog = sd_notify::watchdog_enabled().map(|every| tokio::time::interval(every / 2));
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hang_up.recv() => reload(parts).await,
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.hang_up.recv() => reload(parts).await,
             () = connection.closed() => anyhow::bail!("the bus closed the connection"),
             () = async { match &mut watchdog { Some(w) => { w.tick().await; } None => pending().await } } => {
                 match tokio::time::timeout(ANSWER_TIMEOUT, parts.figures()).await {
