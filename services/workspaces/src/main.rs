@@ -9,6 +9,7 @@ mod audited;
 mod bus;
 mod effects;
 mod error;
+mod protected;
 mod request;
 mod saved;
 mod socket;
@@ -28,8 +29,9 @@ use shipote_service::{Context, Definition, Parts, mechanism_info, run};
 use tokio::sync::mpsc;
 
 use crate::actor::{Actor, Call, Handle, figures};
-use crate::bus::{Doors, Manager, Protected, publish};
+use crate::bus::{Doors, Manager, publish};
 use crate::effects::{Live, LogStore};
+use crate::protected::Protected;
 use crate::saved::Saved;
 use crate::socket::{Door, Taken};
 
@@ -75,8 +77,10 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let logs = LogStore::open(&context.paths.state).context("open the folder of the commands' logs")?;
     let (inputs, inputs_received) = mpsc::unbounded_channel();
     let (changes, changed) = mpsc::unbounded_channel();
-    let live = Live::new(early.spawner, logs.clone(), &context.paths.runtime, inputs.clone(), changes.clone())
-        .context("open the folder of the flow sockets")?;
+    let protected = Protected::new(&context.paths);
+    let live =
+        Live::new(early.spawner, logs.clone(), &context.paths.runtime, inputs.clone(), changes.clone(), &protected)
+            .context("open the folder of the flow sockets")?;
     let flow_news = live.flow_news();
     let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes);
     tokio::spawn(actor.run());
@@ -89,13 +93,14 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
         audit: Arc::clone(&context.audit),
         logs: logs.clone(),
         saved,
+        protected: protected.clone(),
         capabilities: capabilities.clone(),
         flow_news,
         started: Instant::now(),
     };
     let listener = socket.listener().context("serve the workspace socket")?;
     tokio::spawn(socket::serve(Arc::new(door), listener, embedded));
-    let manager = Manager { doors, logs, capabilities, protected: Protected::new(&context.paths) };
+    let manager = Manager { doors, logs, capabilities, protected };
     context.connection.object_server().at(Service::Workspaces.path(), manager).await?;
     Ok(Workspaces { actor: handle, _socket: socket })
 }

@@ -8,6 +8,7 @@ mod deaths;
 mod hostile;
 mod interfaces;
 mod leaks;
+mod permissions;
 mod pipelines;
 mod refusals;
 mod socket;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use shipote_workspace_protocol::spec::{
-    CommandRef, Filesystem, FlowEdge, Flows, Payload, PipelineSpec, Supervision, WorkspaceId, WorkspaceSpec,
+    CommandRef, FlowEdge, Flows, Networking, Payload, PipelineSpec, Supervision, WorkspaceId, WorkspaceSpec,
 };
 use shipote_workspace_protocol::{FRAME_MAX, Request, Response, decode, encode};
 use ulid::Ulid;
@@ -17,10 +17,10 @@ use crate::support::{Appliance, binaries, eventually, processes_with, text};
 /// Far longer than anything takes: a client that waits so long has failed instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-struct Client(UnixStream);
+pub(crate) struct Client(UnixStream);
 
 impl Client {
-    fn connect(shipote: &Appliance) -> Self {
+    pub(crate) fn connect(shipote: &Appliance) -> Self {
         let stream = UnixStream::connect(shipote.path("run/workspaces/shipote.sock")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -40,12 +40,12 @@ impl Client {
         decode(&body).unwrap()
     }
 
-    fn ask(&mut self, request: &Request) -> Response {
+    pub(crate) fn ask(&mut self, request: &Request) -> Response {
         self.send(&encode(request).unwrap());
         self.receive()
     }
 
-    fn refused(&mut self, request: &Request) -> String {
+    pub(crate) fn refused(&mut self, request: &Request) -> String {
         match self.ask(request) {
             Response::Error { message } => message,
             other => panic!("{request:?} was not refused: {other:?}"),
@@ -60,7 +60,7 @@ impl Client {
         }
     }
 
-    fn run(&mut self, workspace: WorkspaceId, words: &[&str]) -> (Ulid, i32) {
+    pub(crate) fn run(&mut self, workspace: WorkspaceId, words: &[&str]) -> (Ulid, i32) {
         let (exec, argv) = words.split_first().unwrap();
         let argv = argv.iter().map(ToString::to_string).collect();
         let envp = vec![("GREETING".to_owned(), "a=b".to_owned())];
@@ -75,7 +75,7 @@ impl Client {
     }
 
     /// Exit status of a command, once it has one.
-    fn ended(&mut self, workspace: WorkspaceId, command: Ulid) -> i32 {
+    pub(crate) fn ended(&mut self, workspace: WorkspaceId, command: Ulid) -> i32 {
         let mut status = None;
         eventually("the command ends", || {
             let Response::CommandList { items } = self.ask(&Request::CommandList { workspace }) else { panic!() };
@@ -87,7 +87,7 @@ impl Client {
         status.unwrap()
     }
 
-    fn log(&mut self, workspace: WorkspaceId, command: Ulid, tail_bytes: usize, stream: &str) -> String {
+    pub(crate) fn log(&mut self, workspace: WorkspaceId, command: Ulid, tail_bytes: usize, stream: &str) -> String {
         let stream = stream.to_owned();
         match self.ask(&Request::CommandLogs { workspace, command, tail_bytes, stream }) {
             Response::CommandLogs { bytes } => text(&bytes),
@@ -188,8 +188,8 @@ fn labels_repeat_and_what_cannot_be_honoured_is_refused() {
     let listed = shipote.ok(&["workspace", "list"]);
     assert!(listed.contains("demo~2"), "{listed}");
     let mut spec = WorkspaceSpec { label: "w".to_owned(), ..WorkspaceSpec::default() };
-    spec.permissions.filesystem = Filesystem::ReadOnly;
-    assert!(client.refused(&Request::WorkspaceCreate { spec }).contains("permissions.filesystem"));
+    spec.permissions.networking = Networking::Outbound;
+    assert!(client.refused(&Request::WorkspaceCreate { spec }).contains("permissions.networking"));
     let nowhere = WorkspaceId(Ulid::generate());
     for request in [
         Request::WorkspaceStop { id: nowhere, grace_ms: 0 },

@@ -19,6 +19,12 @@ pub(crate) fn prepare(grant: &PathGrant, base: Option<u32>) -> Result<OwnedFd, F
     let failed = |error: io::Error| Failure::new(Step::Path, grant.path.display().to_string(), error);
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let tree = open_tree(CWD, &grant.path, flags).map_err(|error| failed(error.into()))?;
+    if grant.access == Access::Socket {
+        let stat = rustix::fs::fstat(&tree).map_err(|error| failed(error.into()))?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {
+            return Err(failed(io::Error::from_raw_os_error(libc::ENOTSOCK)));
+        }
+    }
     let read_only = if grant.access == Access::Read { RDONLY } else { 0 };
     sys::set_mount_attributes(tree.as_fd(), read_only | NOSUID | NODEV, true).map_err(failed)?;
     if let (Access::Owner, Some(base)) = (grant.access, base) {

@@ -46,4 +46,4 @@ pub use ids::SpawnerConfig;
 pub use probe::probe;
 pub use shipote_confinement::{Enforcement, Mechanism};
 pub use spawner::Spawner;
-pub use spec::{Access, CommandSpec, Network, PathGrant, Rlimits, SandboxSpec, Stdio, Terminal, Usage};
+pub use spec::{Access, CommandSpec, HostFiles, Network, PathGrant, Rlimits, SandboxSpec, Stdio, Terminal, Usage};

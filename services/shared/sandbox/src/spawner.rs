@@ -211,7 +211,7 @@ fn make(
     let (wait, mapped) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| Failure::new(Step::Namespaces, "pipe", error))?;
     // SAFETY: the spawner has one thread, and the child never returns from `keeper::run`.
-    let side = unsafe { sys::clone3(sys::NAMESPACES, cgroup.as_ref().map(AsFd::as_fd)) };
+    let side = unsafe { sys::clone3(sys::namespaces(spec.network), cgroup.as_ref().map(AsFd::as_fd)) };
     match side.map_err(|error| Failure::new(Step::Namespaces, "of the workspace", error))? {
         Side::Child => {
             keeper::run(&Seat { socket, mapped: wait.as_fd(), spec, identity, nofile, filters, grants: &grants })

@@ -15,6 +15,23 @@ pub enum Network {
     None,
     /// As `None` with the loopback interface up: commands of one workspace reach each other.
     Loopback,
+    /// The network of the service: no isolation at all, reported as a missing mechanism.
+    Host,
+}
+
+/// What a workspace sees of the host's files beside the system's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostFiles {
+    /// Nothing.
+    #[default]
+    None,
+    /// Every directory of the host's root but those that hold devices, processes, sockets and scratch (`/dev`,
+    /// `/proc`, `/sys`, `/run`, `/tmp`), read-only, as far as file modes let the workspace's user read.
+    Read,
+    /// As `Read`, writable but for the system (`/usr`, `/bin`, `/lib*`, `/etc`, `/boot`), as far as file modes let
+    /// the workspace's user write.
+    Write,
 }
 
 /// How a granted path may be used.
@@ -31,6 +48,8 @@ pub enum Access {
     /// command makes belongs to the owner (an id-mapped mount). The caller of this library answers for who
     /// may grant that. Not for what root owns.
     Owner,
+    /// A Unix socket to connect to, as far as its mode lets the workspace's user. Anything else is refused.
+    Socket,
 }
 
 /// A path of the host that a workspace sees.
@@ -90,6 +109,13 @@ pub struct SandboxSpec {
     pub paths: Vec<PathGrant>,
     /// Paths inside that are covered by nothing: an empty directory or an empty file.
     pub hidden: Vec<PathBuf>,
+    /// The host's files that it sees; where not none, `/etc` is the host's too.
+    pub host_files: HostFiles,
+    /// As `hidden`, but without an error for those that are not there. For what must not be seen whoever asks.
+    pub protected: Vec<PathBuf>,
+    /// `/proc` shows the processes that the service sees instead of the workspace's own; read-only, and none of
+    /// them can be signalled.
+    pub host_processes: bool,
     /// Limits of each of its processes.
     pub rlimits: Rlimits,
     /// CPUs its processes may run on; empty: as the service.
@@ -109,6 +135,9 @@ impl Default for SandboxSpec {
             scratch_bytes: 64 << 20,
             paths: Vec::new(),
             hidden: Vec::new(),
+            host_files: HostFiles::None,
+            protected: Vec::new(),
+            host_processes: false,
             rlimits: Rlimits::default(),
             cpu_affinity: Vec::new(),
             cgroup: None,
@@ -183,7 +212,7 @@ impl SandboxSpec {
             return refuse(format!("scratch space of {} bytes: at least 1 MiB is needed", self.scratch_bytes));
         }
         let targets = self.paths.iter().flat_map(|grant| [Some(&grant.path), grant.target.as_ref()]).flatten();
-        for path in targets.chain(&self.hidden) {
+        for path in targets.chain(&self.hidden).chain(&self.protected) {
             let plain = path.is_absolute()
                 && path.components().skip(1).all(|part| matches!(part, std::path::Component::Normal(_)));
             if !plain {

@@ -83,7 +83,7 @@ fn a_length_that_is_not_there_is_not_believed() {
 
 #[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
-    use shipote_workspace_protocol::spec::{ExitPolicy, Filesystem, Networking, QuotaAction};
+    use shipote_workspace_protocol::spec::{ExitPolicy, Networking, QuotaAction};
     let refusals: Vec<Refusal<WorkspaceSpec>> = vec![
         ("label", |s| s.label.clear()),
         ("soma.cgroup.path", |s| s.soma.cgroup.path = "../x".into()),
@@ -95,11 +95,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("quota_enforce.mem", |s| s.quota_enforce.mem = QuotaAction::Kill),
         ("quota_enforce.nproc", |s| s.quota_enforce.nproc = QuotaAction::Log),
         ("permissions.networking", |s| s.permissions.networking = Networking::Outbound),
-        ("permissions.networking", |s| s.permissions.networking = Networking::Full),
-        ("permissions.filesystem", |s| s.permissions.filesystem = Filesystem::ReadOnly),
-        ("permissions.filesystem", |s| s.permissions.filesystem = Filesystem::ReadWrite),
-        ("permissions.processes", |s| s.permissions.processes = true),
-        ("permissions.ipc.allow", |s| s.permissions.ipc.allow = vec!["x".into()]),
+        ("permissions.ipc.allow[0]", |s| s.permissions.ipc.allow = vec!["x".into()]),
         ("ttl", |s| s.ttl = Some(0)),
     ];
     let plain = WorkspaceSpec { label: "w".into(), ..WorkspaceSpec::default() };

@@ -20,10 +20,10 @@ use zbus::{OwnedObjectPath, OwnedVariant};
 
 use super::convert;
 use super::doors::{ACTION_MANAGE, ACTION_RUN, Doors, audited};
-use super::protected::Protected;
 use crate::actor::{Call, node_list};
 use crate::effects::{Handed, LogStore, Selection};
 use crate::error::Error;
+use crate::protected::Protected;
 use crate::state::{Command, NewCommand, Outcome, Target};
 
 type Options = HashMap<String, OwnedVariant>;

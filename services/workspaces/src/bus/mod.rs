@@ -4,10 +4,8 @@ mod convert;
 mod doors;
 mod manager;
 mod objects;
-mod protected;
 mod publisher;
 
 pub(crate) use doors::Doors;
 pub(crate) use manager::Manager;
-pub(crate) use protected::Protected;
 pub(crate) use publisher::publish;

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use shipote_bus::spec::{Access, Networking, WorkspaceSpec};
+use shipote_bus::spec::{Access, Filesystem, Networking, WorkspaceSpec};
 use shipote_bus::workspaces::FlowInfo;
 use shipote_sandbox::{
-    CommandSpec, Event, ExitStream, Keeper, Network, PathGrant, Rlimits, SandboxError, SandboxSpec, Spawner, Stdio,
-    Step, Terminal,
+    CommandSpec, Event, ExitStream, HostFiles, Keeper, Network, PathGrant, Rlimits, SandboxError, SandboxSpec, Spawner,
+    Stdio, Step, Terminal,
 };
 use tokio::sync::{mpsc, watch};
 use ulid::Ulid;
@@ -20,6 +21,7 @@ use super::wiring::{NodeDescriptors, wire};
 use super::{Effects, Handed, LogStore, completion};
 use crate::actor::{Change, FlowSource};
 use crate::error::{Error, SpawnKind};
+use crate::protected::Protected;
 use crate::state::{Command, Input, Pipeline, Workspace};
 
 /// Size of the private scratch where the spec names none.
@@ -51,6 +53,8 @@ type Terminals = Arc<Mutex<HashMap<Ulid, OwnedFd>>>;
 /// The effects, live.
 pub(crate) struct Live {
     spawner: Arc<Spawner>,
+    /// Hidden in every workspace that sees files of the host.
+    protected: Arc<[PathBuf]>,
     logs: LogStore,
     flows: Flows,
     inputs: mpsc::UnboundedSender<Input>,
@@ -67,9 +71,11 @@ impl Live {
         runtime: &std::path::Path,
         inputs: mpsc::UnboundedSender<Input>,
         changes: mpsc::UnboundedSender<Change>,
+        protected: &Protected,
     ) -> io::Result<Self> {
         Ok(Live {
             spawner: Arc::new(spawner),
+            protected: protected.hidden(),
             logs,
             flows: Flows::open(runtime, changes)?,
             inputs,
@@ -162,7 +168,7 @@ impl Effects for Live {
     fn start_keeper(&mut self, workspace: &Workspace) {
         let id = workspace.id;
         let name = workspace.name.clone();
-        let spec = sandbox_spec(&workspace.name, &workspace.spec, workspace.strict);
+        let spec = sandbox_spec(&workspace.name, &workspace.spec, workspace.strict, &self.protected);
         let (spawner, keepers, inputs) = (Arc::clone(&self.spawner), Arc::clone(&self.keepers), self.inputs.clone());
         tokio::spawn(async move {
             let _ = inputs.send(match spawner.workspace(&spec).await {
@@ -338,14 +344,27 @@ fn explain(program: &str, error: &SandboxError) -> Error {
     }
 }
 
-fn sandbox_spec(name: &str, spec: &WorkspaceSpec, strict: bool) -> SandboxSpec {
+fn sandbox_spec(name: &str, spec: &WorkspaceSpec, strict: bool, protected: &[PathBuf]) -> SandboxSpec {
+    let sockets = spec.permissions.ipc.allow.iter().map(|path| PathGrant {
+        path: path.into(),
+        target: None,
+        access: shipote_sandbox::Access::Socket,
+    });
     SandboxSpec {
         hostname: hostname(name),
         network: match spec.permissions.networking {
             Networking::Loopback => Network::Loopback,
-            // the others are refused by the spec's validation
-            _ => Network::None,
+            Networking::Full => Network::Host,
+            // outbound is refused by the spec's validation
+            Networking::None | Networking::Outbound => Network::None,
         },
+        host_files: match spec.permissions.filesystem {
+            Filesystem::None => HostFiles::None,
+            Filesystem::ReadOnly => HostFiles::Read,
+            Filesystem::ReadWrite => HostFiles::Write,
+        },
+        host_processes: spec.permissions.processes,
+        protected: protected.to_vec(),
         scratch_bytes: spec.scratch_bytes.unwrap_or(SCRATCH),
         paths: spec
             .paths
@@ -358,6 +377,7 @@ fn sandbox_spec(name: &str, spec: &WorkspaceSpec, strict: bool) -> SandboxSpec {
                     Access::Write => shipote_sandbox::Access::Write,
                 },
             })
+            .chain(sockets)
             .collect(),
         hidden: spec.hidden.clone(),
         rlimits: Rlimits {

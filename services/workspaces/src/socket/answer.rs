@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shipote_audit::Event;
-use shipote_bus::spec::SpecError;
+use shipote_bus::spec::{Networking, SpecError};
 use shipote_workspace_protocol::spec::{WorkspaceId, WorkspaceSpec};
 use shipote_workspace_protocol::{
     CommandInfo, FRAME_MAX, FlowInfo, FlowThroughputInfo, Request, Response, WorkspaceSummary, convert,
@@ -33,6 +33,20 @@ pub(super) fn invalid(what: &str) -> impl FnOnce(SpecError) -> Error {
 
 pub(super) fn unexpected() -> Error {
     Error::Failed("the state actor gave an answer of another kind; this is a defect of Shipote".to_owned())
+}
+
+/// Whoever reaches the socket may run; to take the host's network takes the right to manage, which over this door only
+/// root and the service's own user have.
+fn may_share_network(spec: &shipote_bus::spec::WorkspaceSpec, uid: u32) -> Result<(), Error> {
+    let own = rustix::process::geteuid().as_raw();
+    if spec.permissions.networking == Networking::Full && uid != 0 && uid != own {
+        return Err(Error::NotAuthorized(
+            "create workspace: permissions.networking: `full` takes the right to manage workspaces; use `loopback`, or \
+             ask for it over the bus (`shipote workspace create`)"
+                .to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 impl Door {
@@ -108,6 +122,8 @@ impl Door {
 
     async fn create(&self, by: By, spec: WorkspaceSpec) -> Result<Response, Error> {
         let spec = convert::workspace(spec).map_err(invalid("create workspace"))?;
+        self.protected.check(&spec)?;
+        may_share_network(&spec, by.uid)?;
         let label = spec.label.clone();
         let call = Call::Create { spec: Box::new(spec), strict: false, uid: by.uid, numbered: true };
         let Outcome::Created(id) = self.change(by, Event::WorkspaceCreate, &label, call).await?.outcome else {

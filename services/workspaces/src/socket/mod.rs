@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::actor::Handle;
 use crate::effects::LogStore;
+use crate::protected::Protected;
 use crate::saved::Saved;
 
 pub(crate) use connection::serve;
@@ -31,6 +32,7 @@ pub(crate) struct Door {
     pub(crate) audit: Arc<Audit>,
     pub(crate) logs: LogStore,
     pub(crate) saved: Saved,
+    pub(crate) protected: Protected,
     pub(crate) capabilities: Vec<MechanismInfo>,
     /// Changes whenever something becomes known of a flow.
     pub(crate) flow_news: watch::Receiver<()>,

@@ -71,7 +71,7 @@ pub struct Permissions {
     pub filesystem: Filesystem,
     /// Inter-process communication with the outside.
     pub ipc: IpcPolicy,
-    /// May see the host's processes.
+    /// Sees the host's processes in `/proc`. None of them can be signalled or traced.
     pub processes: bool,
 }
 
@@ -86,7 +86,8 @@ pub enum Networking {
     Loopback,
     /// Through the egress proxy.
     Outbound,
-    /// The host's.
+    /// The host's as it is, its loopback and its abstract sockets' names too: no isolation of the network. Who may
+    /// ask for it has the right to manage workspaces.
     Full,
 }
 
@@ -97,9 +98,11 @@ pub enum Filesystem {
     /// None.
     #[default]
     None,
-    /// What the caller could read, read-only, minus protected paths.
+    /// All but devices, processes, `/run`, `/sys`, `/tmp` and the protected paths, read-only, as far as file modes
+    /// let the workspace's user read.
     ReadOnly,
-    /// What the caller could write.
+    /// As `read-only`, but what is not the system's (`/usr`, `/etc`, `/boot`) is writable, as far as file modes
+    /// let the workspace's user write.
     ReadWrite,
 }
 
@@ -107,7 +110,7 @@ pub enum Filesystem {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IpcPolicy {
-    /// Names of what is allowed.
+    /// Absolute paths of Unix sockets of the host; each is in the workspace at the same path.
     pub allow: Vec<String>,
 }
 
@@ -146,22 +149,15 @@ impl WorkspaceSpec {
     /// The first field that cannot be honoured, by its key path.
     pub fn validate(&self) -> Result<(), SpecError> {
         check_label("label", &self.label)?;
-        let later = |field: &str, what: &str, now: &str| {
-            Err(SpecError::new(field, format!("{what} is not available yet; use {now}")))
-        };
-        match self.permissions.networking {
-            Networking::None | Networking::Loopback => {}
-            Networking::Outbound => return later("permissions.networking", "outbound", "`none` or `loopback`"),
-            Networking::Full => return later("permissions.networking", "full", "`none` or `loopback`"),
+        if self.permissions.networking == Networking::Outbound {
+            return Err(SpecError::new(
+                "permissions.networking",
+                "outbound needs the egress proxy, which does not serve workspaces yet; use `loopback`, or `full` for \
+                 the host's network as it is",
+            ));
         }
-        if self.permissions.filesystem != Filesystem::None {
-            return later("permissions.filesystem", "access to all of the host's files", "`none` and name `[[paths]]`");
-        }
-        if self.permissions.processes {
-            return later("permissions.processes", "a view of the host's processes", "`false`");
-        }
-        if !self.permissions.ipc.allow.is_empty() {
-            return later("permissions.ipc.allow", "a door to sockets of the host", "an empty list");
+        for (i, socket) in self.permissions.ipc.allow.iter().enumerate() {
+            check_path(&format!("permissions.ipc.allow[{i}]"), std::path::Path::new(socket))?;
         }
         if self.scratch_bytes.is_some_and(|b| b < SCRATCH_MIN) {
             return Err(SpecError::new("scratch_bytes", format!("is below the smallest scratch, {SCRATCH_MIN} bytes")));
@@ -220,15 +216,20 @@ mod tests {
 
     #[test]
     fn table() {
-        let good =
-            ["label='a'", "label='a'\n[permissions]\nnetworking='loopback'", "label='a'\n[[paths]]\npath='/srv'"];
+        let good = [
+            "label='a'",
+            "label='a'\n[permissions]\nnetworking='loopback'",
+            "label='a'\n[[paths]]\npath='/srv'",
+            "label='a'\n[permissions]\nnetworking='full'\nfilesystem='read-write'\nprocesses=true\nipc={allow=['/run/x']}",
+        ];
         for text in good {
             assert_eq!(spec(text), Ok(()), "{text}");
         }
         let bad = [
             ("", "label: is empty"),
             ("label='a'\ncolour='red'", "unknown field `colour`"),
-            ("label='a'\n[permissions]\nnetworking='full'", "permissions.networking: full is not available yet"),
+            ("label='a'\n[permissions]\nnetworking='outbound'", "permissions.networking: outbound needs the egress"),
+            ("label='a'\n[permissions.ipc]\nallow=['bus']", "permissions.ipc.allow[0]: bus is not absolute"),
             ("label='a'\n[[paths]]\npath='srv'", "paths[0].path: srv is not absolute"),
             ("label='a'\n[[paths]]\npath='/srv/../etc'", "contains `..`"),
             ("label='a'\n[[paths]]\npath='/'", "is the root"),

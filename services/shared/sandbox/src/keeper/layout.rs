@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
@@ -11,10 +11,10 @@ use rustix::mount::MountAttrFlags;
 use shipote_confinement::Mechanism;
 
 use super::root::{Root, clone_at, filesystem};
-use super::{Ids, WORK};
+use super::{Ids, WORK, host};
 use crate::error::{Failure, Step};
 use crate::grants;
-use crate::spec::SandboxSpec;
+use crate::spec::{HostFiles, SandboxSpec};
 use crate::sys::{self, NODEV, NOEXEC, NOSUID, RDONLY};
 
 /// Where the system lies, besides `/usr`: links or directories as on the host.
@@ -55,9 +55,14 @@ pub(super) fn build(spec: &SandboxSpec, ids: Ids, prepared: &[OwnedFd]) -> Resul
 
     let root = Root::new()?;
     system(&root)?;
-    configuration(&root, spec, ids)?;
+    let mut report = Vec::new();
+    match spec.host_files {
+        HostFiles::None => configuration(&root, spec, ids)?,
+        access => report.push(host::files(&root, access, ids)?),
+    }
     scratch(&root, spec)?;
-    let mut report = vec![devices(&root, ids)?, processes(&root)?];
+    report.push(devices(&root, ids)?);
+    report.push(if spec.host_processes { host::processes(&root)? } else { processes(&root)? });
     for (grant, tree) in spec.paths.iter().zip(trees) {
         root.attach(grant.target.as_ref().unwrap_or(&grant.path), tree.as_fd())?;
     }
@@ -67,6 +72,9 @@ pub(super) fn build(spec: &SandboxSpec, ids: Ids, prepared: &[OwnedFd]) -> Resul
     }
     for path in &spec.hidden {
         root.hide(path)?;
+    }
+    for path in &spec.protected {
+        root.hide_if_there(path)?;
     }
     root.enter()?;
     report.push(Mechanism::enforced("pivoted-root", "only what is named is there"));
@@ -111,7 +119,7 @@ fn configuration(root: &Root, spec: &SandboxSpec, ids: Ids) -> Result<(), Failur
         ("etc/hosts", format!("127.0.0.1 localhost {host}\n::1 localhost {host}\n")),
         ("etc/hostname", format!("{host}\n")),
         ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        ("etc/resolv.conf", String::new()),
+        ("etc/resolv.conf", host::resolvers(spec.network)),
     ] {
         root.file(name, text.as_bytes())?;
     }
@@ -195,6 +203,15 @@ fn devices(root: &Root, ids: Ids) -> Result<Mechanism, Failure> {
     }
 }
 
+/// Covers what tells of the host's kernel in a `/proc` that is in place.
+pub(super) fn hide_kernel(root: &Root, processes: BorrowedFd<'_>) -> Result<(), Failure> {
+    for name in PROC_HIDDEN {
+        root.hide_at(processes, name)
+            .map_err(|error| Failure::new(Step::Mount, format!("cover /proc/{name}"), error))?;
+    }
+    Ok(())
+}
+
 /// `/proc` of the workspace's own processes, less what tells of or changes the host.
 fn processes(root: &Root) -> Result<Mechanism, Failure> {
     let attributes =
@@ -208,10 +225,7 @@ fn processes(root: &Root) -> Result<Mechanism, Failure> {
         }
     };
     root.cover("proc", processes.as_fd())?;
-    for name in PROC_HIDDEN {
-        root.hide_at(processes.as_fd(), name)
-            .map_err(|error| Failure::new(Step::Mount, format!("cover /proc/{name}"), error))?;
-    }
+    hide_kernel(root, processes.as_fd())?;
     for name in PROC_READ_ONLY {
         let tree = match clone_at(processes.as_fd(), name) {
             Ok(tree) => tree,

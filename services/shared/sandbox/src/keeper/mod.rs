@@ -5,6 +5,7 @@
 //! the socket closes it ends, and the kernel ends every process of its pid namespace with it.
 
 mod command;
+mod host;
 mod layout;
 mod root;
 mod serve;
@@ -68,7 +69,9 @@ fn live(seat: &Seat<'_>) {
     sys::close_range(seat.mapped.as_raw_fd() as u32, seat.mapped.as_raw_fd() as u32, 0);
     match set_up(seat) {
         Ok((mechanisms, common)) => {
-            if seat.spec.strict && mechanisms.iter().any(|mechanism| !mechanism.is_enforced()) {
+            let lacks = |mechanism: &Mechanism| !mechanism.is_enforced() && !host::asked_for(seat.spec, mechanism);
+            if seat.spec.strict && mechanisms.iter().any(lacks) {
+                let mechanisms = mechanisms.into_iter().filter(lacks).collect();
                 let _ = wire::send(seat.socket, &Reply::NotEnforced { mechanisms }, &[]);
             } else if wire::send(seat.socket, &Reply::Ready { mechanisms: mechanisms.clone() }, &[]).is_ok() {
                 serve::serve(seat.socket, &common, mechanisms);
@@ -85,6 +88,7 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure>
     let mut report: Vec<Mechanism> = ["user", "mount", "pid", "ipc", "uts", "network", "cgroup"]
         .map(|kind| Mechanism::enforced(format!("{kind}-namespace"), ""))
         .into();
+    report.iter_mut().filter(|mechanism| mechanism.name == host::NETWORK).for_each(|m| host::network(spec, m));
     let ids = Ids { keeper: if matches!(seat.identity, Identity::Range(_)) { 0 } else { WORK } };
     report.push(become_first(seat.identity)?);
     report.extend(layout::build(spec, ids, seat.grants)?);
@@ -193,10 +197,14 @@ fn domain(spec: &SandboxSpec) -> Result<Domain, shipote_confinement::Error> {
             domain = domain.allow_path(Path::new(path), access)?;
         }
     }
+    for (path, access) in host::rules(spec.host_files, &fixed.map(|(path, _)| path)) {
+        domain = domain.allow_path(&path, access)?;
+    }
     for grant in &spec.paths {
         let access = match grant.access {
             Access::Read => PathAccess::Execute,
             Access::Write | Access::Owner => PathAccess::All,
+            Access::Socket => PathAccess::Use,
         };
         domain = domain.allow_path(grant.target.as_ref().unwrap_or(&grant.path), access)?;
     }

@@ -120,6 +120,14 @@ impl Root {
         self.attach_at(target.as_fd(), cover.as_fd()).map_err(named)
     }
 
+    /// As `hide`, for a path that may not be there, or not be reachable even for the keeper, and so for no command.
+    pub(super) fn hide_if_there(&self, path: &Path) -> Result<(), Failure> {
+        match self.open(path, OFlags::PATH) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(()),
+            _ => self.hide(path),
+        }
+    }
+
     /// Covers a name beneath a directory, where it is there.
     pub(super) fn hide_at(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
         let stat = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {

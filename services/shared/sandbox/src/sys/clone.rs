@@ -3,14 +3,21 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use crate::spec::Network;
+
 /// Namespaces of a workspace. The cgroup namespace is not among them: each command gets one of its own,
 /// rooted at its own cgroup, and the keeper has to see the cgroups it starts commands in.
-pub(crate) const NAMESPACES: u64 = (libc::CLONE_NEWUSER
+const NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWNET) as u64;
+
+/// The namespaces of a workspace with that network.
+pub(crate) fn namespaces(network: Network) -> u64 {
+    if network == Network::Host { NAMESPACES & !(libc::CLONE_NEWNET as u64) } else { NAMESPACES }
+}
 
 const CLONE_PIDFD: u64 = libc::CLONE_PIDFD as u64;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;

@@ -3,6 +3,7 @@
 //! service.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use shipote_bus::paths::ServicePaths;
 use shipote_bus::spec::WorkspaceSpec;
@@ -14,27 +15,46 @@ const SYSTEM: &[&str] = &["/run/dbus", "/run/systemd", "/proc", "/sys", "/dev"];
 
 /// The protected paths, links resolved.
 #[derive(Debug, Clone)]
-pub(crate) struct Protected(Vec<PathBuf>);
+pub(crate) struct Protected {
+    all: Vec<PathBuf>,
+    /// Those of the service itself.
+    hidden: Arc<[PathBuf]>,
+}
 
 impl Protected {
     pub(crate) fn new(paths: &ServicePaths) -> Self {
         let own = [&paths.state, &paths.runtime, &paths.config].into_iter().map(PathBuf::from);
         // the embedded bus lies beside the services' folders
         let bus = paths.runtime.parent().map(|p| p.join("bus"));
-        let all = own.chain(bus).chain(SYSTEM.iter().map(PathBuf::from));
-        Protected(all.map(|p| p.canonicalize().unwrap_or(p)).collect())
+        let resolve = |p: PathBuf| p.canonicalize().unwrap_or(p);
+        // the folders of one appliance's services lie beside each other, and are one user's where it is embedded
+        let siblings = [&paths.state, &paths.runtime]
+            .into_iter()
+            .filter(|path| path.file_name().is_some_and(|name| name == "workspaces"))
+            .filter_map(|path| path.parent().map(PathBuf::from));
+        let own: Vec<PathBuf> = own.chain(bus).chain(siblings).map(resolve).collect();
+        let all = own.iter().cloned().chain(SYSTEM.iter().map(PathBuf::from).map(resolve)).collect();
+        Protected { all, hidden: own.into() }
+    }
+
+    /// What is covered in a workspace that sees the host's files. The doors of the system are none of these.
+    pub(crate) fn hidden(&self) -> Arc<[PathBuf]> {
+        Arc::clone(&self.hidden)
     }
 
     /// Refuses a spec that grants a protected path, something beneath one, or a folder that
     /// holds one.
-    pub(super) fn check(&self, spec: &WorkspaceSpec) -> Result<(), Error> {
-        for (i, grant) in spec.paths.iter().enumerate() {
+    pub(crate) fn check(&self, spec: &WorkspaceSpec) -> Result<(), Error> {
+        let paths = spec.paths.iter().enumerate().map(|(i, grant)| (format!("paths[{i}].path"), grant.path.as_path()));
+        let sockets = spec.permissions.ipc.allow.iter().enumerate();
+        let sockets = sockets.map(|(i, socket)| (format!("permissions.ipc.allow[{i}]"), Path::new(socket)));
+        for (field, granted) in paths.chain(sockets) {
             // a path that is not there is refused when it is opened
-            let path = grant.path.canonicalize().unwrap_or_else(|_| grant.path.clone());
-            if let Some(protected) = self.0.iter().find(|p| overlap(p, &path)) {
+            let path = granted.canonicalize().unwrap_or_else(|_| granted.to_owned());
+            if let Some(protected) = self.all.iter().find(|p| overlap(p, &path)) {
                 return Err(Error::InvalidSpec(format!(
-                    "create workspace: paths[{i}].path: {} reaches {}, which no workspace is given; name a narrower path",
-                    grant.path.display(),
+                    "create workspace: {field}: {} reaches {}, which no workspace is given; name a narrower path",
+                    granted.display(),
                     protected.display()
                 )));
             }
@@ -49,7 +69,7 @@ fn overlap(a: &Path, b: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use shipote_bus::spec::{Access, PathGrant};
+    use shipote_bus::spec::{Access, IpcPolicy, PathGrant, Permissions};
 
     use super::*;
 
@@ -76,5 +96,9 @@ mod tests {
             assert!(check(bad.into()).is_err(), "{bad}");
         }
         assert!(check(at("data")).is_ok());
+        let allow = vec![folder.path().join("run/bus").display().to_string()];
+        let permissions = Permissions { ipc: IpcPolicy { allow }, ..Permissions::default() };
+        let refused = protected.check(&WorkspaceSpec { permissions, ..WorkspaceSpec::default() }).unwrap_err();
+        assert!(refused.to_string().contains("permissions.ipc.allow[0]"), "{refused}");
     }
 }

@@ -1,0 +1,93 @@
+//! The kinds of permission of a workspace, over both doors.
+
+use std::os::unix::fs::PermissionsExt;
+
+use shipote_workspace_protocol::spec::{Filesystem, Networking, WorkspaceSpec};
+use shipote_workspace_protocol::{Request, Response};
+
+use crate::socket::Client;
+use crate::support::{Appliance, text};
+
+/// What a command prints with these permissions: by the bus and by the socket.
+fn both(shipote: &Appliance, permissions: &str, change: impl FnOnce(&mut WorkspaceSpec), script: &str) -> [String; 2] {
+    let spec = format!("[permissions]\n{permissions}\n");
+    let file = shipote.path("spec.toml");
+    std::fs::write(&file, spec).unwrap();
+    let output = shipote.run(&["run", "-f", file.to_str().unwrap(), "--", "sh", "-c", script]);
+    let by_bus = text(&output.stdout);
+    assert!(output.status.success(), "{permissions}: {}", text(&output.stderr));
+    let mut spec = WorkspaceSpec { label: "permissions".to_owned(), ..WorkspaceSpec::default() };
+    change(&mut spec);
+    let mut client = Client::connect(shipote);
+    let Response::WorkspaceCreated { id, .. } = client.ask(&Request::WorkspaceCreate { spec }) else {
+        panic!("{permissions} is refused by the socket")
+    };
+    let (command, _) = client.run(id, &["sh", "-c", script]);
+    client.ended(id, command);
+    let by_socket = client.log(id, command, 0, "stdout");
+    assert!(matches!(client.ask(&Request::WorkspaceStop { id, grace_ms: 0 }), Response::WorkspaceStopped { .. }));
+    [by_bus, by_socket]
+}
+
+#[test]
+fn each_kind_holds_over_both_doors() {
+    let shipote = Appliance::start();
+    let folder = ["/var/tmp", "/opt", "/srv"].iter().find_map(|p| tempfile::tempdir_in(p).ok()).unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "host").unwrap();
+    std::fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+
+    let touch = format!("cat {0}; echo new 2>/dev/null > {0}; true", file.display());
+    let none = both(&shipote, "", |_| {}, &format!("{touch} 2>/dev/null"));
+    assert_eq!(none, [String::new(), String::new()]);
+    let read = |s: &mut WorkspaceSpec| s.permissions.filesystem = Filesystem::ReadOnly;
+    assert_eq!(both(&shipote, "filesystem = 'read-only'", read, &touch), ["host", "host"]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "host");
+    let write = |s: &mut WorkspaceSpec| s.permissions.filesystem = Filesystem::ReadWrite;
+    assert_eq!(both(&shipote, "filesystem = 'read-write'", write, &touch), ["host", "new\n"]);
+    // the service's own folders are in no view of the host
+    let own = format!("ls -A {} 2>/dev/null | head -n 3; true", shipote.path("state/workspaces").display());
+    assert_eq!(both(&shipote, "filesystem = 'read-write'", write, &own), ["", ""]);
+
+    let connect = format!(
+        "perl -e 'use Socket; socket(S,PF_INET,SOCK_STREAM,0); \
+         print connect(S,sockaddr_in({port},inet_aton(\"127.0.0.1\"))) ? 1 : 0'"
+    );
+    let loopback = |s: &mut WorkspaceSpec| s.permissions.networking = Networking::Loopback;
+    assert_eq!(both(&shipote, "networking = 'loopback'", loopback, &connect), ["0", "0"]);
+    let full = |s: &mut WorkspaceSpec| s.permissions.networking = Networking::Full;
+    assert_eq!(both(&shipote, "networking = 'full'", full, &connect), ["1", "1"]);
+
+    let own = std::process::id();
+    let look = format!("test -e /proc/{own}/comm && cat /proc/{own}/comm; true");
+    assert_eq!(both(&shipote, "", |_| {}, &look), ["", ""]);
+    let name = std::fs::read_to_string(format!("/proc/{own}/comm")).unwrap();
+    let processes = |s: &mut WorkspaceSpec| s.permissions.processes = true;
+    assert_eq!(both(&shipote, "processes = true", processes, &look), [name.as_str(), name.as_str()]);
+
+    let socket = folder.path().join("socket");
+    let _socket = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
+    let path = socket.display().to_string();
+    let connect = format!(
+        "perl -e 'use Socket; socket(S,PF_UNIX,SOCK_STREAM,0); print connect(S,pack_sockaddr_un(\"{path}\")) ? 1 : 0'"
+    );
+    assert_eq!(both(&shipote, "", |_| {}, &connect), ["0", "0"]);
+    let allow = |s: &mut WorkspaceSpec| s.permissions.ipc.allow = vec![path.clone()];
+    assert_eq!(both(&shipote, &format!("ipc.allow = ['{path}']"), allow, &connect), ["1", "1"]);
+}
+
+#[test]
+fn what_is_shared_with_the_host_is_reported() {
+    let shipote = Appliance::start();
+    let file = shipote.path("spec.toml");
+    std::fs::write(&file, "[permissions]\nnetworking = 'full'\nprocesses = true\n").unwrap();
+    let made = shipote.json(&["workspace", "create", "open", "-f", file.to_str().unwrap(), "--json"]);
+    for name in ["network-namespace", "own-proc"] {
+        let found = made["isolation"].as_array().unwrap().iter().find(|m| m["name"] == name).unwrap();
+        assert_eq!(found["state"], "missing", "{found}");
+    }
+}
