@@ -1,9 +1,9 @@
 //! The one owner of all machines. Everything that happens to them comes through its queue, in order.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use shipote_confinement::Mechanism;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
@@ -29,6 +29,17 @@ pub trait Launcher: Send + 'static {
         console: Console,
         report: Box<dyn Fn(Report) + Send + Sync>,
     ) -> mpsc::UnboundedSender<Order>;
+
+    /// Takes over a machine that runs from before this service began; `None` where it doesn't.
+    fn adopt(
+        &self,
+        name: &str,
+        console: Console,
+        report: Box<dyn Fn(Report) + Send + Sync>,
+    ) -> Option<mpsc::UnboundedSender<Order>>;
+
+    /// Ends the machines that run but are none of these.
+    fn end_strangers(&self, _known: &[String]) {}
 }
 
 /// A machine, as it is shown.
@@ -50,6 +61,8 @@ enum Message {
     Create(String, Spec, Reply<()>),
     Start(String, Reply<()>),
     Stop(String, Duration, Reply<()>),
+    Pause(String, bool, Reply<()>),
+    Inspect(String, Reply<Inspected>),
     Remove(String, Reply<()>),
     List(oneshot::Sender<Vec<Shown>>),
     Guest(String, Reply<Guest>),
@@ -57,7 +70,19 @@ enum Message {
     /// Of the machine's `n`th life.
     Told(String, u64, Report),
     Expired(String, u64),
-    Shutdown(oneshot::Sender<()>),
+    /// With `true` the machines go on.
+    Shutdown(bool, oneshot::Sender<()>),
+}
+
+/// What is known of a machine's processes.
+#[derive(Debug, Clone)]
+pub struct Inspected {
+    /// As in lists.
+    pub shown: Shown,
+    /// The monitor's process and the vsock device's; none where it doesn't run.
+    pub pids: Vec<i32>,
+    /// How they are confined.
+    pub confinement: Vec<Mechanism>,
 }
 
 struct Machine {
@@ -69,6 +94,8 @@ struct Machine {
     life: u64,
     orders: Option<mpsc::UnboundedSender<Order>>,
     guest: Option<Guest>,
+    pids: Vec<i32>,
+    confinement: Vec<Mechanism>,
 }
 
 /// Owns the machines; see [`Handle`].
@@ -95,7 +122,9 @@ impl Handle {
         let (sender, messages) = mpsc::unbounded_channel();
         let machines = store.load()?.into_iter().map(|(name, spec)| (name, Machine::new(spec))).collect();
         let weak = sender.downgrade();
-        tokio::spawn(Actor { machines, store, launcher, changes, sender: weak, ending: None }.run(messages));
+        let mut actor = Actor { machines, store, launcher, changes, sender: weak, ending: None };
+        actor.adopt_all();
+        tokio::spawn(actor.run(messages));
         Ok(Self(sender))
     }
 
@@ -127,6 +156,22 @@ impl Handle {
     /// [`Error::NoSuchMachine`], [`Error::WrongState`].
     pub async fn stop(&self, name: &str, grace: Duration) -> Result<(), Error> {
         self.ask(|reply| Message::Stop(name.to_owned(), grace, reply)).await
+    }
+
+    /// Has its processors stop (`paused`) or go on; that they did is told later.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::WrongState`].
+    pub async fn pause(&self, name: &str, paused: bool) -> Result<(), Error> {
+        self.ask(|reply| Message::Pause(name.to_owned(), paused, reply)).await
+    }
+
+    /// What is known of its processes.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`].
+    pub async fn inspect(&self, name: &str) -> Result<Inspected, Error> {
+        self.ask(|reply| Message::Inspect(name.to_owned(), reply)).await
     }
 
     /// Removes a machine that doesn't run.
@@ -165,8 +210,17 @@ impl Handle {
 
     /// Ends every machine and returns when the last is gone.
     pub async fn shut_down(&self) {
+        self.end(false).await;
+    }
+
+    /// Ends without the machines: they wait for the next service as long as their leases say.
+    pub async fn leave(&self) {
+        self.end(true).await;
+    }
+
+    async fn end(&self, leave: bool) {
         let (reply, done) = oneshot::channel();
-        if self.0.send(Message::Shutdown(reply)).is_ok() {
+        if self.0.send(Message::Shutdown(leave, reply)).is_ok() {
             let _ = done.await;
         }
     }
@@ -175,7 +229,8 @@ impl Handle {
 impl Machine {
     fn new(spec: Spec) -> Self {
         let (console, reason) = (Console::default(), String::new());
-        Self { spec, state: State::Stopped, reason, console, life: 0, orders: None, guest: None }
+        let (pids, confinement) = (vec![], vec![]);
+        Self { spec, state: State::Stopped, reason, console, life: 0, orders: None, guest: None, pids, confinement }
     }
 
     fn show(&self, name: &str) -> Shown {
@@ -209,6 +264,15 @@ impl<L: Launcher> Actor<L> {
             Message::Create(name, spec, reply) => drop(reply.send(self.create(name, spec))),
             Message::Start(name, reply) => drop(reply.send(self.input("start", &name, Input::Start, START_TIME))),
             Message::Stop(name, grace, reply) => drop(reply.send(self.input("stop", &name, Input::Stop, grace))),
+            Message::Pause(name, paused, reply) => {
+                let (operation, input) = if paused { ("pause", Input::Pause) } else { ("resume", Input::Resume) };
+                drop(reply.send(self.input(operation, &name, input, Duration::ZERO)));
+            }
+            Message::Inspect(name, reply) => drop(reply.send(self.get(&name).map(|machine| Inspected {
+                shown: machine.show(&name),
+                pids: machine.pids.clone(),
+                confinement: machine.confinement.clone(),
+            }))),
             Message::Remove(name, reply) => drop(reply.send(self.remove(&name))),
             Message::List(reply) => {
                 drop(reply.send(self.machines.iter().map(|(name, machine)| machine.show(name)).collect()));
@@ -223,13 +287,33 @@ impl<L: Launcher> Actor<L> {
                     let _ = self.input("end", &name, Input::Expired, Duration::ZERO);
                 }
             }
-            Message::Shutdown(reply) => {
+            Message::Shutdown(leave, reply) => {
                 self.ending = Some(reply);
-                for machine in self.machines.values() {
-                    machine.order(Order::Kill);
+                for machine in self.machines.values_mut() {
+                    machine.order(if leave { Order::Leave } else { Order::Kill });
+                    if leave {
+                        // Nothing more will be told of it.
+                        machine.state = State::Stopped;
+                    }
                 }
             }
         }
+    }
+
+    /// Takes over what an earlier service left.
+    fn adopt_all(&mut self) {
+        let names: Vec<String> = self.machines.keys().cloned().collect();
+        for name in &names {
+            let Some(machine) = self.machines.get_mut(name) else { continue };
+            let (life, console) = (machine.life + 1, Console::default());
+            let report = reporter(self.sender.clone(), name.clone(), life);
+            let Some(orders) = self.launcher.adopt(name, console.clone(), report) else { continue };
+            (machine.life, machine.orders, machine.console) = (life, Some(orders), console);
+            if let Err(error) = self.input("take over", name, Input::Adopt, START_TIME) {
+                tracing::error!("{error}");
+            }
+        }
+        self.launcher.end_strangers(&names);
     }
 
     fn get(&mut self, name: &str) -> Result<&mut Machine, Error> {
@@ -294,7 +378,13 @@ impl<L: Launcher> Actor<L> {
                 let life = machine.life;
                 self.expire_after(name, life, time);
             }
+            Some(Effect::Expect) => {
+                let life = machine.life;
+                self.expire_after(name, life, time);
+            }
             Some(Effect::Kill) => machine.order(Order::Kill),
+            Some(Effect::Pause) => machine.order(Order::Pause),
+            Some(Effect::Resume) => machine.order(Order::Resume),
             None => {}
         }
         if state != before {
@@ -307,13 +397,9 @@ impl<L: Launcher> Actor<L> {
 
     fn launch(&mut self, name: &str, spec: &Spec, console: Console, time: Duration) {
         let Some(machine) = self.machines.get_mut(name) else { return };
-        let (life, owned, sender) = (machine.life, name.to_owned(), self.sender.clone());
-        let report = move |report| {
-            if let Some(sender) = sender.upgrade() {
-                let _ = sender.send(Message::Told(owned.clone(), life, report));
-            }
-        };
-        machine.orders = Some(self.launcher.launch(name, spec, console, Box::new(report)));
+        let life = machine.life;
+        let report = reporter(self.sender.clone(), name.to_owned(), life);
+        machine.orders = Some(self.launcher.launch(name, spec, console, report));
         self.expire_after(name, life, time);
     }
 
@@ -330,6 +416,12 @@ impl<L: Launcher> Actor<L> {
     fn told(&mut self, name: &str, life: u64, report: Report) {
         let Some(machine) = self.machines.get_mut(name).filter(|machine| machine.life == life) else { return };
         let input = match report {
+            Report::Started(hello) => {
+                machine.pids = hello.pids;
+                machine.confinement = hello.confinement;
+                return;
+            }
+            Report::Paused(paused) => Input::Paused(paused),
             Report::Ready(guest) => {
                 machine.guest = Some(guest);
                 Input::Ready
@@ -337,6 +429,7 @@ impl<L: Launcher> Actor<L> {
             Report::Exited { clean, reason } => {
                 machine.guest = None;
                 machine.orders = None;
+                machine.pids.clear();
                 machine.reason = reason;
                 Input::Exited { clean }
             }
@@ -347,37 +440,11 @@ impl<L: Launcher> Actor<L> {
     }
 }
 
-/// Launches with QEMU.
-#[derive(Debug, Clone)]
-pub struct Qemu {
-    /// Folder with the kernel and the rest.
-    pub image: PathBuf,
-    /// Folder for the machines' sockets.
-    pub runtime: PathBuf,
-    /// What guests run on, once it is known.
-    pub host: std::sync::Arc<tokio::sync::OnceCell<crate::vmm::host::Host>>,
-}
-
-impl Launcher for Qemu {
-    fn launch(
-        &self,
-        name: &str,
-        spec: &Spec,
-        console: Console,
-        report: Box<dyn Fn(Report) + Send + Sync>,
-    ) -> mpsc::UnboundedSender<Order> {
-        let (orders, received) = mpsc::unbounded_channel();
-        let (this, name, spec) = (self.clone(), name.to_owned(), spec.clone());
-        tokio::spawn(async move {
-            let image = match crate::image::Image::open(&this.image) {
-                Ok(image) => image,
-                Err(error) => return report(Report::Exited { clean: false, reason: error.to_string() }),
-            };
-            let host = this.host.get_or_init(|| crate::vmm::host::Host::probe(&image)).await.clone();
-            let runtime = this.runtime.join(&name);
-            crate::launch::run(crate::launch::Plan { name, spec, image, host, runtime, console }, received, report)
-                .await;
-        });
-        orders
-    }
+/// What a machine's task tells the actor through.
+fn reporter(sender: mpsc::WeakUnboundedSender<Message>, name: String, life: u64) -> Box<dyn Fn(Report) + Send + Sync> {
+    Box::new(move |report| {
+        if let Some(sender) = sender.upgrade() {
+            let _ = sender.send(Message::Told(name.clone(), life, report));
+        }
+    })
 }

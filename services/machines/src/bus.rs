@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use shipote_audit::{Audit, Door, Event, Record};
 use shipote_bus::Service;
-use shipote_bus::machines::{MachineInfo, MachinesError};
+use shipote_bus::machines::{MachineDetails, MachineInfo, MachinesError};
 use shipote_machines::Error;
 use shipote_machines::actor::{Handle, Shown};
 use shipote_machines::spec::Spec;
+use shipote_machines::stats;
 use shipote_service::{Authority, Caller};
 use tokio::sync::mpsc;
 use zbus::OwnedVariant;
@@ -59,7 +60,7 @@ impl Manager {
 
 #[zbus::interface(name = "org.shipote.Machines1.Manager")]
 impl Manager {
-    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`), empty for the defaults. No options yet.
+    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `disk_mib`), empty for the defaults. No options yet.
     async fn create(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -99,6 +100,48 @@ impl Manager {
         let caller = self.authorise(&header, &options).await?;
         let grace = Duration::from_millis(grace_ms);
         self.audited(Event::MachineStop, name, caller, self.actor.stop(name, grace)).await
+    }
+
+    /// Stops a machine's processors until `Resume`; `StateChanged` tells that they stand still. Its memory stays where it
+    /// is. No options yet.
+    async fn pause(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        options: Options,
+    ) -> Result<(), MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        self.audited(Event::MachinePause, name, caller, self.actor.pause(name, true)).await
+    }
+
+    /// Has a paused machine's processors go on; `StateChanged` tells that they do. No options yet.
+    async fn resume(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        options: Options,
+    ) -> Result<(), MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        self.audited(Event::MachineResume, name, caller, self.actor.pause(name, false)).await
+    }
+
+    /// What a machine takes of the host, and how its processes are confined. No options yet.
+    #[zbus(out_args("details"))]
+    async fn inspect(&self, name: &str, options: Options) -> Result<MachineDetails, MachinesError> {
+        if let Some(name) = options.keys().next() {
+            return Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name")));
+        }
+        let inspected = self.actor.inspect(name).await.map_err(refusal)?;
+        let stats = stats::of(&inspected.pids);
+        let confinement = inspected.confinement.into_iter();
+        Ok(MachineDetails {
+            name: name.to_owned(),
+            state: inspected.shown.state.as_str().to_owned(),
+            pids: inspected.pids,
+            memory_bytes: stats.memory_bytes,
+            cpu_usec: stats.cpu_usec,
+            confinement: confinement.map(|m| (m.name, m.state.to_string(), m.reason)).collect(),
+        })
     }
 
     /// Removes a machine that does not run. No options yet.
@@ -200,6 +243,7 @@ fn info(shown: Shown) -> MachineInfo {
         reason: shown.reason,
         memory_mib: shown.spec.memory_mib,
         cpus: shown.spec.cpus.into(),
+        disk_mib: shown.spec.disk_mib,
     }
 }
 

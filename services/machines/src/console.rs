@@ -3,32 +3,63 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::io::{AsyncRead, AsyncReadExt as _};
-
 /// Bytes that are kept; what came before them is dropped. It is also what a pipe takes at once.
 pub const KEPT: usize = 64 * 1024;
 
+/// Bytes that are handed on at once.
+const PIECE: usize = 16 * 1024;
+
 /// The end of a stream of text.
 #[derive(Debug, Clone, Default)]
-pub struct Console(Arc<Mutex<VecDeque<u8>>>);
+pub struct Console(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: VecDeque<u8>,
+    /// Bytes that came before those.
+    dropped: u64,
+}
+
+/// How far somebody has read; the beginning by default.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Position(u64);
 
 impl Console {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<u8>> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds to it.
     pub fn push(&self, bytes: &[u8]) {
         let mut kept = self.lock();
-        kept.extend(&bytes[bytes.len().saturating_sub(KEPT)..]);
-        let excess = kept.len().saturating_sub(KEPT);
-        kept.drain(..excess);
+        let skipped = bytes.len().saturating_sub(KEPT);
+        kept.bytes.extend(&bytes[skipped..]);
+        let excess = kept.bytes.len().saturating_sub(KEPT);
+        kept.bytes.drain(..excess);
+        kept.dropped += (skipped + excess) as u64;
+    }
+
+    /// The next piece for one who has read up to there; what was dropped meanwhile is passed over.
+    #[must_use]
+    pub fn after(&self, position: &mut Position) -> Option<Vec<u8>> {
+        let kept = self.lock();
+        let from = position.0.saturating_sub(kept.dropped) as usize;
+        let piece: Vec<u8> = kept.bytes.iter().skip(from).take(PIECE).copied().collect();
+        position.0 = position.0.max(kept.dropped) + piece.len() as u64;
+        (!piece.is_empty()).then_some(piece)
+    }
+
+    /// Whether there is such a piece.
+    #[must_use]
+    pub fn has_after(&self, position: &Position) -> bool {
+        let kept = self.lock();
+        position.0 < kept.dropped + kept.bytes.len() as u64
     }
 
     /// All that is kept.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
-        self.lock().iter().copied().collect()
+        self.lock().bytes.iter().copied().collect()
     }
 
     /// The last line that is not empty, as text without control characters.
@@ -43,14 +74,6 @@ impl Console {
     #[must_use]
     pub fn contains(&self, words: &str) -> bool {
         self.bytes().windows(words.len()).any(|window| window == words.as_bytes())
-    }
-
-    /// Takes in a stream to its end.
-    pub async fn follow(self, mut stream: impl AsyncRead + Unpin) {
-        let mut buffer = [0; 4096];
-        while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-            self.push(&buffer[..n]);
-        }
     }
 }
 
@@ -67,5 +90,20 @@ mod tests {
         assert_eq!(console.bytes().len(), KEPT);
         assert_eq!(console.last_line().as_deref(), Some("last words"));
         assert!(console.contains("last words") && !console.contains("begin"));
+    }
+
+    #[test]
+    fn readers_get_each_byte_once_and_skip_what_was_dropped() {
+        let (console, mut position) = (Console::default(), Position::default());
+        console.push(b"one");
+        assert_eq!(console.after(&mut position).as_deref(), Some(&b"one"[..]));
+        assert!(!console.has_after(&position) && console.after(&mut position).is_none());
+        console.push(&vec![b'x'; 2 * KEPT]);
+        console.push(b"two");
+        let mut rest = Vec::new();
+        while let Some(piece) = console.after(&mut position) {
+            rest.extend(piece);
+        }
+        assert_eq!(rest, console.bytes());
     }
 }

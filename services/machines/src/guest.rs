@@ -47,8 +47,7 @@ impl Guest {
     }
 
     async fn dial(&self, port: u32) -> Result<UnixStream, String> {
-        let mut stream =
-            UnixStream::connect(&self.socket).await.map_err(|error| format!("its vsock device: {error}"))?;
+        let mut stream = connect_unlinked(&self.socket).await.map_err(|error| format!("its vsock device: {error}"))?;
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(|error| error.to_string())?;
         read_ok(&mut stream).await?;
         if port == ports::AGENT_CONTROL {
@@ -78,6 +77,18 @@ impl Guest {
             None => Err(failed("the connection ended".to_owned())),
         }
     }
+}
+
+/// Connects to a socket that is really where its path says. A guest that owns its vsock device could put a link there,
+/// and have us speak to somebody else.
+async fn connect_unlinked(path: &std::path::Path) -> std::io::Result<UnixStream> {
+    use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+    use std::os::fd::AsRawFd as _;
+    let socket = open(path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    if FileType::from_raw_mode(fstat(&socket)?.st_mode) != FileType::Socket {
+        return Err(std::io::Error::other("no socket lies there"));
+    }
+    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
 }
 
 /// Reads the vsock device's `OK PORT` line and not a byte more: the rest is the guest's.

@@ -1,26 +1,32 @@
-//! One machine's life in processes: the vsock device, QEMU, the first answer, the end of both.
+//! One machine's life as the service sees it: a keeper with a machine, the first answer, orders, the end.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use shipote_agent_protocol::{AgentRequest, AgentResponse, ports};
-use tokio::net::UnixListener;
-use tokio::process::{Child, Command};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use shipote_agent_protocol::{AgentRequest, AgentResponse, ports, read_message, write_message};
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::process::Command;
 use tokio::sync::mpsc;
 
 use crate::Error;
 use crate::console::Console;
 use crate::guest::Guest;
-use crate::image::{Image, archive_of};
+use crate::image::Image;
+use crate::keeper::wire::{self, Event, Hello, Launch};
+use crate::keeper::{ARGUMENT, SOCKET};
 use crate::spec::Spec;
 use crate::vmm::host::Host;
-use crate::vmm::{process, qemu};
+use crate::vmm::qemu;
 
-/// How long the vsock device may take to listen.
-const DEVICE_TIME: Duration = Duration::from_secs(10);
-/// The file in which the guest's agent finds what is said to it at boot.
-const SETTINGS: &str = "shipote-machine.json";
+/// How long a keeper may take to say that it is there. It starts the vsock device meanwhile.
+const KEEPER_TIME: Duration = Duration::from_secs(60);
+/// How long the processes of a machine may take to be gone once they were killed.
+const END_TIME: Duration = Duration::from_secs(10);
 /// Longest path that a Unix socket can have, unix(7).
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -31,13 +37,23 @@ pub enum Order {
     PowerOff,
     /// Kill it.
     Kill,
+    /// Stop its processors.
+    Pause,
+    /// Have them go on.
+    Resume,
+    /// Let it go on by itself: the service ends and will be back.
+    Leave,
 }
 
 /// What a machine's task tells.
 #[derive(Debug)]
 pub enum Report {
+    /// Its processes, and how they are confined.
+    Started(Box<Hello>),
     /// The agent answers.
     Ready(Guest),
+    /// Its processors stand still, or go on.
+    Paused(bool),
     /// All processes are gone. `clean` where the guest powered off.
     Exited {
         /// The guest ended by itself.
@@ -58,125 +74,296 @@ pub struct Plan {
     pub image: Image,
     /// What guests run on.
     pub host: Host,
-    /// Folder for its sockets; made here and removed at the end.
-    pub runtime: PathBuf,
+    /// The program that keepers are: the service's own.
+    pub keeper: PathBuf,
+    /// How long the machine goes on without a service.
+    pub lease: Duration,
+    /// Its disk, if it has one.
+    pub disk: Option<PathBuf>,
+}
+
+/// A machine's name, folder and console, whoever started it.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Name.
+    pub name: String,
+    /// Folder of its sockets.
+    pub folder: PathBuf,
     /// Where its console is kept.
     pub console: Console,
 }
 
-/// Runs a machine to its end. There is exactly one [`Report::Exited`], and it is the last.
-pub async fn run(plan: Plan, mut orders: mpsc::UnboundedReceiver<Order>, report: impl Fn(Report)) {
-    let (clean, reason) = match start(&plan).await {
-        Ok(mut running) => {
-            let end = attend(&plan, &mut running, &mut orders, &report).await;
-            running.end().await;
-            end
+/// Starts a machine and follows it to its end, or until it is left. There is at most one [`Report::Exited`], and it is
+/// the last.
+pub async fn run(plan: Plan, place: Place, orders: mpsc::UnboundedReceiver<Order>, report: impl Fn(Report)) {
+    let started = start(&plan, &place).await;
+    follow(place, started, false, orders, report).await;
+}
+
+/// Takes over a machine that an earlier service started.
+pub async fn adopt(
+    stream: std::os::unix::net::UnixStream,
+    place: Place,
+    orders: mpsc::UnboundedReceiver<Order>,
+    report: impl Fn(Report),
+) {
+    let adopted = stream
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(stream))
+        .and_then(|link| Ok((link, knocker(&place.folder)?)))
+        .map_err(Error::io("take over", format!("machine {}", place.name)));
+    follow(place, adopted, true, orders, report).await;
+}
+
+async fn follow(
+    place: Place,
+    started: Result<(UnixStream, UnixListener), Error>,
+    adopted: bool,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    report: impl Fn(Report),
+) {
+    let mut processes = Vec::new();
+    let end = match started {
+        Ok((link, knocked)) => {
+            let (reader, link) = link.into_split();
+            let life = Life { place: &place, knocked, link, orders: &mut orders, report: &report, adopted };
+            life.run(reader, &mut processes).await
         }
-        Err(error) => (false, error.to_string()),
+        Err(error) => Some((false, error.to_string())),
     };
-    if let Err(error) = std::fs::remove_dir_all(&plan.runtime) {
-        tracing::warn!("remove {}: {error}", plan.runtime.display());
+    let Some((clean, reason)) = end else { return };
+    for process in processes {
+        if tokio::time::timeout(END_TIME, process.readable()).await.is_err() {
+            tracing::error!("machine {}: a process of it does not end", place.name);
+        }
+    }
+    match std::fs::remove_dir_all(&place.folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!("remove {}: {error}", place.folder.display());
+        }
+        _ => {}
     }
     report(Report::Exited { clean, reason });
 }
 
-/// The processes of a machine. Dropped, they are killed.
-struct Running {
-    qemu: Child,
-    device: Child,
-    knocked: UnixListener,
-    guest: Guest,
-    initramfs: PathBuf,
+/// The listener that a guest's knock comes to. Whoever is newest has it.
+fn knocker(folder: &Path) -> std::io::Result<UnixListener> {
+    listener(folder, ports::AGENT_READY)
 }
 
-impl Running {
-    async fn end(&mut self) {
-        for child in [&mut self.qemu, &mut self.device] {
-            // One that has ended already cannot be killed, which is as good.
-            let _ = child.kill().await;
-        }
+/// Listens for what the guest dials on a port of the host.
+pub(crate) fn listener(folder: &Path, port: u32) -> std::io::Result<UnixListener> {
+    let path = folder.join(qemu::VSOCK_FOLDER).join(format!("{}_{port}", qemu::VSOCK_SOCKET));
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
+    UnixListener::bind(path)
 }
 
-async fn start(plan: &Plan) -> Result<Running, Error> {
-    let dir = &plan.runtime;
-    let _ = std::fs::remove_dir_all(dir);
-    private_dir(dir)?;
-    let socket = dir.join("vsock");
-    let knock = dir.join(format!("vsock_{}", ports::AGENT_READY));
-    if knock.as_os_str().len() > SOCKET_PATH_MAX {
-        let problem = format!("its socket {} would have too long a path; give it a shorter name", knock.display());
+async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, UnixListener), Error> {
+    let folder = &place.folder;
+    let _ = std::fs::remove_dir_all(folder);
+    let sockets = folder.join(qemu::VSOCK_FOLDER);
+    // The folders above may be missing too.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&sockets)
+        .map_err(Error::io("create", sockets.display()))?;
+    let longest = sockets.join(format!("{}_{}", qemu::VSOCK_SOCKET, ports::AGENT_READY));
+    if longest.as_os_str().len() > SOCKET_PATH_MAX {
+        let problem = format!("its socket {} would have too long a path; give it a shorter name", longest.display());
         return Err(Error::InvalidSpec { name: plan.name.clone(), problem });
     }
-    let knocked = UnixListener::bind(&knock).map_err(Error::io("listen on", knock.display()))?;
+    let knocked = knocker(folder).map_err(Error::io("listen on", longest.display()))?;
+    if let Some(disk) = &plan.disk {
+        crate::disk::ensure(disk, plan.spec.disk_mib).await?;
+    }
     let secret = secret()?;
-    let initramfs = dir.join("initramfs.cpio");
-    write_initramfs(&plan.image.initramfs, &initramfs, &plan.name, &secret)?;
-
-    let device_socket = dir.join("device");
-    let mut command = Command::new(&plan.image.vsock_device);
-    command
-        .args(["--guest-cid", "3", "--tx-buffer-size", "262144", "--socket"])
-        .arg(&device_socket)
-        .arg("--uds-path")
-        .arg(&socket);
-    let mut device = spawn(&mut command, &plan.console)?;
-    listening(&mut device, &device_socket).await?;
-
-    let files = qemu::Files { kernel: &plan.image.kernel, initramfs: &initramfs, vsock: &device_socket };
-    let mut command = Command::new(qemu::PROGRAM);
-    command.args(qemu::arguments(&plan.host, &plan.spec, files));
-    let qemu = spawn(&mut command, &plan.console)?;
-    let guest = Guest { name: plan.name.clone(), socket, secret };
-    Ok(Running { qemu, device, knocked, guest, initramfs })
+    let files = qemu::Files {
+        kernel: &plan.image.kernel,
+        initramfs: &folder.join(qemu::INITRAMFS),
+        disk: plan.disk.as_deref(),
+    };
+    let launch = Launch {
+        name: plan.name.clone(),
+        folder: folder.clone(),
+        image: plan.image.clone(),
+        arguments: qemu::arguments(&plan.host, &plan.spec, files),
+        disks: plan.disk.iter().cloned().collect(),
+        settings: serde_json::json!({"hostname": plan.name, "secret": secret}).to_string(),
+        secret,
+        lease_ms: u64::try_from(plan.lease.as_millis()).unwrap_or(u64::MAX),
+    };
+    let mut link = spawn_keeper(plan, folder)?;
+    let failed = |error: shipote_agent_protocol::FrameError| Error::Io {
+        operation: "start",
+        object: format!("the keeper of machine {}", plan.name),
+        source: std::io::Error::other(error),
+    };
+    write_message(&mut link, &wire::Order::Launch(Box::new(launch))).await.map_err(failed)?;
+    Ok((link, knocked))
 }
 
-/// Waits for readiness, orders and the end.
-async fn attend(
-    plan: &Plan,
-    running: &mut Running,
-    orders: &mut mpsc::UnboundedReceiver<Order>,
-    report: &impl Fn(Report),
-) -> (bool, String) {
-    let Running { qemu, device, knocked, guest, initramfs } = running;
-    let ready = first_answer(knocked, guest);
-    tokio::pin!(ready);
-    let mut is_ready = false;
-    loop {
-        tokio::select! {
-            status = qemu.wait() => return verdict(plan, status, is_ready),
-            status = device.wait() => {
-                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                return (false, format!("its vsock device ended ({status})"));
-            }
-            () = &mut ready, if !is_ready => {
-                is_ready = true;
-                // The guest has unpacked it: with it goes the one copy of the secret outside of our memory.
-                if let Err(error) = std::fs::remove_file(&*initramfs) {
-                    tracing::warn!("remove {}: {error}", initramfs.display());
+/// Starts a keeper. It outlives this process, which therefore only waits for it while it can.
+fn spawn_keeper(plan: &Plan, folder: &Path) -> Result<UnixStream, Error> {
+    let failed = || Error::io("start the keeper", plan.keeper.display());
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed())?;
+    let mut child = Command::new(&plan.keeper)
+        .arg(ARGUMENT)
+        .arg(folder)
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(failed())?;
+    tokio::spawn(async move { child.wait().await });
+    ours.set_nonblocking(true).map_err(failed())?;
+    UnixStream::from_std(ours).map_err(failed())
+}
+
+/// Asks for the keeper of a machine that an earlier service started; `None` where there is none any more.
+#[must_use]
+pub fn find_keeper(folder: &Path) -> Option<std::os::unix::net::UnixStream> {
+    std::os::unix::net::UnixStream::connect(folder.join(SOCKET)).ok()
+}
+
+/// A machine between its start (or adoption) and its end.
+struct Life<'a, R> {
+    place: &'a Place,
+    knocked: UnixListener,
+    link: OwnedWriteHalf,
+    orders: &'a mut mpsc::UnboundedReceiver<Order>,
+    report: &'a R,
+    adopted: bool,
+}
+
+impl<R: Fn(Report)> Life<'_, R> {
+    /// How it ended; `None` where it was left to itself.
+    async fn run(
+        mut self,
+        reader: OwnedReadHalf,
+        processes: &mut Vec<AsyncFd<rustix::fd::OwnedFd>>,
+    ) -> Option<(bool, String)> {
+        if let Ok(credentials) = self.link.as_ref().peer_cred() {
+            processes.extend(credentials.pid().and_then(watch));
+        }
+        let (sender, mut events) = mpsc::channel(4);
+        let reading = tokio::spawn(read(reader, sender));
+        let hello = match tokio::time::timeout(KEEPER_TIME, self.hello(&mut events)).await {
+            Ok(Ok(hello)) => hello,
+            Ok(Err(reason)) => return Some((false, reason)),
+            Err(_) => return Some((false, format!("its keeper said nothing within {KEEPER_TIME:?}"))),
+        };
+        processes.extend(hello.pids.iter().copied().filter_map(watch));
+        let guest = Guest {
+            name: self.place.name.clone(),
+            socket: self.place.folder.join(qemu::VSOCK_FOLDER).join(qemu::VSOCK_SOCKET),
+            secret: hello.secret.clone(),
+        };
+        let mut is_ready = hello.ready;
+        let mut paused = hello.paused;
+        (self.report)(Report::Started(Box::new(hello)));
+        if is_ready {
+            (self.report)(Report::Ready(guest.clone()));
+        }
+        if paused {
+            (self.report)(Report::Paused(true));
+        }
+        // Its own handle, so that the loop below may say something meanwhile.
+        let knocked = self.knocked;
+        let ready = first_answer(&knocked, &guest, self.adopted);
+        tokio::pin!(ready);
+        let end = loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(Event::Console { data }) => self.place.console.push(&data),
+                    Some(Event::Paused { paused: now }) if now != paused => {
+                        paused = now;
+                        (self.report)(Report::Paused(paused));
+                    }
+                    Some(Event::Paused { .. } | Event::Hello(_)) => {}
+                    Some(Event::Ended { clean, reason }) => break Some((clean, reason)),
+                    None => break Some((false, "its keeper was killed".to_owned())),
+                },
+                () = &mut ready, if !is_ready => {
+                    is_ready = true;
+                    order(&mut self.link, &wire::Order::Ready).await;
+                    (self.report)(Report::Ready(guest.clone()));
                 }
-                report(Report::Ready(guest.clone()));
+                given = self.orders.recv() => match given {
+                    Some(Order::PowerOff) => {
+                        // One that stands still answers nobody.
+                        order(&mut self.link, &wire::Order::Pause { paused: false }).await;
+                        let guest = guest.clone();
+                        tokio::spawn(async move {
+                            if let Err(error) = guest.ask(&AgentRequest::Shutdown).await {
+                                tracing::warn!("{error}");
+                            }
+                        });
+                    }
+                    Some(Order::Pause) => order(&mut self.link, &wire::Order::Pause { paused: true }).await,
+                    Some(Order::Resume) => order(&mut self.link, &wire::Order::Pause { paused: false }).await,
+                    Some(Order::Kill) => order(&mut self.link, &wire::Order::Kill).await,
+                    // The keeper sees the connection end, and its lease begins.
+                    Some(Order::Leave) | None => break None,
+                },
             }
-            order = orders.recv() => match order {
-                Some(Order::PowerOff) => {
-                    let guest = guest.clone();
-                    tokio::spawn(async move {
-                        if let Err(error) = guest.ask(&AgentRequest::Shutdown).await {
-                            tracing::warn!("{error}");
-                        }
-                    });
+        };
+        reading.abort();
+        end
+    }
+
+    async fn hello(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<Hello, String> {
+        loop {
+            match events.recv().await {
+                Some(Event::Hello(hello)) if hello.version == wire::VERSION => return Ok(hello),
+                Some(Event::Hello(hello)) => {
+                    order(&mut self.link, &wire::Order::Kill).await;
+                    let ours = wire::VERSION;
+                    return Err(format!(
+                        "its keeper is of version {}, the service of {ours}: it was ended",
+                        hello.version
+                    ));
                 }
-                // Nobody can give orders any more: the service ends.
-                Some(Order::Kill) | None => return (false, "it was killed".to_owned()),
-            },
+                Some(Event::Ended { reason, .. }) => return Err(reason),
+                Some(_) => {}
+                None => return Err("its keeper ended at once; the service's log says why".to_owned()),
+            }
         }
     }
 }
 
-/// Returns when the agent has answered. The guest's knock saves asking in vain; it proves nothing by itself.
-async fn first_answer(knocked: &UnixListener, guest: &Guest) {
+/// Tells the keeper. One that is gone is noticed where its events are read.
+async fn order(link: &mut OwnedWriteHalf, order: &wire::Order) {
+    if let Err(error) = write_message(link, order).await {
+        tracing::debug!("order a keeper: {error}");
+    }
+}
+
+/// Passes on what the keeper says, to its end.
+async fn read(mut reader: OwnedReadHalf, events: mpsc::Sender<Event>) {
+    while let Ok(Some(event)) = read_message(&mut reader).await {
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Something that becomes readable when a process is gone; `None` where it is gone already.
+fn watch(pid: i32) -> Option<AsyncFd<rustix::fd::OwnedFd>> {
+    let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
+    // SAFETY: the AsyncFd owns the descriptor, which is therefore open, and the same one, for as long as it lives.
+    unsafe { AsyncFd::register(fd) }.ok()
+}
+
+/// Returns when the agent has answered. The guest's knock saves asking in vain; it proves nothing by itself. Of a machine
+/// that was taken over it may have been missed.
+async fn first_answer(knocked: &UnixListener, guest: &Guest, mut missed: bool) {
     loop {
-        if let Err(error) = knocked.accept().await {
+        if !std::mem::take(&mut missed)
+            && let Err(error) = knocked.accept().await
+        {
             tracing::warn!("machine {}: accept the guest's knock: {error}", guest.name);
         }
         match guest.ask(&AgentRequest::Ping).await {
@@ -187,76 +374,10 @@ async fn first_answer(knocked: &UnixListener, guest: &Guest) {
     }
 }
 
-fn verdict(plan: &Plan, status: std::io::Result<std::process::ExitStatus>, was_ready: bool) -> (bool, String) {
-    let said = plan.console.last_line().map(|line| format!("; its console ends with: {line}")).unwrap_or_default();
-    match status {
-        Ok(status) if status.success() && plan.console.contains("Kernel panic") => {
-            (false, format!("the guest's kernel panicked{said}"))
-        }
-        Ok(status) if status.success() && was_ready => (true, "the guest powered off".to_owned()),
-        Ok(status) => (false, format!("the monitor ended ({status}){said}")),
-        Err(error) => (false, format!("wait for the monitor: {error}")),
-    }
-}
-
-/// A folder of one's own. The one above it may be missing too.
-fn private_dir(dir: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir.display()))
-}
-
 /// 256 random bits, in hexadecimal.
 fn secret() -> Result<String, Error> {
     let mut bytes = [0_u8; 32];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(|error| Error::io("draw", "a secret")(error.into()))?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// The image's initramfs with the machine's settings behind it.
-fn write_initramfs(from: &Path, to: &Path, name: &str, secret: &str) -> Result<(), Error> {
-    use std::io::Write as _;
-    let settings = serde_json::json!({"hostname": name, "secret": secret}).to_string();
-    let copy = || {
-        let mut file =
-            std::os::unix::fs::OpenOptionsExt::mode(std::fs::File::options().write(true).create_new(true), 0o600)
-                .open(to)?;
-        std::io::copy(&mut std::fs::File::open(from)?, &mut file)?;
-        file.write_all(&archive_of(SETTINGS, settings.as_bytes()))
-    };
-    copy().map_err(Error::io("write", to.display()))
-}
-
-/// Starts a process whose words go to the machine's console.
-fn spawn(command: &mut Command, console: &Console) -> Result<Child, Error> {
-    let program = command.as_std().get_program().to_string_lossy().into_owned();
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = process::spawn(command).map_err(Error::io("run", program))?;
-    if let Some(stdout) = child.stdout.take() {
-        tokio::spawn(console.clone().follow(stdout));
-    }
-    if let Some(stderr) = child.stderr.take() {
-        tokio::spawn(console.clone().follow(stderr));
-    }
-    Ok(child)
-}
-
-/// Waits for the vsock device's socket: it has no other way to say that it is there.
-async fn listening(device: &mut Child, socket: &Path) -> Result<(), Error> {
-    let program = "vhost-device-vsock";
-    let appears = async {
-        while !socket.exists() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::select! {
-        () = appears => Ok(()),
-        status = device.wait() => {
-            let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-            Err(Error::io("run", program)(std::io::Error::other(format!("it ended at once ({status})"))))
-        }
-        () = tokio::time::sleep(DEVICE_TIME) => {
-            Err(Error::io("run", program)(std::io::Error::other(format!("no socket within {DEVICE_TIME:?}"))))
-        }
-    }
 }

@@ -5,20 +5,26 @@
 //! here, beyond the greeting.
 //!
 //! Rooms: [`spec`] what a machine is made of, [`state`] the pure state machine, [`actor`] owns all machines, [`launch`]
-//! one machine's life, [`vmm`] QEMU and what it needs of the host, [`guest`] connections, `bus` (in the binary) the door.
+//! one machine's life, [`keeper`] the process that a machine's processes are children of, [`vmm`] QEMU and what it needs
+//! of the host, [`guest`] connections, `bus` (in the binary) the door.
 //!
-//! Invariant: no virtual machine outlives this process, and none is left without an entry in the actor's table.
+//! Invariant: every virtual machine has a keeper. While this service runs it has an entry in the actor's table; while it
+//! doesn't, the keeper waits for it for as long as the machine's lease says, and then ends the machine.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod actor;
 pub mod console;
+pub mod disk;
 pub mod error;
 pub mod guest;
 pub mod image;
+pub mod keeper;
 pub mod launch;
+pub mod launcher;
 pub mod spec;
 pub mod state;
+pub mod stats;
 pub mod store;
 pub mod vmm;
 

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use shipote_bus::{Service, paths};
-use shipote_machines::actor::{Handle, Qemu};
+use shipote_machines::actor::Handle;
+use shipote_machines::keeper;
+use shipote_machines::launcher::{LEASE, Qemu};
 use shipote_machines::store::Store;
 use shipote_service::{Context, Definition, Parts, run};
 use tokio::sync::mpsc;
@@ -34,8 +36,15 @@ impl Parts for Machines {
 
 async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
     let (changes, changed) = mpsc::unbounded_channel();
-    let launcher =
-        Qemu { image: paths::machine_image(), runtime: context.paths.runtime.join("machines"), host: Arc::default() };
+    let launcher = Qemu {
+        image: paths::machine_image(),
+        runtime: context.paths.runtime.join("machines"),
+        state: context.paths.state.clone(),
+        // Whatever has been installed in the place of the program since it was started.
+        keeper: "/proc/self/exe".into(),
+        lease: LEASE,
+        host: Arc::default(),
+    };
     let actor = Handle::start(Store::new(&context.paths.state), launcher, changes).context("load the machines")?;
     tokio::spawn(publish(context.connection.clone(), changed));
     let manager =
@@ -45,6 +54,9 @@ async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
 }
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == keeper::ARGUMENT) {
+        return keeper::main();
+    }
     let definition = Definition { service: Service::Machines, version: env!("CARGO_PKG_VERSION") };
     run(definition, |_| Ok(()), start)
 }

@@ -3,6 +3,7 @@
 //! ```toml
 //! memory_mib = 256
 //! cpus = 1
+//! disk_mib = 4096      # 0: none, images are kept in memory
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -20,11 +21,13 @@ pub struct Spec {
     pub memory_mib: u32,
     /// Processors, 1 to 64.
     pub cpus: u8,
+    /// Disk for images and what is written over them, in MiB: 64 to 4,194,304, or 0 for none. Takes room on the host as it fills.
+    pub disk_mib: u32,
 }
 
 impl Default for Spec {
     fn default() -> Self {
-        Self { memory_mib: 256, cpus: 1 }
+        Self { memory_mib: 256, cpus: 1, disk_mib: 0 }
     }
 }
 
@@ -42,6 +45,9 @@ impl Spec {
         }
         if !(1..=64).contains(&spec.cpus) {
             return Err(invalid(format!("cpus = {}: give 1 to 64", spec.cpus)));
+        }
+        if spec.disk_mib != 0 && !(64..=4_194_304).contains(&spec.disk_mib) {
+            return Err(invalid(format!("disk_mib = {}: give 64 to 4194304, or 0", spec.disk_mib)));
         }
         Ok(spec)
     }
@@ -78,8 +84,11 @@ mod tests {
     #[test]
     fn specs() {
         assert_eq!(Spec::parse("a", "").unwrap(), Spec::default());
-        assert_eq!(Spec::parse("a", "memory_mib = 128\ncpus = 2").unwrap(), Spec { memory_mib: 128, cpus: 2 });
-        for bad in ["memory_mib = 63", "cpus = 0", "cpus = 65", "memory = 1", "cpus = \"two\"", "["] {
+        assert_eq!(
+            Spec::parse("a", "memory_mib = 128\ncpus = 2").unwrap(),
+            Spec { memory_mib: 128, cpus: 2, ..Spec::default() }
+        );
+        for bad in ["memory_mib = 63", "cpus = 0", "cpus = 65", "disk_mib = 63", "memory = 1", "cpus = \"two\"", "["] {
             assert!(matches!(Spec::parse("a", bad), Err(Error::InvalidSpec { .. })), "{bad}");
         }
     }

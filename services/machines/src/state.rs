@@ -14,7 +14,9 @@
 //!                         └─────────────────────┘
 //! ```
 //!
-//! `Failed` starts again like `Stopped`. A machine has a virtual machine monitor exactly in the four states between.
+//! `Failed` starts again like `Stopped`. A machine has a virtual machine monitor exactly in the states between. A running
+//! one may be `Paused` and go on; it ends from there as it does from `Running`. One that an earlier service started comes
+//! back by `Adopt`, as `Starting`, and is `Ready` at once where its agent had answered before.
 
 /// Where a machine is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub enum State {
     Starting,
     /// The agent answers.
     Running,
+    /// Its processors stand still.
+    Paused,
     /// Asked to end.
     Stopping,
     /// Did not get ready in time and is being killed.
@@ -38,6 +42,14 @@ pub enum State {
 pub enum Input {
     /// Somebody wants it to run.
     Start,
+    /// It runs already, from before this service began.
+    Adopt,
+    /// Somebody wants its processors to stop.
+    Pause,
+    /// Somebody wants them to go on.
+    Resume,
+    /// They have stopped, or went on.
+    Paused(bool),
     /// Its agent has answered.
     Ready,
     /// Somebody wants it to end.
@@ -60,6 +72,12 @@ pub enum Effect {
     AskToEnd,
     /// Kill the monitor.
     Kill,
+    /// The time that an adopted machine has to answer.
+    Expect,
+    /// Stop the processors.
+    Pause,
+    /// Have them go on.
+    Resume,
 }
 
 /// The input makes no sense in this state.
@@ -75,7 +93,16 @@ impl State {
         use Input as I;
         Ok(match (self, input) {
             (Self::Stopped | Self::Failed, I::Start) => (Self::Starting, Some(Effect::Launch)),
+            (Self::Stopped | Self::Failed, I::Adopt) => (Self::Starting, Some(Effect::Expect)),
             (Self::Starting, I::Ready) => (Self::Running, None),
+            (Self::Running, I::Pause) => (Self::Running, Some(Effect::Pause)),
+            (Self::Paused, I::Resume) => (Self::Paused, Some(Effect::Resume)),
+            (Self::Running, I::Paused(true)) => (Self::Paused, None),
+            (Self::Paused, I::Paused(false)) => (Self::Running, None),
+            (Self::Paused, I::Stop) => (Self::Stopping, Some(Effect::AskToEnd)),
+            (Self::Paused, I::Exited { .. }) => (Self::Failed, None),
+            // A second wish for the same thing is granted already.
+            (Self::Paused, I::Pause) | (Self::Running, I::Resume) => (self, None),
             // An agent that doesn't answer yet cannot be asked.
             (Self::Starting, I::Stop) => (Self::Stopping, Some(Effect::Kill)),
             (Self::Starting, I::Expired) => (Self::Failing, Some(Effect::Kill)),
@@ -85,11 +112,12 @@ impl State {
             (Self::Stopping, I::Exited { .. }) => (Self::Stopped, None),
             (Self::Starting | Self::Running | Self::Failing, I::Exited { .. }) => (Self::Failed, None),
             (Self::Failing, I::Stop) => (Self::Stopping, None),
-            // A second wish for the same thing is granted already.
             (Self::Stopping, I::Stop) => (Self::Stopping, None),
             // What was on its way when the state changed.
-            (state, I::Ready | I::Expired) => (state, None),
-            (state, I::Start | I::Stop | I::Exited { .. }) => return Err(Refused(state)),
+            (state, I::Ready | I::Expired | I::Paused(_)) => (state, None),
+            (state, I::Start | I::Adopt | I::Pause | I::Resume | I::Stop | I::Exited { .. }) => {
+                return Err(Refused(state));
+            }
         })
     }
 
@@ -106,6 +134,7 @@ impl State {
             Self::Stopped => "stopped",
             Self::Starting => "starting",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopping => "stopping",
             Self::Failing => "failing",
             Self::Failed => "failed",
@@ -135,6 +164,17 @@ mod tests {
             assert_eq!((after, what), (next, effect), "{state:?} {input:?}");
             state = after;
         }
+        for (state, input, next, effect) in [
+            (State::Running, Input::Pause, State::Running, Some(Effect::Pause)),
+            (State::Running, Input::Paused(true), State::Paused, None),
+            (State::Paused, Input::Resume, State::Paused, Some(Effect::Resume)),
+            (State::Paused, Input::Paused(false), State::Running, None),
+            (State::Paused, Input::Stop, State::Stopping, Some(Effect::AskToEnd)),
+            (State::Stopped, Input::Adopt, State::Starting, Some(Effect::Expect)),
+        ] {
+            assert_eq!(state.step(input), Ok((next, effect)), "{state:?} {input:?}");
+        }
+        assert_eq!(State::Stopped.step(Input::Pause), Err(Refused(State::Stopped)));
         assert_eq!(State::Running.step(Input::Start), Err(Refused(State::Running)));
         assert_eq!(State::Stopped.step(Input::Stop), Err(Refused(State::Stopped)));
     }
@@ -142,6 +182,10 @@ mod tests {
     fn input() -> impl Strategy<Value = Input> {
         prop_oneof![
             Just(Input::Start),
+            Just(Input::Adopt),
+            Just(Input::Pause),
+            Just(Input::Resume),
+            any::<bool>().prop_map(Input::Paused),
             Just(Input::Ready),
             Just(Input::Stop),
             Just(Input::Expired),
@@ -155,7 +199,7 @@ mod tests {
         fn a_monitor_is_started_only_where_none_runs_and_none_is_forgotten(inputs in proptest::collection::vec(input(), 0..64)) {
             let (mut state, mut monitor) = (State::Stopped, false);
             for input in inputs {
-                if matches!(input, Input::Exited { .. } | Input::Ready) && !monitor {
+                if matches!(input, Input::Exited { .. } | Input::Ready | Input::Paused(_)) && !monitor {
                     continue; // nobody is there to say it
                 }
                 let Ok((next, effect)) = state.step(input) else { continue };
@@ -163,11 +207,11 @@ mod tests {
                     monitor = false;
                 }
                 match effect {
-                    Some(Effect::Launch) => {
+                    Some(Effect::Launch | Effect::Expect) => {
                         prop_assert!(!monitor);
                         monitor = true;
                     }
-                    Some(Effect::AskToEnd | Effect::Kill) => prop_assert!(monitor),
+                    Some(Effect::AskToEnd | Effect::Kill | Effect::Pause | Effect::Resume) => prop_assert!(monitor),
                     None => {}
                 }
                 state = next;

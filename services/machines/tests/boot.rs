@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shipote_agent_protocol::{ports, read_message, write_message};
-use shipote_machines::actor::{Handle, Qemu, Shown};
+use shipote_machines::actor::{Handle, Shown};
+use shipote_machines::launcher::Qemu;
 use shipote_machines::spec::Spec;
 use shipote_machines::state::State;
 use shipote_machines::store::Store;
@@ -39,22 +40,30 @@ fn image() -> Option<PathBuf> {
 struct Machines {
     handle: Handle,
     changes: mpsc::UnboundedReceiver<Shown>,
-    dir: tempfile::TempDir,
+    /// Where this test removes its folder at the end.
+    dir: Option<tempfile::TempDir>,
 }
 
 fn machines(image: PathBuf) -> Machines {
-    machines_in(image, tempfile::tempdir().unwrap())
+    let dir = tempfile::tempdir().unwrap();
+    let machines = machines_at(image, dir.path(), Duration::from_secs(30));
+    Machines { dir: Some(dir), ..machines }
 }
 
-fn machines_in(image: PathBuf, dir: tempfile::TempDir) -> Machines {
-    let (state, runtime) = (dir.path().join("state"), dir.path().join("run"));
-    std::fs::create_dir(&state).unwrap();
+fn machines_at(image: PathBuf, dir: &Path, lease: Duration) -> Machines {
+    let (state, runtime) = (dir.join("state"), dir.join("run"));
+    std::fs::create_dir_all(&state).unwrap();
     let (sender, changes) = mpsc::unbounded_channel();
-    let launcher = Qemu { image, runtime, host: Arc::default() };
-    Machines { handle: Handle::start(Store::new(&state), launcher, sender).unwrap(), changes, dir }
+    let keeper = env!("CARGO_BIN_EXE_shipote-machines").into();
+    let launcher = Qemu { image, runtime, state: state.clone(), keeper, lease, host: Arc::default() };
+    Machines { handle: Handle::start(Store::new(&state), launcher, sender).unwrap(), changes, dir: None }
 }
 
 impl Machines {
+    fn path(&self) -> &Path {
+        self.dir.as_ref().unwrap().path()
+    }
+
     /// Waits for a machine's state; the changes are told, nothing is asked.
     async fn until(&mut self, state: State) -> Shown {
         loop {
@@ -105,7 +114,7 @@ async fn a_machine_boots_runs_commands_moves_files_and_powers_off() {
     let Some(image) = image() else { return };
     let mut machines = machines(image);
     let begun = Instant::now();
-    machines.handle.create("demo", Spec { memory_mib: 128, cpus: 1 }).await.unwrap();
+    machines.handle.create("demo", Spec { memory_mib: 128, ..Spec::default() }).await.unwrap();
     machines.handle.start_machine("demo").await.unwrap();
     machines.until(State::Running).await;
     eprintln!("from start to the agent's answer: {:.1?}", begun.elapsed());
@@ -146,8 +155,8 @@ async fn a_machine_boots_runs_commands_moves_files_and_powers_off() {
     machines.handle.stop("demo", Duration::from_secs(60)).await.unwrap();
     let shown = machines.until(State::Stopped).await;
     assert_eq!(shown.reason, "the guest powered off");
-    assert_eq!(processes(machines.dir.path()), 0);
-    assert!(!machines.dir.path().join("run/demo").exists());
+    assert_eq!(processes(machines.path()), 0);
+    assert!(!machines.path().join("run/demo").exists());
 }
 
 fn guest_without_secret(guest: &shipote_machines::guest::Guest) -> shipote_machines::guest::Guest {
@@ -158,14 +167,14 @@ fn guest_without_secret(guest: &shipote_machines::guest::Guest) -> shipote_machi
 async fn the_end_of_the_service_ends_a_machine_that_only_starts() {
     let Some(image) = image() else { return };
     let mut machines = machines(image);
-    machines.handle.create("killed", Spec { memory_mib: 128, cpus: 1 }).await.unwrap();
+    machines.handle.create("killed", Spec { memory_mib: 128, ..Spec::default() }).await.unwrap();
     machines.handle.start_machine("killed").await.unwrap();
     machines.until(State::Starting).await;
-    while processes(machines.dir.path()) < 2 {
+    while processes(machines.path()) < 2 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     machines.handle.shut_down().await;
-    assert_eq!(processes(machines.dir.path()), 0);
+    assert_eq!(processes(machines.path()), 0);
 }
 
 /// Makes, in the guest, what `docker save` would: two layers, the second (gzip) hiding some of the first.
@@ -226,7 +235,7 @@ async fn refused(stream: &mut UnixStream, request: &AgentRequest) -> String {
 async fn an_image_is_verified_and_runs_under_overlays() {
     let Some(image) = image() else { return };
     let mut machines = machines(image);
-    machines.handle.create("images", Spec { memory_mib: 192, cpus: 1 }).await.unwrap();
+    machines.handle.create("images", Spec { memory_mib: 192, ..Spec::default() }).await.unwrap();
     machines.handle.start_machine("images").await.unwrap();
     machines.until(State::Running).await;
     let guest = machines.handle.guest("images").await.unwrap();
@@ -285,40 +294,117 @@ async fn an_image_is_verified_and_runs_under_overlays() {
     machines.until(State::Stopped).await;
 }
 
-/// Names the folder in which the child of the test below keeps its machine.
+/// Names the folder in which the child of the tests below keeps its machine.
 const CHILD: &str = "SHIPOTE_TEST_MACHINES_IN";
+/// How long that machine goes on without it, in seconds.
+const LEASE: &str = "SHIPOTE_TEST_LEASE";
+
+/// A service of its own, which can be killed: this program again.
+fn service(dir: &Path, image: &Path, lease: u32) -> std::process::Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_service_that_is_killed", "--ignored", "--nocapture"])
+        .env(CHILD, dir)
+        .env(LEASE, lease.to_string())
+        .env("SHIPOTE_MACHINE_IMAGE", image)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+}
 
 #[tokio::test]
-async fn a_killed_service_leaves_no_machine_behind() {
-    let Some(image) = image() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let mut service = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "the_service_that_is_killed", "--ignored", "--nocapture"])
-        .env(CHILD, dir.path())
-        .env("SHIPOTE_MACHINE_IMAGE", image)
-        .spawn()
-        .unwrap();
-    while processes(dir.path()) < 2 {
-        assert!(service.try_wait().unwrap().is_none(), "it ended before its machine ran");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    service.kill().unwrap();
-    service.wait().unwrap();
-    // The kernel has sent the signals by now; that they were obeyed shows in /proc.
-    while processes(dir.path()) > 0 {
-        tokio::task::yield_now().await;
+#[ignore = "the child of the tests below"]
+async fn the_service_that_is_killed() {
+    let (Some(dir), Some(image)) = (std::env::var_os(CHILD), image()) else { return };
+    let lease = Duration::from_secs(std::env::var(LEASE).unwrap().parse().unwrap());
+    let mut machines = machines_at(image, &Path::new(&dir).join("m"), lease);
+    machines.handle.create("orphan", Spec { memory_mib: 128, disk_mib: 64, ..Spec::default() }).await.unwrap();
+    machines.handle.start_machine("orphan").await.unwrap();
+    machines.until(State::Starting).await;
+    println!("starting");
+    machines.until(State::Running).await;
+    println!("running");
+    std::future::pending::<()>().await;
+}
+
+fn wait_for(service: &mut std::process::Child, word: &str) {
+    let lines = std::io::BufRead::lines(std::io::BufReader::new(service.stdout.take().unwrap()));
+    assert!(lines.map(Result::unwrap).any(|line| line.ends_with(word)), "the service ended before {word}");
+}
+
+async fn until_gone(folder: &Path) {
+    while processes(folder) > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 #[tokio::test]
-#[ignore = "the child of a_killed_service_leaves_no_machine_behind"]
-async fn the_service_that_is_killed() {
-    let (Some(dir), Some(image)) = (std::env::var_os(CHILD), image()) else { return };
-    // Its parent removes the folder.
-    let folder = tempfile::Builder::new().disable_cleanup(true).tempdir_in(dir).unwrap();
-    let mut machines = machines_in(image, folder);
-    machines.handle.create("orphan", Spec { memory_mib: 128, cpus: 1 }).await.unwrap();
-    machines.handle.start_machine("orphan").await.unwrap();
-    machines.until(State::Stopped).await;
-    std::future::pending::<()>().await;
+async fn a_machine_outlives_its_service_and_is_taken_over() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut service = service(dir.path(), &image, 600);
+    wait_for(&mut service, "running");
+    service.kill().unwrap();
+    service.wait().unwrap();
+
+    let known = dir.path().join("m");
+    let mut machines = machines_at(image, &known, Duration::from_secs(600));
+    machines.until(State::Running).await;
+    let inspected = machines.handle.inspect("orphan").await.unwrap();
+    let [qemu, device] = inspected.pids[..] else { panic!("{inspected:?}") };
+    let guest = machines.handle.guest("orphan").await.unwrap();
+    let mut control = guest.connect(ports::AGENT_CONTROL).await.unwrap();
+    assert_eq!(run(&mut control, "hostname").await, "orphan\n");
+    // The same processes as ever, with nothing of what they could be given.
+    for pid in [qemu, device] {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+            assert!(status.contains(line), "{line} in {status}");
+        }
+    }
+    assert!(inspected.confinement.iter().any(|m| m.name == "landlock"), "{:?}", inspected.confinement);
+
+    machines.handle.pause("orphan", true).await.unwrap();
+    machines.until(State::Paused).await;
+    assert!(machines.handle.guest("orphan").await.is_err(), "a machine that stands still answers nobody");
+    machines.handle.pause("orphan", false).await.unwrap();
+    machines.until(State::Running).await;
+    assert_eq!(run(&mut control, "hostname").await, "orphan\n");
+    assert!(matches!(
+        machines.handle.create("orphan", Spec::default()).await,
+        Err(shipote_machines::Error::NameTaken(_))
+    ));
+
+    // Left and taken over once more, as when the service is restarted in order.
+    machines.handle.leave().await;
+    let mut machines = machines_at(PathBuf::from("/nowhere"), &known, Duration::from_secs(600));
+    machines.until(State::Running).await;
+
+    rustix::process::kill_process(rustix::process::Pid::from_raw(qemu).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+    let shown = loop {
+        let shown = machines.changes.recv().await.unwrap();
+        if shown.state == State::Failed {
+            break shown;
+        }
+    };
+    assert!(shown.reason.contains("signal: 9"), "{}", shown.reason);
+    until_gone(dir.path()).await;
+    assert!(!known.join("run/orphan").exists());
+}
+
+#[tokio::test]
+async fn a_machine_whose_service_is_gone_for_good_is_ended() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut service = service(dir.path(), &image, 1);
+    wait_for(&mut service, "starting");
+    let keeper = dir.path().join("m/run/orphan/keeper");
+    while !keeper.exists() {
+        assert!(service.try_wait().unwrap().is_none(), "it ended before its machine had a keeper");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    service.kill().unwrap();
+    service.wait().unwrap();
+    until_gone(dir.path()).await;
+    assert!(!keeper.parent().unwrap().exists(), "it left its folder behind");
 }

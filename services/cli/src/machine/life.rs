@@ -21,12 +21,15 @@ pub(super) struct Size {
     /// Processors
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
+    /// Disk for images in MiB, which stays when the machine stops [default: none, images are kept in memory]
+    #[arg(long, value_name = "MIB", default_value_t = 0, hide_default_value = true)]
+    disk: u32,
 }
 
 impl Size {
     /// As a spec.
     pub(super) fn spec(&self) -> String {
-        format!("memory_mib = {}\ncpus = {}\n", self.memory, self.cpus)
+        format!("memory_mib = {}\ncpus = {}\ndisk_mib = {}\n", self.memory, self.cpus, self.disk)
     }
 }
 
@@ -105,13 +108,51 @@ pub(super) async fn end(machines: &MachinesProxy<'_>, name: &str, grace: u64) ->
     bail!("stop machine {name}: the bus closed the connection")
 }
 
+pub(super) async fn pause(name: &str, paused: bool, json: bool) -> anyhow::Result<()> {
+    let machines = machines().await?;
+    let mut changes = machines.receive_state_changed().await.context("listen to the machines service")?;
+    let wanted = if paused { "paused" } else { "running" };
+    let details = machines.inspect(name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    let options = BTreeMap::new();
+    let asked = if paused { machines.pause(name, options).await } else { machines.resume(name, options).await };
+    asked.map_err(|e| refusal(&e))?;
+    if details.state == wanted {
+        return told(name, wanted, json);
+    }
+    while let Some(change) = changes.next().await {
+        let change = change.args().context("understand the machines service")?;
+        if change.name == name {
+            return match change.state.as_str() {
+                state if state == wanted => told(name, wanted, json),
+                state => bail!("machine {name} is {state} instead of {wanted}: {}", change.reason),
+            };
+        }
+    }
+    bail!("machine {name}: the bus closed the connection")
+}
+
+pub(super) async fn stats(name: &str, json: bool) -> anyhow::Result<()> {
+    let details = machines().await?.inspect(name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    if json {
+        return output::json(&details);
+    }
+    println!("{} is {}", details.name, details.state);
+    println!("memory     {} MiB", details.memory_bytes / (1024 * 1024));
+    println!("processor  {}.{:03} s", details.cpu_usec / 1_000_000, details.cpu_usec / 1000 % 1000);
+    for (mechanism, state, reason) in &details.confinement {
+        println!("{mechanism:<18} {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
+    }
+    Ok(())
+}
+
 pub(super) async fn list(json: bool) -> anyhow::Result<()> {
     let list = machines().await?.list(BTreeMap::new()).await.map_err(|e| refusal(&e))?;
     if json {
         return output::json(&json!({"machines": list}));
     }
     let row = |machine: shipote_bus::machines::MachineInfo| {
-        let size = format!("{} MiB, {} cpu", machine.memory_mib, machine.cpus);
+        let disk = if machine.disk_mib > 0 { format!(", {} MiB disk", machine.disk_mib) } else { String::new() };
+        let size = format!("{} MiB, {} cpu{disk}", machine.memory_mib, machine.cpus);
         vec![machine.name, machine.state, size, machine.reason]
     };
     output::print_table(&["NAME", "STATE", "SIZE", "REASON"], list.into_iter().map(row).collect(), "no machines");

@@ -60,6 +60,30 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Stop a machine's processors until it is resumed
+    Pause {
+        /// Name
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have a paused machine go on
+    Resume {
+        /// Name
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a machine takes of the host, and how its processes are confined
+    Stats {
+        /// Name
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Run a command in a running machine
     Exec(exec::ExecArgs),
     /// Copy a file into or out of a running machine
@@ -113,6 +137,9 @@ pub(crate) async fn run(args: MachineArgs) -> anyhow::Result<ExitCode> {
         Command::Create { name, size, json } => life::create(&name, &size, json).await?,
         Command::Start { name, json } => life::start(&name, json).await?,
         Command::Stop { name, grace, json } => life::stop(&name, grace, json).await?,
+        Command::Pause { name, json } => life::pause(&name, true, json).await?,
+        Command::Resume { name, json } => life::pause(&name, false, json).await?,
+        Command::Stats { name, json } => life::stats(&name, json).await?,
         Command::Ls { json } => life::list(json).await?,
         Command::Logs { name } => life::logs(&name).await?,
         Command::Rm { name, force, json } => life::remove(&name, force, json).await?,

@@ -12,6 +12,18 @@ use crate::spec::Spec;
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
+/// The descriptor of a connection to the vsock device. QEMU is given its connections, so that it needs no right to make
+/// any; the numbers are out of the way of those that a program opens by itself.
+pub const VSOCK_DESCRIPTOR: i32 = 100;
+/// The descriptor of the control connection.
+pub const QMP_DESCRIPTOR: i32 = 101;
+/// The machine's own initramfs, in its folder.
+pub const INITRAMFS: &str = "initramfs.cpio";
+/// Folder of the vsock device's sockets, in the machine's.
+pub const VSOCK_FOLDER: &str = "vsock";
+/// The vsock device's own socket there; those that guests dial stand beside it, named `v_PORT`.
+pub const VSOCK_SOCKET: &str = "v";
+
 /// The files of one machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Files<'a> {
@@ -19,8 +31,8 @@ pub struct Files<'a> {
     pub kernel: &'a Path,
     /// The machine's own initramfs.
     pub initramfs: &'a Path,
-    /// Socket of the vsock device.
-    pub vsock: &'a Path,
+    /// The disk for images and what machines write, if it has one.
+    pub disk: Option<&'a Path>,
 }
 
 /// The arguments. Console and messages come on standard output and error.
@@ -50,11 +62,20 @@ pub fn arguments(host: &Host, spec: &Spec, files: Files<'_>) -> Vec<String> {
         ("-kernel", path(files.kernel)),
         ("-initrd", path(files.initramfs)),
         ("-append", append),
-        ("-chardev", format!("socket,id=vsock,path={}", doubled(files.vsock))),
+        ("-chardev", format!("socket,id=vsock,fd={VSOCK_DESCRIPTOR}")),
         ("-device", "vhost-user-vsock-device,chardev=vsock".to_owned()),
+        ("-chardev", format!("socket,id=qmp,fd={QMP_DESCRIPTOR}")),
+        ("-mon", "chardev=qmp,mode=control".to_owned()),
         ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned()),
     ]
     .into_iter()
+    .chain(files.disk.into_iter().flat_map(|disk| {
+        let file = doubled(disk);
+        [
+            ("-drive", format!("file={file},if=none,id=disk,format=raw,cache=writeback,discard=unmap")),
+            ("-device", "virtio-blk-device,drive=disk".to_owned()),
+        ]
+    }))
     .flat_map(|(option, value)| [option.to_owned(), value])
     .chain(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned))
     .collect()
@@ -71,15 +92,15 @@ mod tests {
 
     fn joined(accelerator: Accelerator) -> String {
         let host = Host { accelerator, tsc_khz: 2_000_000 };
-        let files = Files { kernel: "/k".as_ref(), initramfs: "/i".as_ref(), vsock: "/run/a,b/v".as_ref() };
-        arguments(&host, &Spec { memory_mib: 128, cpus: 2 }, files).join(" ")
+        let files = Files { kernel: "/k".as_ref(), initramfs: "/i".as_ref(), disk: Some("/run/a,b/d".as_ref()) };
+        arguments(&host, &Spec { memory_mib: 128, cpus: 2, ..Spec::default() }, files).join(" ")
     }
 
     #[test]
     fn the_command_line_says_what_the_spec_says() {
         let tcg = joined(Accelerator::Tcg("no kvm".to_owned()));
         for part in
-            ["accel=tcg", "-smp 2", "-m 128M", "size=128M", "tsc_early_khz=2000000", "path=/run/a,,b/v", "-no-reboot"]
+            ["accel=tcg", "-smp 2", "-m 128M", "size=128M", "tsc_early_khz=2000000", "file=/run/a,,b/d", "-no-reboot"]
         {
             assert!(tcg.contains(part), "{part} in {tcg}");
         }

@@ -8,7 +8,7 @@ use zbus::{DeserializeDict, SerializeDict, Type};
 pub struct MachineInfo {
     /// Name, unique.
     pub name: String,
-    /// `stopped`, `starting`, `running`, `stopping`, `failing` or `failed`.
+    /// `stopped`, `starting`, `running`, `paused`, `stopping`, `failing` or `failed`.
     pub state: String,
     /// Why it ended last; empty while it runs.
     pub reason: String,
@@ -16,4 +16,24 @@ pub struct MachineInfo {
     pub memory_mib: u32,
     /// Processors.
     pub cpus: u32,
+    /// Disk in MiB; 0: none.
+    pub disk_mib: u32,
+}
+
+/// What a machine takes of the host.
+#[derive(Debug, Clone, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct MachineDetails {
+    /// Name.
+    pub name: String,
+    /// As in [`MachineInfo`].
+    pub state: String,
+    /// The monitor's process and the vsock device's; none where it doesn't run.
+    pub pids: Vec<i32>,
+    /// Resident memory of the processes, bytes.
+    pub memory_bytes: u64,
+    /// Processor time of the processes, microseconds.
+    pub cpu_usec: u64,
+    /// How the processes are confined: mechanism, `enforced`, `degraded` or `missing`, reason.
+    pub confinement: Vec<(String, String, String)>,
 }

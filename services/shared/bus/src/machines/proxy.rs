@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use zbus::OwnedFd;
 
-use super::{MachineInfo, MachinesError};
+use super::{MachineDetails, MachineInfo, MachinesError};
 
 type Options<'a> = BTreeMap<&'a str, zbus::Variant<'a>>;
 
@@ -21,6 +21,12 @@ pub trait Machines {
     fn start(&self, name: &str, options: Options<'_>) -> Result<(), MachinesError>;
     /// See the interface.
     fn stop(&self, name: &str, grace_ms: u64, options: Options<'_>) -> Result<(), MachinesError>;
+    /// See the interface.
+    fn pause(&self, name: &str, options: Options<'_>) -> Result<(), MachinesError>;
+    /// See the interface.
+    fn resume(&self, name: &str, options: Options<'_>) -> Result<(), MachinesError>;
+    /// See the interface.
+    fn inspect(&self, name: &str, options: Options<'_>) -> Result<MachineDetails, MachinesError>;
     /// See the interface.
     fn delete(&self, name: &str, options: Options<'_>) -> Result<(), MachinesError>;
     /// See the interface.

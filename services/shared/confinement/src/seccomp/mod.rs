@@ -8,9 +8,11 @@
 
 mod command;
 mod compile;
+mod machine;
 mod service;
 
 pub use command::{command_filter, command_filter_in_parts};
+pub use machine::{Sockets, machine_filter};
 pub use service::service_filter;
 
 use crate::Error;

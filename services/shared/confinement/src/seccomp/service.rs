@@ -78,6 +78,15 @@ const OLD: &[i64] = &[];
 /// # Errors
 /// None for the tables of this module; the type is that of the compiler.
 pub fn service_filter(namespaces: bool) -> Result<Filter, Error> {
+    let mut table = denied(namespaces);
+    if !namespaces {
+        table.push((libc::SYS_clone, Verdict::Argument(&NO_NAMESPACES)));
+    }
+    compile(&table, Verdict::Allow)
+}
+
+/// The calls that are refused whatever their arguments.
+pub(super) fn denied(namespaces: bool) -> Vec<(i64, Verdict)> {
     let mut table: Vec<(i64, Verdict)> =
         KERNEL.iter().chain(OLD).map(|number| (*number, Verdict::Errno(libc::EPERM))).collect();
     for number in [libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register] {
@@ -86,9 +95,8 @@ pub fn service_filter(namespaces: bool) -> Result<Filter, Error> {
     if !namespaces {
         table.extend(NAMESPACE_CALLS.iter().map(|number| (*number, Verdict::Errno(libc::EPERM))));
         table.push((libc::SYS_clone3, Verdict::Errno(libc::ENOSYS)));
-        table.push((libc::SYS_clone, Verdict::Argument(&NO_NAMESPACES)));
     }
-    compile(&table, Verdict::Allow)
+    table
 }
 
 #[cfg(test)]
