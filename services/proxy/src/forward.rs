@@ -10,7 +10,7 @@ use crate::http1::exchange::InFlight;
 use crate::io::Io;
 use crate::plan::Plan;
 use crate::tunnel::{Passed, buffers, tunnel};
-use crate::upstream::{connect, pick};
+use crate::upstream::{Connected, connect, pick};
 use crate::walk::Peer;
 use crate::worker::Worker;
 
@@ -28,8 +28,8 @@ pub(crate) async fn forward(worker: &Worker, plan: &Plan, terminator: Terminator
     while let Some(target) = pick(targets, *balance, turn, peer.remote.ip(), &tried) {
         name = &target.name;
         client.slot().set(limits.connect * 2);
-        match connect(target, limits.connect).await {
-            Ok(stream) => {
+        match connect(target, limits.connect, false).await {
+            Ok(Connected { stream, .. }) => {
                 worker.figures.connects.add(1);
                 let _open = InFlight::new(target);
                 let upstream = Io::new(stream, client.share_slot());

@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use shipote_rules::{
-    Field, Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, Phase, Terminator, TerminatorEntry,
-    Transport, Upstream, UpstreamAddress,
+    Field, Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, NodeId, Terminator, TerminatorEntry,
+    TerminatorId, Transport, Upstream, UpstreamAddress,
 };
 
 use crate::plugin::{PluginCode, Runtime, Site};
 use crate::rate::Limiter;
-use crate::upstream::{Registry, Target};
+use crate::upstream::{Registry, Speak, Target};
 
 /// A rule that this build cannot serve.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +33,10 @@ pub(crate) struct Plan {
     pub(crate) limiters: Vec<Option<Arc<Limiter>>>,
     /// By middleware; plugins only.
     pub(crate) sites: Vec<Option<Arc<Site>>>,
+    /// By terminator: HTTP/2 may be spoken to an upstream.
+    others: Vec<bool>,
+    /// The largest body that a rule may hold in memory.
+    pub(crate) body_limit: u64,
     /// By listener.
     tls: Vec<Option<Arc<rustls::ServerConfig>>>,
     listeners: HashMap<(Transport, SocketAddr), usize>,
@@ -47,15 +51,19 @@ impl Plan {
         before: Option<&Plan>,
     ) -> Result<Self, LinkError> {
         let mut targets = Vec::with_capacity(graph.terminators.len());
+        let mut others = Vec::with_capacity(graph.terminators.len());
         for entry in &graph.terminators {
             let upstreams = upstreams_of(entry).map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
-            targets.push(upstreams.iter().map(|u| registry.target(u)).collect());
+            let version = match &entry.terminator {
+                Terminator::HttpProxy(spec) => Some(spec.version),
+                _ => None,
+            };
+            let linked: Result<Vec<_>, String> = upstreams.iter().map(|u| registry.target(u, version)).collect();
+            let linked = linked.map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
+            others.push(linked.iter().any(|t| matches!(t.speak, Speak::Two | Speak::Either)));
+            targets.push(linked);
         }
-        for node in &graph.nodes {
-            if let Node::Upgrade { to: Phase::Body, .. } = node {
-                return Err(unsupported(first_rule(&graph), "a match on http.body"));
-            }
-        }
+        let body_limit = graph.terminators.iter().map(|t| t.request_body_limit).max().unwrap_or(0);
         for check in &graph.checks {
             if let Field::PeerCertSubjectCn
             | Field::PeerCertSanDns
@@ -91,7 +99,7 @@ impl Plan {
         }
         let listeners =
             graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
-        Ok(Self { graph, targets, limiters, sites, tls, listeners })
+        Ok(Self { graph, targets, others, body_limit, limiters, sites, tls, listeners })
     }
 
     fn limiter(&self, rule: &str, middleware: &Middleware) -> Option<Arc<Limiter>> {
@@ -104,6 +112,23 @@ impl Plan {
         };
         let at = self.graph.middleware.iter().position(|e| e.rule == rule && alike(&e.middleware, middleware))?;
         self.limiters[at].clone()
+    }
+
+    /// Whether HTTP/2 may be spoken to an upstream of this terminator.
+    pub(crate) fn other_versions(&self, terminator: TerminatorId) -> bool {
+        self.others[terminator.index()]
+    }
+
+    /// Whether a WebSocket may pass this terminator.
+    pub(crate) fn takes_websocket(&self, terminator: TerminatorId) -> bool {
+        let terminator = &self.graph.terminator(terminator).terminator;
+        matches!(terminator, Terminator::HttpProxy(spec) if spec.websocket && spec.version != HttpVersion::H2)
+    }
+
+    /// Whether a response phase does more than edit headers.
+    #[allow(clippy::unused_self, reason = "plugins of that phase come here")]
+    pub(crate) fn changes_answers(&self, _response: Option<NodeId>) -> bool {
+        false
     }
 
     pub(crate) fn listener(&self, transport: Transport, address: SocketAddr) -> Option<&Listener> {
@@ -145,8 +170,8 @@ fn unsupported(rule: String, what: &str) -> LinkError {
 fn upstreams_of(entry: &TerminatorEntry) -> Result<&[Upstream], String> {
     let upstreams: &[Upstream] = match &entry.terminator {
         Terminator::HttpProxy(spec) => {
-            if matches!(spec.version, HttpVersion::H2 | HttpVersion::H3) {
-                return Err("HTTP/2 and HTTP/3 to an upstream are not built into this version; use http1_proxy".into());
+            if spec.version == HttpVersion::H3 {
+                return Err("HTTP/3 to an upstream is not built into this version; use http2_proxy".into());
             }
             &spec.upstreams
         }
@@ -156,9 +181,6 @@ fn upstreams_of(entry: &TerminatorEntry) -> Result<&[Upstream], String> {
         Terminator::Static(_) | Terminator::RedirectHttps(_) | Terminator::Close | Terminator::Send => &[],
     };
     for upstream in upstreams {
-        if upstream.tls.is_some() {
-            return Err(format!("TLS to {} is not built into this version", upstream.address));
-        }
         if let UpstreamAddress::Workspace { .. } | UpstreamAddress::Machine { .. } = upstream.address {
             return Err(format!(
                 "{}: names of workspaces and machines are not built into this version",

@@ -78,7 +78,7 @@ pub(crate) fn configure(tls: &ListenerTls) -> Result<Arc<ServerConfig>, String> 
         ClientAuth::Require { ca_paths } => builder.with_client_cert_verifier(verifier(ca_paths, true)?),
     };
     let mut config = builder.with_cert_resolver(Arc::new(certificates));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Tickets are sealed with a key of this plan's own; after a reload clients make a whole handshake once.
     config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
     Ok(Arc::new(config))

@@ -65,6 +65,13 @@ struct RequestView<'a> {
     peer: &'a Peer,
     head: &'a RequestHead,
     bytes: &'a [u8],
+    held: Option<&'a Held>,
+}
+
+/// What of a request's body is in memory.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl View for RequestView<'_> {
@@ -76,6 +83,7 @@ impl View for RequestView<'_> {
             // In the absolute form the host stands in the target.
             Field::Header(name) if name == "host" => self.head.host(self.bytes).is_some_and(|h| f(Value::Bytes(h))),
             Field::Header(name) => self.head.lines.values(self.bytes, name.as_bytes()).any(|v| f(Value::Bytes(v))),
+            Field::Body => self.held.is_some_and(|held| f(Value::Bytes(&held.bytes))),
             other => self.peer.any(other, f),
         }
     }
@@ -150,9 +158,19 @@ pub(crate) enum Verdict<'p> {
     Made { response: Box<Response>, rule: &'p str, error: Option<String> },
     /// The connection is closed without an answer.
     Close { rule: &'p str },
+    /// Something must be had before the walk goes on at a node.
+    Pause { need: Need, at: NodeId },
 }
 
-/// Walks the graph for one request.
+/// What a walk waits for.
+#[derive(Debug)]
+pub(crate) enum Need {
+    /// The request's body, at most so many bytes of it.
+    Body { limit: u64 },
+}
+
+/// Walks the graph for one request, from the beginning or from where it paused.
+#[allow(clippy::too_many_arguments, reason = "a walk needs to know all there is")]
 pub(crate) fn route<'p>(
     plan: &'p Plan,
     peer: &Peer,
@@ -160,10 +178,12 @@ pub(crate) fn route<'p>(
     bytes: &[u8],
     edits: &mut Edits<'p>,
     plugins: &Instances,
+    from: Option<NodeId>,
+    held: Option<&Held>,
 ) -> Verdict<'p> {
     let Some(listener) = plan.listener(Transport::Tcp, peer.listener) else { return Verdict::Close { rule: "" } };
-    let view = RequestView { peer, head, bytes };
-    let mut at = listener.entry;
+    let view = RequestView { peer, head, bytes, held };
+    let mut at = from.unwrap_or(listener.entry);
     loop {
         at = match plan.graph.node(at) {
             Node::Check { check, yes, no } => {
@@ -174,6 +194,9 @@ pub(crate) fn route<'p>(
                 }
             }
             Node::Detect { http, .. } => *http,
+            Node::Upgrade { to: Phase::Body, next } if held.is_none() => {
+                return Verdict::Pause { need: Need::Body { limit: plan.body_limit }, at: *next };
+            }
             Node::Upgrade { next, .. } => *next,
             Node::Middleware { middleware, next, on_error } => match run(plan, *middleware, &view, edits, plugins) {
                 Ran::On => *next,

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use shipote_rules::Transport;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -17,7 +18,9 @@ use crate::figures::Figures;
 use crate::flows::{Entry, Flows};
 use crate::forward;
 use crate::http1::connection;
+use crate::http1::exchange::Ended;
 use crate::http1::response::ResponseHead;
+use crate::http2;
 use crate::io::{Clock, Io, Pool, Slot, Stream};
 use crate::peek::{self, First};
 use crate::plan::Plan;
@@ -91,6 +94,22 @@ impl Worker {
             self.generation.set(generation);
         }
         Arc::clone(&self.plan.borrow())
+    }
+
+    /// A deadline of its own for a request that shares its connection.
+    pub(crate) fn slot(&self) -> Rc<Slot> {
+        self.clock.slot()
+    }
+
+    /// Counts a request that ended.
+    pub(crate) fn answered(&self, ended: &Ended, duration: Duration) {
+        let figures = &self.figures;
+        figures.answered(ended.status, u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+        figures.bytes_in.add(ended.bytes_in);
+        figures.bytes_out.add(ended.bytes_out);
+        if matches!(ended.status, 408 | 504) {
+            figures.timeouts.add(1);
+        }
     }
 
     /// A number that grows with every call, for taking turns.
@@ -297,7 +316,12 @@ async fn greet(worker: &Rc<Worker>, stream: TcpStream, mut peer: Peer, slot: Rc<
         match tokio::time::timeout(worker.settings.head_time, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
                 let (settled, name) = tls::settled(stream.get_ref().1);
+                let two = settled.alpn.as_deref() == Some(b"h2");
                 (peer.tls, peer.sni) = (Some(settled), name);
+                if two {
+                    let stream = Stream::Tls(Box::new(stream));
+                    return http2::server::serve(Rc::clone(worker), Bytes::new(), stream, peer, slot, idle).await;
+                }
                 let client = Io::new(Stream::Tls(Box::new(stream)), slot);
                 connection::serve(Rc::clone(worker), client, peer, idle).await;
             }

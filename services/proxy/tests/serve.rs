@@ -205,7 +205,7 @@ fn smuggling_is_answered_and_the_connection_closed() {
         ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n", 400),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        ("PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", 505),
     ] {
         let mut client = connect(port);
         client.write_all(request.as_bytes()).unwrap();

@@ -154,3 +154,67 @@ fn a_certificate_that_cannot_be_read_refuses_the_rules_by_file() {
         "terminate": {"type": "static", "status": 200}}]));
     assert!(error.unwrap_err().contains("/no/such.pem"));
 }
+
+/// A proxy in front of another one, which ends TLS and may ask for certificates.
+#[test]
+fn upstreams_are_verified_unless_a_rule_says_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, client) = (cert(dir.path(), "back.example"), cert(dir.path(), "client.example"));
+    let (back, front) = (free_port(), free_port());
+    let mut ends = tls(&server, None);
+    ends["client_auth"] = json!({"mode": "request", "trust_store": {"ca_paths": [client.cert_file]}});
+    let known = json!({"tls.peer_cert.present": {"equals": true}});
+    let fixed = |text: &str| json!({"type": "static", "status": 200, "text": text});
+    let _back = Proxy::start(&json!([
+        {"name": "known", "listen": listens(back), "tls": ends, "match": known, "terminate": fixed("known")},
+        {"name": "any", "listen": listens(back), "tls": ends, "terminate": fixed("somebody")},
+    ]));
+    let proxy = Proxy::start(&json!([]));
+    let name = "back.example";
+    for kind in ["http_proxy", "http1_proxy", "http2_proxy"] {
+        for (tls, status, text) in [
+            (json!(true), 502, ""),
+            (json!({"verify_hostname": name}), 502, ""),
+            (json!({"verify_hostname": "other.example", "ca_file": server.cert_file}), 502, ""),
+            (json!({"verify_hostname": name, "ca_file": server.cert_file}), 200, "somebody"),
+            (json!({"insecure_skip_verify": true}), 200, "somebody"),
+            (
+                json!({"verify_hostname": name, "ca_file": server.cert_file,
+                    "cert_file": client.cert_file, "key_file": client.key_file}),
+                200,
+                "known",
+            ),
+        ] {
+            proxy
+                .apply(&json!([{"name": "front", "listen": listens(front), "terminate":
+                    {"type": kind, "upstream": format!("127.0.0.1:{back}"), "tls": tls}}]))
+                .unwrap();
+            for _ in 0..2 {
+                let answer = support::ask(front, "GET / HTTP/1.1\r\nHost: back.example\r\n\r\n");
+                assert_eq!(answer.status, status, "{kind} {tls}");
+                assert!(status != 200 || answer.text() == text, "{kind} {tls}: {}", answer.text());
+            }
+        }
+    }
+}
+
+#[test]
+fn clients_choose_http2_by_alpn() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = cert(dir.path(), "a.example");
+    let (port, upstream) = (free_port(), Upstream::echo());
+    let _proxy = Proxy::start(&json!([{"name": "a", "listen": listens(port), "tls": tls(&a, None),
+        "match": {"tls.alpn": {"equals": "h2"}}, "terminate": {"type": "http_proxy", "upstream": upstream.address()}}]));
+    let Ok(out) = std::process::Command::new("curl")
+        .args(["-s", "--max-time", "20", "--http2", "-w", " v%{http_version} %{http_code}", "--cacert"])
+        .arg(&a.cert_file)
+        .args(["--resolve", &format!("a.example:{port}:127.0.0.1")])
+        .arg(format!("https://a.example:{port}/x"))
+        .output()
+    else {
+        return;
+    };
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(text.starts_with("GET /x HTTP/1.1") && text.ends_with("v2 200"), "{text}");
+    assert!(get(port, "a.example", &a, None).is_ok(), "clients without ALPN speak HTTP/1.1");
+}

@@ -8,6 +8,7 @@ use super::Framing;
 use super::head::{Known, nominated};
 use super::request::RequestHead;
 use super::response::ResponseHead;
+use crate::http::reply::Reply;
 use crate::walk::{Edits, Peer};
 
 fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
@@ -168,6 +169,25 @@ pub(crate) fn response(
         // An answer to HEAD and a 304 say how long the body would be.
         Framing::Empty if matches!(head.status, 100..=199 | 204) => None,
         Framing::Empty => head.length,
+        Framing::Chunked | Framing::UntilClose => None,
+    };
+    finish(out, length, outgoing);
+}
+
+/// The same for an answer whose headers may have been changed on the way.
+pub(crate) fn reply(out: &mut Vec<u8>, reply: &Reply, outgoing: Outgoing) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    decimal(out, reply.status.into());
+    out.push(b' ');
+    out.extend_from_slice(reason(reply.status).as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in &reply.headers {
+        line(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    let length = match outgoing.framing {
+        Framing::Length(n) => Some(n),
+        Framing::Empty if matches!(reply.status, 100..=199 | 204) => None,
+        Framing::Empty => reply.length,
         Framing::Chunked | Framing::UntilClose => None,
     };
     finish(out, length, outgoing);

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use shipote_rules::{HeaderEdit, Terminator};
 
 use super::compose::{self, Outgoing};
@@ -11,7 +12,11 @@ use super::exchange::{Ask, Ended, proxy};
 use super::request::RequestHead;
 use super::{Framing, Refusal};
 use crate::flows::Entry;
+use crate::http::general::{Outcome, Request, run};
+use crate::http::{Body, Client, Source};
+use crate::http2;
 use crate::io::{Buf, Io, IoError};
+use crate::plan::Plan;
 use crate::walk::{Edits, Peer, Verdict, response_edits, route};
 use crate::worker::Worker;
 
@@ -34,14 +39,21 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Io, peer: Peer, idle: Rc<C
             idle.set(false);
             buf = connection.worker.pool.head();
         }
-        first = false;
-        let next = connection.one(&mut buf).await;
+        let next = if std::mem::take(&mut first) { connection.first(&mut buf).await } else { Next::Request };
+        if matches!(next, Next::Two) {
+            let early = Bytes::copy_from_slice(buf.filled());
+            let Connection { worker, client, peer, .. } = connection;
+            worker.pool.give(buf);
+            let slot = client.share_slot();
+            return http2::server::serve(worker, early, client.into_stream(), peer, slot, idle).await;
+        }
+        let next = if matches!(next, Next::Request) { connection.one(&mut buf).await } else { next };
         if buf.is_empty() {
             connection.worker.pool.give(std::mem::take(&mut buf));
         }
         match next {
             Next::Request => {}
-            Next::Close => break,
+            Next::Close | Next::Two => break,
             Next::Linger => {
                 connection.linger().await;
                 break;
@@ -54,6 +66,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Io, peer: Peer, idle: Rc<C
 enum Next {
     /// Another request may come.
     Request,
+    /// The client speaks HTTP/2.
+    Two,
     Close,
     /// Close, after what the client still sends was thrown away.
     Linger,
@@ -69,6 +83,24 @@ struct Connection {
 }
 
 impl Connection {
+    /// Reads as far as it takes to tell HTTP/2 by its first bytes.
+    async fn first(&mut self, buf: &mut Buf) -> Next {
+        self.client.slot().set(self.worker.settings.head_time);
+        loop {
+            let n = buf.len().min(http2::PREFACE.len());
+            if n == http2::PREFACE.len() && buf.filled().starts_with(http2::PREFACE) {
+                return Next::Two;
+            }
+            if buf.filled()[..n] != http2::PREFACE[..n] {
+                return Next::Request;
+            }
+            match self.client.fill_within(buf).await {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Next::Close,
+            }
+        }
+    }
+
     async fn one(&mut self, buf: &mut Buf) -> Next {
         match self.read_head(buf).await {
             Ok(true) => {}
@@ -80,7 +112,16 @@ impl Connection {
         let plan = worker.plan();
         let marks = self.note(buf);
         let mut edits = Edits::default();
-        let verdict = route(&plan, &self.peer, &self.head, buf.filled(), &mut edits, &worker.plugins);
+        let verdict = route(&plan, &self.peer, &self.head, buf.filled(), &mut edits, &worker.plugins, None, None);
+        if self.takes_more(&plan, &verdict) {
+            let outcome = self.general(&worker, &plan, verdict, &mut edits, buf).await;
+            self.record(&outcome.ended, outcome.rule, marks, began);
+            return match outcome.ended {
+                Ended { reusable: true, .. } => Next::Request,
+                Ended { unread: true, .. } => Next::Linger,
+                _ => Next::Close,
+            };
+        }
         let rule: &str;
         let (ended, next) = match verdict {
             Verdict::Close { rule: by } => {
@@ -116,7 +157,7 @@ impl Connection {
                     }
                     Terminator::RedirectHttps(spec) => {
                         let edits = response_edits(&plan, response);
-                        match self.location(buf, spec.port) {
+                        match self.head.location(buf.filled(), spec.port) {
                             Some(to) => self.answer(buf, spec.status, &[("location".into(), to)], b"", &edits).await,
                             None => self.answer(buf, 400, &[], b"no host to redirect to\n", &edits).await,
                         }
@@ -125,9 +166,48 @@ impl Connection {
                     _ => (Ended::default(), Next::Close),
                 }
             }
+            // It was gone on with above.
+            Verdict::Pause { .. } => {
+                rule = "";
+                (Ended::default(), Next::Close)
+            }
         };
         self.record(&ended, rule, marks, began);
         next
+    }
+
+    /// Whether this takes more than one version of HTTP passed on as it is.
+    fn takes_more(&self, plan: &Plan, verdict: &Verdict<'_>) -> bool {
+        match verdict {
+            Verdict::Pause { .. } => true,
+            Verdict::Take { terminator, response } => {
+                let websocket = self.head.facts.websocket && plan.takes_websocket(*terminator);
+                !websocket && (plan.other_versions(*terminator) || plan.changes_answers(*response))
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes the way that every request can take.
+    async fn general<'p>(
+        &self,
+        worker: &Worker,
+        plan: &'p Plan,
+        verdict: Verdict<'p>,
+        edits: &mut Edits<'p>,
+        buf: &mut Buf,
+    ) -> Outcome<'p> {
+        let facts = self.head.facts;
+        let mut bytes = worker.pool.text();
+        bytes.extend_from_slice(&buf.filled()[..self.head.lines.length]);
+        buf.consume(bytes.len());
+        let slot = self.client.share_slot();
+        let request = Request { worker, plan, peer: &self.peer, head: &self.head, bytes: &bytes, slot: &slot };
+        let mut body = Body::new(Source::one(&self.client, buf, facts.framing, facts.expects_continue));
+        let mut client = Client::One { io: &self.client, facts };
+        let outcome = run(&request, verdict, edits, &mut body, &mut client).await;
+        worker.pool.give_text(bytes);
+        outcome
     }
 
     /// Reads until the head is whole; `false` if the client went away first.
@@ -176,13 +256,7 @@ impl Connection {
     fn record(&self, ended: &Ended, rule: &str, [method, host]: [usize; 2], began: Instant) {
         let now = Instant::now();
         let duration = now.saturating_duration_since(began);
-        let figures = &self.worker.figures;
-        figures.answered(ended.status, u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
-        figures.bytes_in.add(ended.bytes_in);
-        figures.bytes_out.add(ended.bytes_out);
-        if matches!(ended.status, 408 | 504) {
-            figures.timeouts.add(1);
-        }
+        self.worker.answered(ended, duration);
         let entry = Entry {
             connection: self.peer.id,
             client: &self.peer.remote_text,
@@ -277,21 +351,6 @@ impl Connection {
         ended.error.get_or_insert_with(|| refusal.reason.to_owned());
         self.record(&ended, "", [0, 0], began);
         Next::Linger
-    }
-
-    /// The same place by HTTPS.
-    fn location(&self, buf: &Buf, port: Option<u16>) -> Option<String> {
-        let bytes = buf.filled();
-        let host = std::str::from_utf8(self.head.host(bytes)?).ok()?;
-        let bare = match host.rfind(']') {
-            Some(end) => &host[..=end],
-            None => host.split(':').next().unwrap_or(host),
-        };
-        let path = std::str::from_utf8(self.head.path(bytes)).ok()?;
-        let query = self.head.query(bytes).and_then(|q| std::str::from_utf8(q).ok());
-        let port = port.map(|p| format!(":{p}")).unwrap_or_default();
-        let path = if path == "*" { "/" } else { path };
-        Some(format!("https://{bare}{port}{path}{}{}", if query.is_some() { "?" } else { "" }, query.unwrap_or("")))
     }
 
     /// Closes so that the answer arrives: a close with unread bytes would reset the connection under it.

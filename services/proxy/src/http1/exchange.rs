@@ -17,10 +17,11 @@ use super::compose::{self, Outgoing};
 use super::request::RequestHead;
 use super::response::ResponseHead;
 use super::{Framing, Refusal};
-use crate::io::{Buf, Io, IoError, Stream};
+use crate::http::acquire::{self, Link, Want};
+use crate::io::{Buf, Io, IoError};
 use crate::plan::Plan;
 use crate::tunnel::{Passed, tunnel};
-use crate::upstream::{AcquireError, Target, Used, connect, pick};
+use crate::upstream::{Target, Used};
 use crate::walk::{Edits, Peer, response_edits};
 use crate::worker::Worker;
 
@@ -45,6 +46,8 @@ pub(crate) struct Ended {
     pub(crate) refuse: bool,
     /// The client's connection can carry another request.
     pub(crate) reusable: bool,
+    /// The request was not read to its end.
+    pub(crate) unread: bool,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) upstream: Option<Arc<Target>>,
@@ -52,11 +55,11 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    fn refuse(status: u16, error: &dyn Display) -> Self {
+    pub(crate) fn refuse(status: u16, error: &dyn Display) -> Self {
         Self { status, refuse: true, error: Some(error.to_string()), ..Self::default() }
     }
 
-    fn broken(status: u16, error: &dyn Display) -> Self {
+    pub(crate) fn broken(status: u16, error: &dyn Display) -> Self {
         Self { status, error: Some(error.to_string()), ..Self::default() }
     }
 }
@@ -79,21 +82,21 @@ impl Drop for InFlight<'_> {
 }
 
 /// A connection to an upstream that carries this request.
-struct Link {
+struct Line {
     io: Io,
     target: Arc<Target>,
     /// How many requests it carried before this one.
     served: u32,
 }
 
-impl Link {
+impl Line {
     fn reused(&self) -> bool {
         self.served > 0
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-enum HeadError {
+pub(crate) enum HeadError {
     #[error("send the request: {0}")]
     Send(IoError),
     #[error("the upstream closed the connection without an answer")]
@@ -107,14 +110,14 @@ enum HeadError {
 }
 
 impl HeadError {
-    fn ended(&self) -> Ended {
+    pub(crate) fn ended(&self) -> Ended {
         let status =
             if matches!(self, Self::Io(IoError::TimedOut) | Self::Send(IoError::TimedOut)) { 504 } else { 502 };
         Ended::refuse(status, &self)
     }
 
     /// A connection that was closed while it was idle looks like this.
-    fn stale(&self) -> bool {
+    pub(crate) fn stale(&self) -> bool {
         match self {
             Self::Nothing | Self::Send(IoError::System(_)) => true,
             Self::Io(IoError::System(e)) => e.kind() == std::io::ErrorKind::ConnectionReset,
@@ -258,7 +261,7 @@ async fn streamed(ask: &Ask<'_>, buf: &mut Buf, out: &mut Vec<u8>) -> Ended {
     ended
 }
 
-fn broken_body(error: &SourceError, started: bool) -> Ended {
+pub(crate) fn broken_body(error: &SourceError, started: bool) -> Ended {
     let status = match error {
         SourceError::Refused(refusal) => refusal.status,
         SourceError::Io(IoError::TimedOut) => 408,
@@ -267,46 +270,19 @@ fn broken_body(error: &SourceError, started: bool) -> Ended {
     if started || status == 0 { Ended::broken(status, &error) } else { Ended::refuse(status, &error) }
 }
 
-/// A connection to one of the rule's upstreams; another one is tried if one cannot be reached.
-async fn acquire(ask: &Ask<'_>, repeatable: bool, fresh: bool) -> Result<Link, Ended> {
-    let targets = &ask.plan.targets[ask.terminator.index()];
-    let slot = ask.client.slot();
-    let limit = ask.spec.limits.connect;
-    let turn = ask.worker.turn();
-    let client = ask.peer.remote.ip();
-    let mut tried = Vec::new();
-    let mut last: Option<AcquireError> = None;
-    while let Some(target) = pick(targets, ask.spec.balance, turn, client, &tried) {
-        if !fresh && let Some(Used { stream, served }) = ask.worker.pools.take(target, repeatable) {
-            ask.worker.figures.reused.add(1);
-            return Ok(link(ask, stream, target, served));
-        }
-        slot.set(limit * 2);
-        match connect(target, limit).await {
-            Ok(stream) => {
-                ask.worker.figures.connects.add(1);
-                return Ok(link(ask, stream, target, 0));
-            }
-            Err(e) => {
-                ask.worker.figures.connect_failures.add(1);
-                tried.push(target.id);
-                last = Some(e);
-            }
-        }
+/// A connection of HTTP/1.1 to one of the rule's upstreams.
+async fn acquire(ask: &Ask<'_>, repeatable: bool, fresh: bool) -> Result<Line, Ended> {
+    let Ask { worker, plan, peer, spec, terminator, .. } = *ask;
+    let slot = &ask.client.share_slot();
+    let want = Want { worker, plan, peer, spec, terminator, slot, repeatable, fresh, only_one: true };
+    match acquire::acquire(&want).await? {
+        Link::One { io, target, served } => Ok(Line { io, target, served }),
+        Link::Two { .. } => Err(Ended::refuse(502, &"the upstream speaks only HTTP/2")),
     }
-    Err(match last {
-        Some(e @ AcquireError::TimedOut(_)) => Ended::refuse(504, &e),
-        Some(e) => Ended::refuse(502, &e),
-        None => Ended::refuse(502, &"the rule has no upstream"),
-    })
-}
-
-fn link(ask: &Ask<'_>, stream: Stream, target: &Arc<Target>, served: u32) -> Link {
-    Link { io: Io::new(stream, ask.client.share_slot()), target: Arc::clone(target), served }
 }
 
 /// Reads the head of the final response; interim ones are dropped, save for a switch of protocols.
-async fn read_head(up: &Io, buf: &mut Buf, head: &mut ResponseHead, to_head: bool) -> Result<(), HeadError> {
+pub(crate) async fn read_head(up: &Io, buf: &mut Buf, head: &mut ResponseHead, to_head: bool) -> Result<(), HeadError> {
     let mut interim = 0;
     loop {
         if !buf.is_empty() && head.parse(buf.filled(), to_head)? {

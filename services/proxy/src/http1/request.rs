@@ -176,6 +176,20 @@ impl RequestHead {
         Ok(facts)
     }
 
+    /// The same place by HTTPS.
+    pub(crate) fn location(&self, bytes: &[u8], port: Option<u16>) -> Option<String> {
+        let host = std::str::from_utf8(self.host(bytes)?).ok()?;
+        let bare = match host.rfind(']') {
+            Some(end) => &host[..=end],
+            None => host.split(':').next().unwrap_or(host),
+        };
+        let path = std::str::from_utf8(self.path(bytes)).ok()?;
+        let query = self.query(bytes).and_then(|q| std::str::from_utf8(q).ok());
+        let port = port.map(|p| format!(":{p}")).unwrap_or_default();
+        let path = if path == "*" { "/" } else { path };
+        Some(format!("https://{bare}{port}{path}{}{}", if query.is_some() { "?" } else { "" }, query.unwrap_or("")))
+    }
+
     pub(crate) fn method<'h>(&self, head: &'h [u8]) -> &'h [u8] {
         &head[self.method.clone()]
     }

@@ -18,8 +18,10 @@ use super::{Buf, Slot};
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
-    /// Decrypted here; from clients only.
+    /// From a client, decrypted here.
     Tls(Box<TlsStream<TcpStream>>),
+    /// To an upstream, encrypted here.
+    Secure(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
 
 /// Why a read or a write did not happen.
@@ -37,6 +39,7 @@ impl Stream {
             Self::Tcp(s) => Pin::new(s).poll_read(cx, buf),
             Self::Unix(s) => Pin::new(s).poll_read(cx, buf),
             Self::Tls(s) => Pin::new(s).poll_read(cx, buf),
+            Self::Secure(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
 
@@ -45,6 +48,7 @@ impl Stream {
             Self::Tcp(s) => Pin::new(s).poll_write_vectored(cx, parts),
             Self::Unix(s) => Pin::new(s).poll_write_vectored(cx, parts),
             Self::Tls(s) => Pin::new(s).poll_write_vectored(cx, parts),
+            Self::Secure(s) => Pin::new(s).poll_write_vectored(cx, parts),
         }
     }
 
@@ -53,6 +57,7 @@ impl Stream {
             Self::Tcp(s) => Pin::new(s).poll_write(cx, bytes),
             Self::Unix(s) => Pin::new(s).poll_write(cx, bytes),
             Self::Tls(s) => Pin::new(s).poll_write(cx, bytes),
+            Self::Secure(s) => Pin::new(s).poll_write(cx, bytes),
         }
     }
 
@@ -61,6 +66,7 @@ impl Stream {
             Self::Tcp(s) => Pin::new(s).poll_shutdown(cx),
             Self::Unix(s) => Pin::new(s).poll_shutdown(cx),
             Self::Tls(s) => Pin::new(s).poll_shutdown(cx),
+            Self::Secure(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
 
@@ -69,6 +75,7 @@ impl Stream {
         match self {
             Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
             Self::Tls(s) => Pin::new(s).poll_flush(cx),
+            Self::Secure(s) => Pin::new(s).poll_flush(cx),
         }
     }
 
@@ -86,31 +93,75 @@ impl Stream {
                     _ => Poll::Ready(Ok(())),
                 }
             }
+            // Nobody waits for the first byte of an upstream without a buffer.
+            Self::Secure(_) => Poll::Ready(Ok(())),
         }
     }
 
     /// Whether an idle stream is still good: nothing came in, not even its end.
-    pub(crate) fn is_quiet(&self) -> bool {
+    pub(crate) fn is_quiet(&mut self) -> bool {
         let mut byte = [0];
         let read = match self {
             Self::Tcp(s) => s.try_read(&mut byte),
             Self::Unix(s) => s.try_read(&mut byte),
             Self::Tls(_) => return false,
+            Self::Secure(s) => {
+                // Tickets that came after the handshake are taken in; data or the end make it ready.
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                return Pin::new(s).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending();
+            }
         };
         matches!(read, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// The same with a question to the kernel, for requests that cannot be repeated.
-    pub(crate) fn is_quiet_for_sure(&self) -> bool {
+    pub(crate) fn is_quiet_for_sure(&mut self) -> bool {
         use std::os::fd::AsFd as _;
+        if matches!(self, Self::Secure(_)) && !self.is_quiet() {
+            return false;
+        }
         let mut byte = [0u8];
         let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-        let fd = match self {
+        let fd = match &*self {
             Self::Tcp(s) => s.as_fd(),
             Self::Unix(s) => s.as_fd(),
             Self::Tls(_) => return false,
+            Self::Secure(s) => s.get_ref().0.as_fd(),
         };
         matches!(rustix::net::recv(fd, &mut byte, flags), Err(rustix::io::Errno::AGAIN))
+    }
+}
+
+/// For the libraries that speak HTTP/2.
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Self::poll_read(self.get_mut(), cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Self::poll_write(self.get_mut(), cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Self::poll_write_vectored(self.get_mut(), cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_flush(self.get_mut(), cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Self::poll_shutdown(self.get_mut(), cx)
     }
 }
 

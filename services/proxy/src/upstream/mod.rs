@@ -1,7 +1,10 @@
 //! Upstreams: what is known about each, shared by all workers, and each worker's idle connections to them.
 
 mod pool;
+mod secure;
+mod streams;
 mod target;
 
-pub(crate) use pool::{AcquireError, Pools, Used, connect};
-pub(crate) use target::{Registry, Target, pick};
+pub(crate) use pool::{AcquireError, Connected, Pools, Used, connect};
+pub(crate) use streams::{Multiplexed, Shared};
+pub(crate) use target::{Registry, Speak, Target, pick};

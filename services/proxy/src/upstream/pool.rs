@@ -6,12 +6,15 @@
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use shipote_rules::UpstreamAddress;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
-use super::Target;
+use super::streams::Shared;
+use super::{Multiplexed, Speak, Target};
 use crate::io::{Clock, Stream};
 
 /// Why there is no connection.
@@ -21,6 +24,8 @@ pub(crate) enum AcquireError {
     Connect(String, io::Error),
     #[error("connect to {0}: no answer within the time limit")]
     TimedOut(String),
+    #[error("{0} does not speak HTTP/2")]
+    NotTwo(String),
 }
 
 /// A connection, and how many requests it carried.
@@ -40,6 +45,8 @@ struct Idle {
 #[derive(Debug)]
 pub(crate) struct Pools {
     idle: RefCell<Vec<Vec<Idle>>>,
+    /// Connections that carry many requests at once, by upstream.
+    shared: RefCell<Vec<Vec<Shared>>>,
     clock: Rc<Clock>,
     most: usize,
     keep: u64,
@@ -52,7 +59,7 @@ const SETTLED: u64 = 200;
 
 impl Pools {
     pub(crate) fn new(clock: Rc<Clock>, most: usize, keep: Duration) -> Self {
-        Self { idle: RefCell::default(), clock, most, keep: keep.as_millis() as u64 }
+        Self { idle: RefCell::default(), shared: RefCell::default(), clock, most, keep: keep.as_millis() as u64 }
     }
 
     /// An idle connection that is still good.
@@ -69,7 +76,7 @@ impl Pools {
             age <= self.keep && (repeatable || (age <= FRESH && (idle.used.served > 1 || age >= SETTLED)))
         };
         while let Some(at) = pool.iter().rposition(fit) {
-            let Idle { used, .. } = pool.remove(at);
+            let Idle { mut used, .. } = pool.remove(at);
             if if repeatable { used.stream.is_quiet() } else { used.stream.is_quiet_for_sure() } {
                 return Some(used);
             }
@@ -90,35 +97,54 @@ impl Pools {
         pool.push(Idle { used, since: self.clock.coarse() });
     }
 
+    /// A place on a connection that carries many requests at once.
+    pub(crate) fn share(&self, target: &Target) -> Option<Multiplexed> {
+        let mut shared = self.shared.borrow_mut();
+        let pool = shared.get_mut(target.id)?;
+        pool.retain(|s| !s.is_gone());
+        pool.iter().find_map(|s| s.join(self.clock.coarse()))
+    }
+
+    /// Keeps a new connection that carries many requests at once, and takes a place on it.
+    pub(crate) fn add(&self, target: &Target, new: Shared) -> Option<Multiplexed> {
+        let mut shared = self.shared.borrow_mut();
+        if shared.len() <= target.id {
+            shared.resize_with(target.id + 1, Vec::new);
+        }
+        let place = new.join(self.clock.coarse());
+        shared[target.id].push(new);
+        place
+    }
+
     /// Closes what was idle for too long.
     pub(crate) fn sweep(&self) {
         let now = self.clock.coarse();
+        for pool in self.shared.borrow_mut().iter_mut() {
+            pool.retain(|s| !s.is_gone() && !s.idle_since(now.saturating_sub(self.keep)));
+        }
         for pool in self.idle.borrow_mut().iter_mut() {
             pool.retain(|idle| now.saturating_sub(idle.since) <= self.keep);
         }
     }
 }
 
-/// Makes a connection.
-pub(crate) async fn connect(target: &Target, limit: Duration) -> Result<Stream, AcquireError> {
-    let connecting = async {
-        match &target.address {
-            UpstreamAddress::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
-            UpstreamAddress::Tcp { host, port } => {
-                let stream = match target.ip {
-                    Some(ip) => TcpStream::connect((ip, *port)).await?,
-                    None => TcpStream::connect((host.as_str(), *port)).await?,
-                };
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
-            }
-            other => Err(io::Error::other(format!("{other} cannot be reached by address"))),
-        }
-    };
-    match tokio::time::timeout(limit, connecting).await {
-        Ok(Ok(stream)) => {
+/// A new connection.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) stream: Stream,
+    /// It speaks HTTP/2, else HTTP/1.1 or bytes.
+    pub(crate) two: bool,
+}
+
+/// Makes a connection, encrypted where that is asked for; with `only_one` it does not settle on HTTP/2.
+pub(crate) async fn connect(target: &Target, limit: Duration, only_one: bool) -> Result<Connected, AcquireError> {
+    match tokio::time::timeout(limit, make(target, only_one)).await {
+        Ok(Ok(connected)) => {
             target.worked();
-            Ok(stream)
+            if target.speak == Speak::Two && !connected.two {
+                return Err(AcquireError::NotTwo(target.name.clone()));
+            }
+            Ok(connected)
         }
         Ok(Err(e)) => {
             target.failed();
@@ -128,5 +154,25 @@ pub(crate) async fn connect(target: &Target, limit: Duration) -> Result<Stream, 
             target.failed();
             Err(AcquireError::TimedOut(target.name.clone()))
         }
+    }
+}
+
+async fn make(target: &Target, only_one: bool) -> io::Result<Connected> {
+    let plain = |stream| Connected { stream, two: target.speak == Speak::Two };
+    match &target.address {
+        UpstreamAddress::Unix(path) => UnixStream::connect(path).await.map(|s| plain(Stream::Unix(s))),
+        UpstreamAddress::Tcp { host, port } => {
+            let tcp = match target.ip {
+                Some(ip) => TcpStream::connect((ip, *port)).await?,
+                None => TcpStream::connect((host.as_str(), *port)).await?,
+            };
+            tcp.set_nodelay(true)?;
+            let Some(secure) = target.secure() else { return Ok(plain(Stream::Tcp(tcp))) };
+            let config = if only_one { &secure.one } else { &secure.any };
+            let stream = TlsConnector::from(Arc::clone(config)).connect(secure.name.clone(), tcp).await?;
+            let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Ok(Connected { stream: Stream::Secure(Box::new(stream)), two })
+        }
+        other => Err(io::Error::other(format!("{other} cannot be reached by address"))),
     }
 }

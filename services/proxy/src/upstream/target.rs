@@ -6,10 +6,25 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use shipote_rules::{Balance, Upstream, UpstreamAddress};
+use shipote_rules::{Balance, HttpVersion, Upstream, UpstreamAddress};
+
+use super::secure::Secure;
 
 /// How long an upstream that could not be reached is passed by, while there is another one.
 const PASSED_BY: Duration = Duration::from_secs(2);
+
+/// What is spoken to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Speak {
+    /// Whatever the client says.
+    Bytes,
+    /// HTTP/1.1.
+    One,
+    /// HTTP/2.
+    Two,
+    /// Either, as the handshake settles.
+    Either,
+}
 
 /// An upstream.
 #[derive(Debug)]
@@ -21,6 +36,9 @@ pub(crate) struct Target {
     pub(crate) name: String,
     /// Where it is, if it takes no resolver to know.
     pub(crate) ip: Option<IpAddr>,
+    pub(crate) speak: Speak,
+    /// How it is encrypted to; made anew with every plan, so that changed files take effect.
+    secure: Mutex<Option<Arc<Secure>>>,
     /// Requests and tunnels open now.
     pub(crate) open: AtomicUsize,
     /// Requests and tunnels in all.
@@ -33,6 +51,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// How to encrypt to it, where that is asked for.
+    pub(crate) fn secure(&self) -> Option<Arc<Secure>> {
+        self.secure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
     pub(crate) fn failed(&self) {
         self.failures.fetch_add(1, Relaxed);
         self.down_until.store(self.now() + millis(PASSED_BY), Relaxed);
@@ -70,11 +93,21 @@ impl Registry {
         Self { known: Mutex::default(), epoch: Instant::now() }
     }
 
-    pub(crate) fn target(&self, upstream: &Upstream) -> Arc<Target> {
+    /// The upstream as a rule names it. `version` is `None` where bytes are forwarded. The error names a file.
+    pub(crate) fn target(&self, upstream: &Upstream, version: Option<HttpVersion>) -> Result<Arc<Target>, String> {
+        let speak = match version {
+            None => Speak::Bytes,
+            Some(HttpVersion::H2) => Speak::Two,
+            Some(HttpVersion::Auto) if upstream.tls.is_some() => Speak::Either,
+            Some(_) => Speak::One,
+        };
+        let secure = Secure::new(upstream, speak)?.map(Arc::new);
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let name = upstream.address.to_string();
         let id = known.len();
-        let target = known.entry(name.clone()).or_insert_with(|| {
+        // Connections of different kinds to one address are kept apart.
+        let key = format!("{name} {speak:?} {:?}", upstream.tls);
+        let target = known.entry(key).or_insert_with(|| {
             let ip = match &upstream.address {
                 UpstreamAddress::Tcp { host, .. } => host.parse().ok(),
                 _ => None,
@@ -84,6 +117,8 @@ impl Registry {
                 address: upstream.address.clone(),
                 name,
                 ip,
+                speak,
+                secure: Mutex::default(),
                 open: AtomicUsize::new(0),
                 total: AtomicU64::new(0),
                 failures: AtomicU64::new(0),
@@ -91,7 +126,8 @@ impl Registry {
                 epoch: self.epoch,
             })
         });
-        Arc::clone(target)
+        *target.secure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = secure;
+        Ok(Arc::clone(target))
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Target>> {
@@ -157,7 +193,7 @@ mod tests {
         (0..n)
             .map(|i| {
                 let address = UpstreamAddress::Tcp { host: "10.0.0.1".into(), port: 1000 + i };
-                registry.target(&Upstream { address, tls: None })
+                registry.target(&Upstream { address, tls: None }, Some(HttpVersion::H1)).unwrap()
             })
             .collect()
     }

@@ -7,6 +7,8 @@
     reason = "each test takes what it needs"
 )]
 
+pub mod two;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -10,6 +10,7 @@ use serde_json::Value as Json;
 
 use crate::error::Problem;
 use crate::section::Section;
+use crate::tls::TlsCert;
 
 /// The address of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -46,6 +47,10 @@ pub struct UpstreamTls {
     pub verify_hostname: Option<String>,
     /// Accept any certificate.
     pub insecure_skip_verify: bool,
+    /// PEM: trust these authorities instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The certificate that is shown to the upstream where it asks for one.
+    pub client_cert: Option<TlsCert>,
 }
 
 /// One upstream of a rule.
@@ -119,6 +124,13 @@ impl UpstreamTls {
         let tls = Self {
             verify_hostname: section.text("verify_hostname")?.map(str::to_ascii_lowercase),
             insecure_skip_verify: section.flag("insecure_skip_verify")?.unwrap_or(false),
+            ca_file: section.text("ca_file")?.map(PathBuf::from),
+            client_cert: match (section.text("cert_file")?, section.text("key_file")?) {
+                (None, None) => None,
+                (Some(cert), Some(key)) => Some(TlsCert { cert_file: cert.into(), key_file: key.into() }),
+                (Some(_), None) => return Err(section.missing("key_file")),
+                (None, Some(_)) => return Err(section.missing("cert_file")),
+            },
         };
         section.finish()?;
         Ok(tls)

@@ -1,0 +1,109 @@
+//! A connection to one of a rule's upstreams.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use shipote_rules::{ProxySpec, TerminatorId};
+
+use crate::http1::exchange::Ended;
+use crate::io::{Io, Slot};
+use crate::plan::Plan;
+use crate::upstream::{AcquireError, Connected, Multiplexed, Shared, Speak, Target, Used, connect, pick};
+use crate::walk::Peer;
+use crate::worker::Worker;
+
+/// What is asked for.
+pub(crate) struct Want<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) plan: &'a Plan,
+    pub(crate) peer: &'a Peer,
+    pub(crate) spec: &'a ProxySpec,
+    pub(crate) terminator: TerminatorId,
+    pub(crate) slot: &'a Rc<Slot>,
+    /// Sending the request twice does no harm.
+    pub(crate) repeatable: bool,
+    /// No connection that carried a request before.
+    pub(crate) fresh: bool,
+    /// HTTP/1.1 only.
+    pub(crate) only_one: bool,
+}
+
+/// A connection that carries this request.
+pub(crate) enum Link {
+    One {
+        io: Io,
+        target: Arc<Target>,
+        /// How many requests it carried before this one.
+        served: u32,
+    },
+    Two {
+        place: Multiplexed,
+        target: Arc<Target>,
+    },
+}
+
+impl Link {
+    pub(crate) fn target(&self) -> &Arc<Target> {
+        match self {
+            Self::One { target, .. } | Self::Two { target, .. } => target,
+        }
+    }
+}
+
+/// A connection to one of the rule's upstreams; another one is tried if one cannot be reached.
+pub(crate) async fn acquire(want: &Want<'_>) -> Result<Link, Ended> {
+    let Want { worker, spec, slot, .. } = want;
+    let targets = &want.plan.targets[want.terminator.index()];
+    let turn = worker.turn();
+    let client = want.peer.remote.ip();
+    let mut tried = Vec::new();
+    let mut last: Option<AcquireError> = None;
+    while let Some(target) = pick(targets, spec.balance, turn, client, &tried) {
+        if let Some(link) = idle(want, target) {
+            worker.figures.reused.add(1);
+            return Ok(link);
+        }
+        slot.set(spec.limits.connect * 2);
+        let failed = match connect(target, spec.limits.connect, want.only_one).await {
+            Ok(Connected { stream, two: false }) => {
+                worker.figures.connects.add(1);
+                let io = Io::new(stream, Rc::clone(slot));
+                return Ok(Link::One { io, target: Arc::clone(target), served: 0 });
+            }
+            Ok(Connected { stream, two: true }) => {
+                worker.figures.connects.add(1);
+                match Shared::start(stream).await {
+                    Ok(shared) => match worker.pools.add(target, shared) {
+                        Some(place) => return Ok(Link::Two { place, target: Arc::clone(target) }),
+                        None => AcquireError::NotTwo(target.name.clone()),
+                    },
+                    Err(e) => AcquireError::Connect(target.name.clone(), std::io::Error::other(e)),
+                }
+            }
+            Err(e) => e,
+        };
+        worker.figures.connect_failures.add(1);
+        tried.push(target.id);
+        last = Some(failed);
+    }
+    Err(match last {
+        Some(e @ AcquireError::TimedOut(_)) => Ended::refuse(504, &e),
+        Some(e) => Ended::refuse(502, &e),
+        None => Ended::refuse(502, &"the rule has no upstream"),
+    })
+}
+
+fn idle(want: &Want<'_>, target: &Arc<Target>) -> Option<Link> {
+    if want.fresh {
+        return None;
+    }
+    if !want.only_one
+        && matches!(target.speak, Speak::Two | Speak::Either)
+        && let Some(place) = want.worker.pools.share(target)
+    {
+        return Some(Link::Two { place, target: Arc::clone(target) });
+    }
+    let Used { stream, served } = want.worker.pools.take(target, want.repeatable)?;
+    let io = Io::new(stream, Rc::clone(want.slot));
+    Some(Link::One { io, target: Arc::clone(target), served })
+}

@@ -1,0 +1,343 @@
+//! One request to an upstream and its answer back, of any version on either side.
+//!
+//! The body goes up while the answer is already waited for: an upstream may answer before it read all of it, and in
+//! calls of gRPC both go on together. A request is sent a second time only if nothing of it can have been acted upon
+//! (the upstream says so, or it may be repeated and the connection was one that had been idle) and all of it is still
+//! in memory.
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::sync::Arc;
+
+use shipote_rules::{NodeId, ProxySpec, TerminatorId};
+
+use super::acquire::{Link, Want, acquire};
+use super::body::within;
+use super::client::Begun;
+use super::general::Request;
+use super::reply::Reply;
+use super::sink::{Sink, relay};
+use super::{Body, Client, Source};
+use crate::http1::body::{BodyError, Coding};
+use crate::http1::compose;
+use crate::http1::exchange::{Ended, InFlight, broken_body, read_head};
+use crate::http1::{Framing, Refusal};
+use crate::http2;
+use crate::io::{Io, IoError};
+use crate::upstream::{Multiplexed, Target, Used};
+use crate::walk::{Edits, response_edits};
+
+/// A body of known length up to this is read before an upstream is chosen, so that the request can go on a connection
+/// that is there and can be repeated.
+const SMALL: u64 = 64 << 10;
+
+/// Where a request goes.
+pub(crate) struct Way<'p> {
+    pub(crate) spec: &'p ProxySpec,
+    pub(crate) terminator: TerminatorId,
+    pub(crate) response: Option<NodeId>,
+}
+
+/// An attempt that came to nothing.
+enum Failed {
+    /// It can be made again.
+    Again(Ended),
+    For(Ended),
+}
+
+/// Sends the request to an upstream, and the answer to the client.
+pub(crate) async fn pass(
+    request: &Request<'_, '_>,
+    way: &Way<'_>,
+    edits: &Edits<'_>,
+    body: &mut Body<'_>,
+    client: &mut Client<'_>,
+) -> Ended {
+    let facts = request.head.facts;
+    let mut text = Vec::with_capacity(1024);
+    compose::request(&mut text, request.head, request.bytes, edits, request.peer, way.spec.host.as_deref(), false);
+    if let Framing::Length(n) = facts.framing
+        && n <= SMALL
+    {
+        request.slot.set(request.worker.settings.body_time);
+        if let Err(e) = body.hold(SMALL).await {
+            return broken_body(&e, false);
+        }
+    }
+    let mut fresh = false;
+    for left in (0..3).rev() {
+        let whole = body.can_repeat();
+        let want = Want {
+            worker: request.worker,
+            plan: request.plan,
+            peer: request.peer,
+            spec: way.spec,
+            terminator: way.terminator,
+            slot: request.slot,
+            repeatable: facts.idempotent && whole,
+            fresh,
+            only_one: false,
+        };
+        let link = match client.unless_gone(acquire_for(&want, whole)).await {
+            None => return taken_back(),
+            Some(Err(ended)) => return ended,
+            Some(Ok(link)) => link,
+        };
+        let target = Arc::clone(link.target());
+        let _open = InFlight::new(&target);
+        let limits = &way.spec.limits;
+        request.slot.set(if body.is_over() { limits.response } else { request.worker.settings.body_time });
+        let mut ended = match attempt(request, way, link, &text, body, client).await {
+            Ok(ended) | Err(Failed::For(ended)) => ended,
+            Err(Failed::Again(_)) if left > 0 && body.can_repeat() => {
+                request.worker.figures.retries.add(1);
+                body.repeat();
+                fresh = true;
+                continue;
+            }
+            Err(Failed::Again(ended)) => ended,
+        };
+        ended.bytes_in = body.bytes;
+        ended.upstream = Some(Arc::clone(&target));
+        return ended;
+    }
+    Ended::refuse(502, &"no attempt was made")
+}
+
+/// A body that is read as it goes cannot be read again, so over HTTP/1.1 it gets a connection that must be good.
+async fn acquire_for(want: &Want<'_>, whole: bool) -> Result<Link, Ended> {
+    if whole {
+        return acquire(want).await;
+    }
+    match acquire(want).await? {
+        Link::One { served: 1.., .. } => acquire(&Want { fresh: true, ..*want }).await,
+        good => Ok(good),
+    }
+}
+
+fn taken_back() -> Ended {
+    Ended::broken(0, &http2::server::TOOK_BACK)
+}
+
+async fn attempt(
+    request: &Request<'_, '_>,
+    way: &Way<'_>,
+    link: Link,
+    text: &[u8],
+    body: &mut Body<'_>,
+    client: &mut Client<'_>,
+) -> Result<Ended, Failed> {
+    match link {
+        Link::One { io, target, served } => one(request, way, (io, &target, served), text, body, client).await,
+        Link::Two { place, target } => {
+            let scheme = if target.secure().is_some() { "https" } else { "http" };
+            let asked = http2::head::request(text, scheme, request.wants_trailers()).map_err(refused)?;
+            two(request, way, place, asked, body, client).await
+        }
+    }
+}
+
+async fn one(
+    request: &Request<'_, '_>,
+    way: &Way<'_>,
+    (io, target, served): (Io, &Target, u32),
+    text: &[u8],
+    body: &mut Body<'_>,
+    client: &mut Client<'_>,
+) -> Result<Ended, Failed> {
+    let facts = request.head.facts;
+    let worker = request.worker;
+    let mut head = worker.take_response_head();
+    let mut answer = worker.pool.body();
+    let coding = if facts.framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
+    let progress = Progress::default();
+    let result = {
+        let mut sink = Sink::One { io: &io, coding, before: text.to_vec() };
+        let sending = send(body, &mut sink);
+        let receiving = async {
+            match client.unless_gone(read_head(&io, &mut answer, &mut head, facts.is_head)).await {
+                None => return Err(Failed::For(taken_back())),
+                Some(Ok(())) => {}
+                Some(Err(e)) if served > 0 && facts.idempotent && e.stale() => return Err(Failed::Again(e.ended())),
+                Some(Err(e)) => return Err(Failed::For(e.ended())),
+            }
+            progress.started.set(true);
+            if head.status == 101 {
+                return Err(Failed::For(Ended::refuse(502, &"the upstream switches protocols unasked")));
+            }
+            let reply = Reply::one(&head, answer.filled()).map_err(refused)?;
+            answer.consume(head.lines.length);
+            let framing = head.framing.unwrap_or(Framing::Empty);
+            let source = Source::one(&io, &mut answer, framing, false);
+            Ok(deliver(request, way.response, way.spec, reply, source, client, &progress).await)
+        };
+        both(request, way, sending, receiving, &progress).await
+    };
+    if let Ok(ended) = &result
+        && progress.sent.get()
+        && !ended.refuse
+        && ended.error.is_none()
+        && head.keep_alive
+        && answer.is_empty()
+    {
+        worker.pools.give(target, Used { stream: io.into_stream(), served: served.saturating_add(1) });
+    }
+    worker.pool.give(answer);
+    worker.give_response_head(head);
+    result
+}
+
+async fn two(
+    request: &Request<'_, '_>,
+    way: &Way<'_>,
+    mut place: Multiplexed,
+    asked: http::Request<()>,
+    body: &mut Body<'_>,
+    client: &mut Client<'_>,
+) -> Result<Ended, Failed> {
+    let again = |e: h2::Error| Failed::Again(Ended::refuse(502, &format_args!("send the request: {e}")));
+    match within(request.slot, std::future::poll_fn(|cx| place.send.poll_ready(cx))).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => {
+            place.give_up();
+            return Err(again(e));
+        }
+        Err(e) => return Err(Failed::For(Ended::refuse(504, &e))),
+    }
+    let (answer, stream) = place.send.send_request(asked, body.is_over()).map_err(again)?;
+    let progress = Progress::default();
+    let mut sink = if body.is_over() { Sink::Nothing } else { Sink::Two { stream, slot: request.slot } };
+    let sending = send(body, &mut sink);
+    let facts = request.head.facts;
+    let served = place.served;
+    let receiving = async {
+        let answer = match client.unless_gone(within(request.slot, answer)).await {
+            None => return Err(Failed::For(taken_back())),
+            Some(Ok(Ok(answer))) => answer,
+            Some(Err(e)) => {
+                // Nothing says whether the connection still lives.
+                place.give_up();
+                return Err(Failed::For(Ended::refuse(504, &e)));
+            }
+            Some(Ok(Err(e))) => {
+                let ended = Ended::refuse(502, &format_args!("read the answer: {e}"));
+                // A refused stream was not acted upon (RFC 9113, section 8.7); a connection that went away while it
+                // was idle looks like an error of the connection on its first use after that.
+                let untouched = e.reason() == Some(h2::Reason::REFUSED_STREAM)
+                    || (e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR));
+                if e.is_io() || e.is_go_away() {
+                    place.give_up();
+                }
+                let stale = e.is_io() && served > 0 && facts.idempotent;
+                return Err(if untouched || stale { Failed::Again(ended) } else { Failed::For(ended) });
+            }
+        };
+        progress.started.set(true);
+        let (parts, stream) = answer.into_parts();
+        let source = Source::two(stream, request.slot);
+        Ok(deliver(request, way.response, way.spec, Reply::two(parts), source, client, &progress).await)
+    };
+    both(request, way, sending, receiving, &progress).await
+}
+
+fn refused(refusal: Refusal) -> Failed {
+    Failed::For(Ended::refuse(refusal.status, &refusal))
+}
+
+/// What the two directions know of each other.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// The request is out.
+    pub(crate) sent: Cell<bool>,
+    /// The answer has begun.
+    pub(crate) started: Cell<bool>,
+}
+
+async fn send(body: &mut Body<'_>, sink: &mut Sink<'_>) -> Result<(), BodyError> {
+    let result = relay(body, sink).await;
+    if matches!(result, Err(BodyError::Source(_))) {
+        sink.tear();
+    }
+    result.map(|_| ())
+}
+
+/// Both directions together, until the answer is through or the client breaks off.
+async fn both(
+    request: &Request<'_, '_>,
+    way: &Way<'_>,
+    sending: impl Future<Output = Result<(), BodyError>>,
+    receiving: impl Future<Output = Result<Ended, Failed>>,
+    progress: &Progress,
+) -> Result<Ended, Failed> {
+    let (mut sending, mut receiving) = (pin!(sending), pin!(receiving));
+    let mut open = true;
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut sending, if open => {
+                open = false;
+                match result {
+                    Ok(()) => {
+                        progress.sent.set(true);
+                        if !progress.started.get() {
+                            request.slot.set(way.spec.limits.response);
+                        }
+                    }
+                    Err(BodyError::Sink(_)) => {} // It may have answered before it closed.
+                    Err(BodyError::Source(e)) => return Err(Failed::For(broken_body(&e, progress.started.get()))),
+                }
+            }
+            result = &mut receiving => return match result {
+                Err(Failed::For(mut ended)) if ended.status == 504 && open => {
+                    // It was the client that the time ran out for.
+                    ended.status = 408;
+                    Err(Failed::For(ended))
+                }
+                other => other,
+            },
+        }
+    }
+}
+
+/// The response phase, and the answer to the client.
+pub(crate) async fn deliver(
+    request: &Request<'_, '_>,
+    response: Option<NodeId>,
+    spec: &ProxySpec,
+    mut reply: Reply,
+    source: Source<'_>,
+    client: &mut Client<'_>,
+    progress: &Progress,
+) -> Ended {
+    request.slot.set(spec.limits.idle);
+    reply.edit(&response_edits(request.plan, response));
+    let mut body = Body::new(source);
+    send_reply(request, reply, &mut body, client, progress.sent.get()).await
+}
+
+/// Sends an answer to the client. `may_keep`: the request was read to its end.
+pub(crate) async fn send_reply(
+    request: &Request<'_, '_>,
+    reply: Reply,
+    body: &mut Body<'_>,
+    client: &mut Client<'_>,
+    may_keep: bool,
+) -> Ended {
+    let status = reply.status;
+    let may_keep = may_keep && !request.worker.shared.draining();
+    let Begun { mut sink, keep_alive } = match client.begin(reply, body.is_over(), may_keep) {
+        Ok(begun) => begun,
+        Err(e) => return Ended::broken(status, &e),
+    };
+    match relay(body, &mut sink).await {
+        Ok(bytes_out) => Ended { status, reusable: keep_alive, bytes_out, ..Ended::default() },
+        Err(e) => {
+            sink.tear();
+            let ended = Ended { bytes_out: body.bytes, ..Ended::broken(status, &e) };
+            if let BodyError::Sink(IoError::TimedOut) = e {
+                request.worker.figures.timeouts.add(1);
+            }
+            ended
+        }
+    }
+}

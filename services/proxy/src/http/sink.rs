@@ -1,0 +1,151 @@
+//! Where a body goes, to either version of HTTP.
+
+use std::future::poll_fn;
+use std::io::Write as _;
+use std::pin::pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http::HeaderMap;
+
+use super::Body;
+use super::body::within;
+use crate::http1::body::{BodyError, Coding, SourceError};
+use crate::io::{Io, IoError, Slot};
+
+/// A receiver of a body.
+pub(crate) enum Sink<'a> {
+    /// There is none, or nobody wants it.
+    Nothing,
+    One {
+        io: &'a Io,
+        coding: Coding,
+        /// What goes before the next piece, and with it.
+        before: Vec<u8>,
+    },
+    Two {
+        stream: SendStream<Bytes>,
+        slot: &'a Slot,
+    },
+}
+
+impl Sink<'_> {
+    async fn data(&mut self, mut piece: Bytes, last: bool) -> Result<(), IoError> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::One { io, coding: Coding::Plain, before } => {
+                io.write_all([before, &piece, b""]).await?;
+                before.clear();
+                Ok(())
+            }
+            Self::One { io, coding: Coding::Chunked, before } => {
+                let _ = write!(before, "{:x}\r\n", piece.len()); // A vector takes everything.
+                io.write_all([before, &piece, b"\r\n"]).await?;
+                before.clear();
+                Ok(())
+            }
+            Self::Two { stream, slot } => {
+                while !piece.is_empty() {
+                    stream.reserve_capacity(piece.len());
+                    let room = within(slot, poll_fn(|cx| stream.poll_capacity(cx))).await?;
+                    let room = room.ok_or_else(gone)?.map_err(broken)?;
+                    let part = piece.split_to(room.min(piece.len()));
+                    let end = last && piece.is_empty();
+                    stream.send_data(part, end).map_err(broken)?;
+                    slot.touch();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn end(&mut self, trailers: Option<HeaderMap>, ended: bool) -> Result<(), IoError> {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::One { io, coding, before } => {
+                if *coding == Coding::Chunked {
+                    before.extend_from_slice(b"0\r\n\r\n");
+                }
+                if !before.is_empty() {
+                    io.write(before).await?;
+                    before.clear();
+                }
+                Ok(())
+            }
+            Self::Two { stream, .. } => match trailers {
+                Some(trailers) if !ended => stream.send_trailers(trailers).map_err(broken),
+                _ if ended => Ok(()),
+                _ => stream.send_data(Bytes::new(), true).map_err(broken),
+            },
+        }
+    }
+
+    /// Sends what is ready to go, so that the receiver can begin before there is a body.
+    async fn flush(&mut self) -> Result<(), IoError> {
+        if let Self::One { io, before, .. } = self
+            && !before.is_empty()
+        {
+            io.write(before).await?;
+            before.clear();
+        }
+        Ok(())
+    }
+
+    /// Tells the receiver that the body will not be whole. (With HTTP/1.1 the connection's end does.)
+    pub(crate) fn tear(&mut self) {
+        if let Self::Two { stream, .. } = self {
+            stream.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+
+    /// Waits for the next piece, unless the receiver goes away first.
+    async fn wait(&mut self, body: &mut Body<'_>) -> Result<Option<Bytes>, BodyError> {
+        let Self::Two { stream, .. } = self else { return Ok(body.next().await?) };
+        let mut next = pin!(body.next());
+        poll_fn(|cx| {
+            if let Poll::Ready(piece) = next.as_mut().poll(cx) {
+                return Poll::Ready(piece.map_err(BodyError::Source));
+            }
+            match stream.poll_reset(cx) {
+                Poll::Ready(_) => Poll::Ready(Err(BodyError::Sink(gone()))),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+fn gone() -> IoError {
+    IoError::System(std::io::ErrorKind::BrokenPipe.into())
+}
+
+/// An error of HTTP/2 as one of a stream.
+pub(crate) fn broken(error: h2::Error) -> IoError {
+    IoError::System(std::io::Error::other(error))
+}
+
+/// Passes a body on, with its trailers; how many bytes of data it was.
+pub(crate) async fn relay(body: &mut Body<'_>, to: &mut Sink<'_>) -> Result<u64, BodyError> {
+    let mut done = 0;
+    let mut ended = false;
+    if body.is_over() {
+        to.end(None, false).await.map_err(BodyError::Sink)?;
+        return Ok(0);
+    }
+    to.flush().await.map_err(BodyError::Sink)?;
+    while let Some(piece) = to.wait(body).await? {
+        done += piece.len() as u64;
+        ended = body.is_over();
+        to.data(piece, ended).await.map_err(BodyError::Sink)?;
+    }
+    let trailers = body.trailers().await.map_err(BodyError::Source)?;
+    to.end(trailers, ended).await.map_err(BodyError::Sink)?;
+    Ok(done)
+}
+
+impl From<h2::Error> for SourceError {
+    fn from(error: h2::Error) -> Self {
+        Self::Io(broken(error))
+    }
+}

@@ -1,0 +1,92 @@
+//! HTTP/2 connections to upstreams, each shared by many requests of one worker.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+
+use crate::io::Stream;
+
+/// Most requests at once on one connection, if the upstream allows as many.
+const PLACES: usize = 100;
+/// Bytes that an upstream may send ahead, of one answer and in all.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Bytes of the head of an answer.
+const HEAD_BYTES: u32 = 64 << 10;
+
+/// What the pool keeps of a connection.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    send: SendRequest<Bytes>,
+    open: Rc<Cell<usize>>,
+    gone: Rc<Cell<bool>>,
+    used: Cell<u64>,
+    served: Rc<Cell<u32>>,
+}
+
+/// A place on a connection, for one request.
+#[derive(Debug)]
+pub(crate) struct Multiplexed {
+    pub(crate) send: SendRequest<Bytes>,
+    open: Rc<Cell<usize>>,
+    gone: Rc<Cell<bool>>,
+    /// Requests that the connection took before this one.
+    pub(crate) served: u32,
+}
+
+impl Shared {
+    /// Makes a connection of a stream; a task of its own drives it until it ends.
+    pub(crate) async fn start(stream: Stream) -> Result<Self, h2::Error> {
+        let (send, connection) = h2::client::Builder::new()
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(HEAD_BYTES)
+            .handshake::<_, Bytes>(stream)
+            .await?;
+        let gone = Rc::new(Cell::new(false));
+        let theirs = Rc::clone(&gone);
+        tokio::task::spawn_local(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!("a connection to an upstream ended: {e}");
+            }
+            theirs.set(true);
+        });
+        let (open, served) = (Rc::default(), Rc::default());
+        Ok(Self { send, open, gone, used: Cell::new(0), served })
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.get()
+    }
+
+    /// Whether nobody has used it since then.
+    pub(super) fn idle_since(&self, then: u64) -> bool {
+        self.open.get() == 0 && self.used.get() < then
+    }
+
+    pub(super) fn join(&self, now: u64) -> Option<Multiplexed> {
+        if self.gone.get() || self.open.get() >= PLACES.min(self.send.current_max_send_streams()) {
+            return None;
+        }
+        self.open.set(self.open.get() + 1);
+        self.used.set(now);
+        let served = self.served.replace(self.served.get().saturating_add(1));
+        Some(Multiplexed { send: self.send.clone(), open: Rc::clone(&self.open), gone: Rc::clone(&self.gone), served })
+    }
+}
+
+impl Multiplexed {
+    /// Says that the connection is no good: later requests take another one.
+    pub(crate) fn give_up(&self) {
+        self.gone.set(true);
+    }
+}
+
+impl Drop for Multiplexed {
+    fn drop(&mut self) {
+        self.open.set(self.open.get().saturating_sub(1));
+    }
+}
