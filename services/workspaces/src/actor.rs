@@ -216,10 +216,11 @@ impl<E: Effects> Actor<E> {
                 let ValidatedPipeline { label, nodes, edges, discern } = *pipeline;
                 let commands = nodes
                     .into_iter()
-                    .map(|(label, command)| NewCommand {
+                    .map(|node| NewCommand {
                         id: Ulid::generate(),
-                        label,
-                        command,
+                        label: node.label,
+                        command: node.command,
+                        soma: node.soma,
                         cwd: None,
                         terminal: None,
                         timeout: None,
@@ -281,6 +282,7 @@ impl<E: Effects> Actor<E> {
                 }
             }
             Effect::Signal { workspace, command, signal } => self.effects.signal(workspace, command, signal),
+            Effect::Sweep { workspace } => self.effects.sweep(workspace),
             Effect::After { delay, input } => {
                 let inputs = self.inputs_sender.clone();
                 let task = tokio::spawn(async move {

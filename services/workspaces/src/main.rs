@@ -15,7 +15,7 @@ mod saved;
 mod socket;
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 
 use crate::actor::{Actor, Call, Handle, figures};
 use crate::bus::{Doors, Manager, publish};
-use crate::effects::{Live, LogStore};
+use crate::effects::{Cgroups, Live, LogStore, Means};
 use crate::protected::Protected;
 use crate::saved::Saved;
 use crate::socket::{Door, Taken};
@@ -40,6 +40,7 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 
 struct Workspaces {
     actor: Handle,
+    cgroups: Cgroups,
     /// The workspace socket, ours as long as the service lives.
     _socket: Taken,
 }
@@ -60,11 +61,13 @@ impl Parts for Workspaces {
             // one that could not be stopped ends with its keeper
             let _ = end.await;
         }
+        self.cgroups.close();
     }
 }
 
 /// What must exist before the service confines itself: landlock would forbid it to mount.
 struct Early {
+    cgroups: Cgroups,
     spawner: Spawner,
     probed: Vec<Mechanism>,
 }
@@ -78,9 +81,11 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let (inputs, inputs_received) = mpsc::unbounded_channel();
     let (changes, changed) = mpsc::unbounded_channel();
     let protected = Protected::new(&context.paths);
-    let live =
-        Live::new(early.spawner, logs.clone(), &context.paths.runtime, inputs.clone(), changes.clone(), &protected)
-            .context("open the folder of the flow sockets")?;
+    // nothing outlives the service yet
+    early.cgroups.clear_except(&HashSet::new());
+    let means = Means { spawner: early.spawner, cgroups: early.cgroups.clone(), hidden: protected.hidden() };
+    let live = Live::new(means, logs.clone(), &context.paths.runtime, inputs.clone(), changes.clone())
+        .context("open the folder of the flow sockets")?;
     let flow_news = live.flow_news();
     let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes);
     tokio::spawn(actor.run());
@@ -102,17 +107,22 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     tokio::spawn(socket::serve(Arc::new(door), listener, embedded));
     let manager = Manager { doors, logs, capabilities, protected };
     context.connection.object_server().at(Service::Workspaces.path(), manager).await?;
-    Ok(Workspaces { actor: handle, _socket: socket })
+    Ok(Workspaces { actor: handle, cgroups: early.cgroups, _socket: socket })
 }
 
 fn main() -> ExitCode {
     let definition = Definition { service: Service::Workspaces, version: env!("CARGO_PKG_VERSION") };
     run(
         definition,
-        |_| {
-            let probed = shipote_sandbox::probe(SpawnerConfig::default()).context("probe what the host isolates")?;
+        |paths| {
+            let cgroups = Cgroups::open(&paths.runtime);
+            let mut probed =
+                shipote_sandbox::probe(SpawnerConfig::default()).context("probe what the host isolates")?;
+            if let Some(known) = probed.iter_mut().find(|m| m.name == "cgroup") {
+                *known = cgroups.mechanism();
+            }
             let spawner = Spawner::start(SpawnerConfig::default()).context("start the spawner of sandboxes")?;
-            Ok(Early { spawner, probed })
+            Ok(Early { cgroups, spawner, probed })
         },
         start,
     )

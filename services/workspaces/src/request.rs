@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use shipote_bus::spec::{NodeCommand, check_label};
+use shipote_bus::spec::{NodeCommand, Soma, check_label};
 use ulid::Ulid;
 
 use crate::error::Error;
@@ -39,7 +39,8 @@ pub(crate) fn new_command(command: NodeCommand, label: Option<String>) -> Result
         name.chars().take(64).collect()
     });
     check_label("label", &label).map_err(|e| Error::InvalidArgument(format!("run: {e}")))?;
-    Ok(NewCommand { id: Ulid::generate(), label, command, cwd: None, terminal: None, timeout: None })
+    let soma = Soma::default();
+    Ok(NewCommand { id: Ulid::generate(), label, command, soma, cwd: None, terminal: None, timeout: None })
 }
 
 #[cfg(test)]

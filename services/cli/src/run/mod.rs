@@ -1,6 +1,7 @@
 //! `shipote run`: one command in a workspace. Standard input, output and error are handed
 //! over as descriptors, so not a byte goes through us or over the bus.
 
+mod limits;
 mod terminal;
 
 use std::io::IsTerminal;
@@ -24,7 +25,8 @@ const STATUS_NOT_FOUND: u8 = 127;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  shipote run -- uname -a\n  echo hello | shipote run -- tr a-z A-Z\n  \
-    shipote run -t -- bash\n  shipote run -w build --timeout 60 -- make test\n\n\
+    shipote run -t -- bash\n  shipote run -w build --timeout 60 -- make test\n  \
+    shipote run --memory 512M --pids 64 --cpus 1.5 -- ./untrusted\n\n\
     Exit status: the command's own; 128 + N if signal N ended it; 124 after --timeout;\n\
     125 if Shipote failed, 126 if the program cannot be executed, 127 if it is not there.")]
 pub(crate) struct RunArgs {
@@ -58,6 +60,8 @@ pub(crate) struct RunArgs {
     /// Name in lists [default: the program's]
     #[arg(long)]
     label: Option<String>,
+    #[command(flatten)]
+    limits: limits::LimitArgs,
     /// Print one JSON object when it has ended (detached: when it has started)
     #[arg(long)]
     json: bool,
@@ -96,6 +100,7 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
         strict: Some(args.strict),
         label: args.label.clone(),
         spec,
+        soma: args.limits.soma()?,
     };
     let argv: Vec<&str> = args.command.iter().map(String::as_str).collect();
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());

@@ -159,6 +159,7 @@ impl Keeper {
                 env: command.env.clone(),
                 cwd: cwd.to_owned(),
                 rlimits: command.rlimits,
+                cpu_affinity: command.cpu_affinity.clone(),
                 terminal: command.terminal,
                 stdio: standard.map(Option::is_some),
                 cgroup: command.cgroup.is_some(),

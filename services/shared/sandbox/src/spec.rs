@@ -168,6 +168,8 @@ pub struct CommandSpec {
     pub cwd: PathBuf,
     /// Limits stricter than the workspace's.
     pub rlimits: Rlimits,
+    /// CPUs it may run on; empty: as the workspace.
+    pub cpu_affinity: Vec<u32>,
     /// Give it a terminal of the workspace's own as stdin, stdout and stderr.
     pub terminal: Option<Terminal>,
     /// An open directory of a cgroup v2 that it starts in; beside or beneath the workspace's.

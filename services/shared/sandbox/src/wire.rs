@@ -67,6 +67,7 @@ pub(crate) struct Command {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) cwd: String,
     pub(crate) rlimits: Rlimits,
+    pub(crate) cpu_affinity: Vec<u32>,
     pub(crate) terminal: Option<Terminal>,
     pub(crate) stdio: [bool; 3],
     pub(crate) cgroup: bool,

@@ -1,9 +1,10 @@
 //! The service's own confinement, from `policies/landlock/<service>.toml`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use shipote_bus::paths::{self, ServicePaths};
+use shipote_cgroup::Tree;
 use shipote_confinement::{Mechanism, Policy};
 
 /// Applies the service's policy. An absent policy is no confinement, and is reported so.
@@ -18,7 +19,10 @@ pub(crate) fn confine(service: &str, folders: &ServicePaths) -> anyhow::Result<V
     let image = paths::machine_image();
     // A service that starts itself anew for a confined piece of work may execute its own binary and no other.
     let own = std::env::current_exe().context("find the service's own binary")?;
-    let variables: [(&str, &Path); 5] = [
+    // a host without control groups has no such folder; policies mark it optional
+    let cgroup = Tree::path(&Tree::name(&folders.runtime)).unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup/none"));
+    let variables: [(&str, &Path); 6] = [
+        ("CGROUP", &cgroup),
         ("STATE", &folders.state),
         ("RUNTIME", &folders.runtime),
         ("CONFIG", &folders.config),

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use shipote_bus::spec::{self as bus, SpecError, ValidatedPipeline, check_label, substitute};
 
 use crate::spec::{
-    CgroupSpec, CommandRef, ExitPolicy, Filesystem, Flow, Networking, Payload, PipelineSpec, QuotaAction, SomaSpec,
-    Supervision, WorkspaceSpec,
+    CommandRef, ExitPolicy, Filesystem, Flow, Networking, Payload, PipelineSpec, QuotaAction, SomaSpec, Supervision,
+    WorkspaceSpec,
 };
 
 /// Most entries of anything in one spec that are looked at: more are refused before they are copied.
@@ -30,10 +30,7 @@ fn later<T>(field: impl Into<String>, what: &str, now: &str) -> Result<T, SpecEr
 /// The first field that cannot be honoured.
 pub fn workspace(spec: WorkspaceSpec) -> Result<bus::WorkspaceSpec, SpecError> {
     check_label("label", &spec.label)?;
-    check_cgroup("soma.cgroup", &spec.soma.cgroup)?;
-    if spec.soma.cpu_affinity.as_ref().is_some_and(Vec::is_empty) {
-        return refuse("soma.cpu_affinity", "names no processor; leave it out to use all of them");
-    }
+    let soma = soma("soma", &spec.soma)?;
     if !spec.flow_dirs.is_empty() {
         return later("flow_dirs", "a flow that the workspace shares", "leave the list empty and tap a pipeline");
     }
@@ -42,11 +39,13 @@ pub fn workspace(spec: WorkspaceSpec) -> Result<bus::WorkspaceSpec, SpecError> {
         ExitPolicy::Keep => return later("on_exit", "keep", "use `reap`"),
         ExitPolicy::Snapshot => return later("on_exit", "snapshot", "use `reap`"),
     }
-    for (field, action) in [("mem", spec.quota_enforce.mem), ("nproc", spec.quota_enforce.nproc)] {
-        if action != QuotaAction::None {
-            return later(format!("quota_enforce.{field}"), "watching a quota", "use `none`; `soma.rlimits` do hold");
-        }
-    }
+    let action = |action: QuotaAction| match action {
+        QuotaAction::None => bus::QuotaAction::None,
+        QuotaAction::Log => bus::QuotaAction::Log,
+        QuotaAction::Kill => bus::QuotaAction::Kill,
+    };
+    let quota_enforce =
+        bus::QuotaEnforcement { mem: action(spec.quota_enforce.mem), nproc: action(spec.quota_enforce.nproc) };
     let permissions = bus::Permissions {
         networking: match spec.permissions.networking {
             Networking::None => bus::Networking::None,
@@ -62,25 +61,35 @@ pub fn workspace(spec: WorkspaceSpec) -> Result<bus::WorkspaceSpec, SpecError> {
         ipc: bus::IpcPolicy { allow: spec.permissions.ipc.allow },
         processes: spec.permissions.processes,
     };
-    let limits = spec.soma.rlimits;
-    let rlimits = bus::ResourceLimits { mem_bytes: limits.mem_bytes, nproc: limits.nproc, nofile: limits.nofile };
-    let soma = bus::Soma { rlimits, cpu_affinity: spec.soma.cpu_affinity };
-    let made =
-        bus::WorkspaceSpec { label: spec.label, soma, permissions, ttl: spec.ttl, ..bus::WorkspaceSpec::default() };
+    let made = bus::WorkspaceSpec {
+        label: spec.label,
+        soma,
+        permissions,
+        ttl: spec.ttl,
+        quota_enforce,
+        ..bus::WorkspaceSpec::default()
+    };
     made.validate()?;
     Ok(made)
 }
 
-fn check_cgroup(field: &str, cgroup: &CgroupSpec) -> Result<(), SpecError> {
+/// The limits that are asked for, of a workspace or of a node.
+fn soma(field: &str, soma: &SomaSpec) -> Result<bus::Soma, SpecError> {
+    let SomaSpec { namespaces: _, rlimits, cgroup, cpu_affinity } = soma;
     if !cgroup.path.is_empty() {
-        return later(format!("{field}.path"), "a control group of one's own choice", "leave it empty");
+        return later(format!("{field}.cgroup.path"), "a control group of one's own choice", "leave it empty");
     }
-    for (name, weight) in [("cpu_weight", cgroup.cpu_weight), ("io_weight", cgroup.io_weight)] {
-        if weight.is_some() {
-            return later(format!("{field}.{name}"), "a weight", "leave it out");
-        }
-    }
-    Ok(())
+    let made = bus::Soma {
+        rlimits: bus::ResourceLimits { mem_bytes: rlimits.mem_bytes, nproc: rlimits.nproc, nofile: rlimits.nofile },
+        cgroup: bus::CgroupLimits {
+            cpu_weight: cgroup.cpu_weight,
+            io_weight: cgroup.io_weight,
+            ..bus::CgroupLimits::default()
+        },
+        cpu_affinity: cpu_affinity.clone(),
+    };
+    made.validate(field)?;
+    Ok(made)
 }
 
 /// The pipeline that is asked for, with `vars` put for `${KEY}` in every string.
@@ -140,14 +149,7 @@ pub fn pipeline(spec: &PipelineSpec, vars: &BTreeMap<String, String>) -> Result<
 }
 
 fn node(field: &str, node: &CommandRef, vars: &BTreeMap<String, String>) -> Result<bus::Node, SpecError> {
-    let SomaSpec { namespaces: _, rlimits, cgroup, cpu_affinity } = &node.soma;
-    check_cgroup(&format!("{field}.soma.cgroup"), cgroup)?;
-    if rlimits.mem_bytes.is_some() || rlimits.nproc.is_some() || rlimits.nofile.is_some() {
-        return later(format!("{field}.soma.rlimits"), "a limit of one node", "give it to the workspace");
-    }
-    if cpu_affinity.is_some() {
-        return later(format!("{field}.soma.cpu_affinity"), "a choice for one node", "give it to the workspace");
-    }
+    let soma = soma(&format!("{field}.soma"), &node.soma)?;
     for (name, flows) in [("input", &node.flows.input), ("output", &node.flows.output)] {
         if flows.len() > 1 {
             return later(format!("{field}.flows.{name}"), "more than one", "declare one or none");
@@ -171,7 +173,7 @@ fn node(field: &str, node: &CommandRef, vars: &BTreeMap<String, String>) -> Resu
             return later(format!("{field}.payload"), "imitating services of the system", "use `native`");
         }
     };
-    Ok(bus::Node { label: substitute(&node.label, vars), payload: Some(payload), ..bus::Node::default() })
+    Ok(bus::Node { label: substitute(&node.label, vars), payload: Some(payload), soma, ..bus::Node::default() })
 }
 
 /// A program with its arguments and environment.

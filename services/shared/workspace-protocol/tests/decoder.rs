@@ -87,13 +87,11 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     let refusals: Vec<Refusal<WorkspaceSpec>> = vec![
         ("label", |s| s.label.clear()),
         ("soma.cgroup.path", |s| s.soma.cgroup.path = "../x".into()),
-        ("soma.cgroup.cpu_weight", |s| s.soma.cgroup.cpu_weight = Some(1)),
-        ("soma.cgroup.io_weight", |s| s.soma.cgroup.io_weight = Some(1)),
+        ("soma.cgroup.cpu_weight", |s| s.soma.cgroup.cpu_weight = Some(0)),
+        ("soma.cgroup.io_weight", |s| s.soma.cgroup.io_weight = Some(10_001)),
         ("soma.cpu_affinity", |s| s.soma.cpu_affinity = Some(vec![])),
         ("on_exit", |s| s.on_exit = ExitPolicy::Keep),
         ("on_exit", |s| s.on_exit = ExitPolicy::Snapshot),
-        ("quota_enforce.mem", |s| s.quota_enforce.mem = QuotaAction::Kill),
-        ("quota_enforce.nproc", |s| s.quota_enforce.nproc = QuotaAction::Log),
         ("permissions.networking", |s| s.permissions.networking = Networking::Outbound),
         ("permissions.ipc.allow[0]", |s| s.permissions.ipc.allow = vec!["x".into()]),
         ("ttl", |s| s.ttl = Some(0)),
@@ -106,6 +104,17 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     isolated.permissions.networking = Networking::Loopback;
     isolated.soma.rlimits.nofile = Some(64);
     assert_eq!(convert::workspace(isolated).unwrap().soma.rlimits.nofile, Some(64));
+    let mut limited = plain.clone();
+    limited.soma.cgroup.cpu_weight = Some(50);
+    limited.quota_enforce.mem = QuotaAction::Kill;
+    limited.quota_enforce.nproc = QuotaAction::Log;
+    let limited = convert::workspace(limited).unwrap();
+    assert_eq!(limited.soma.cgroup.cpu_weight, Some(50));
+    let want = shipote_bus::spec::QuotaEnforcement {
+        mem: shipote_bus::spec::QuotaAction::Kill,
+        nproc: shipote_bus::spec::QuotaAction::Log,
+    };
+    assert_eq!(limited.quota_enforce, want);
     for (field, change) in refusals {
         let mut spec = plain.clone();
         change(&mut spec);
@@ -139,7 +148,7 @@ fn nodes_and_edges_that_cannot_be_honoured_are_refused_by_name() {
         restart_max: 0,
     };
     let vars = [("P".to_owned(), "${P}x".to_owned())].into();
-    assert_eq!(convert::pipeline(&plain, &vars).unwrap().nodes[0].1.exec, "${P}x");
+    assert_eq!(convert::pipeline(&plain, &vars).unwrap().nodes[0].command.exec, "${P}x");
     let refusals: Vec<Refusal<PipelineSpec>> = vec![
         ("restart_on_failure", |s| s.restart_on_failure = true),
         ("nodes[0].payload", |s| s.nodes[0].payload = Payload::Virtual),
@@ -149,9 +158,9 @@ fn nodes_and_edges_that_cannot_be_honoured_are_refused_by_name() {
         }),
         ("nodes[1].supervision", |s| s.nodes[1].supervision = Supervision::Delegate),
         ("nodes[1].supervision", |s| s.nodes[1].supervision = Supervision::Restart { initial: 1, max: 1 }),
-        ("nodes[0].soma.rlimits", |s| s.nodes[0].soma.rlimits.nproc = Some(1)),
+        ("nodes[0].soma.rlimits.nproc", |s| s.nodes[0].soma.rlimits.nproc = Some(0)),
         ("nodes[0].soma.cgroup.path", |s| s.nodes[0].soma.cgroup.path = "x".into()),
-        ("nodes[0].soma.cpu_affinity", |s| s.nodes[0].soma.cpu_affinity = Some(vec![0])),
+        ("nodes[0].soma.cpu_affinity", |s| s.nodes[0].soma.cpu_affinity = Some(vec![])),
         ("nodes[0].flows.output", |s| s.nodes[0].flows.output = vec![flow("a"), flow("b")]),
         ("nodes[0].flows.input[0].pin_to", |s| {
             s.nodes[0].flows.input = vec![Flow { pin_to: Some("x".into()), ..flow("a") }];

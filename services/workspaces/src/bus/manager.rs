@@ -115,7 +115,7 @@ impl Manager {
     /// input is empty and output is kept in a log. Options: `env` (as, each `KEY=VALUE`),
     /// `cwd` (s), `terminal` ((qq), columns and rows: the command gets a terminal of the
     /// workspace, `stdio` must be empty), `timeout_ms` (t), `strict` (b), `label` (s), `spec`
-    /// (s, TOML: of the workspace that is made for it).
+    /// (s, TOML: of the workspace that is made for it), `soma` (s, TOML: limits of this command, as in a spec's `[soma]`).
     ///
     /// Answers when the program runs. Returns its object, its id, and descriptors: the first
     /// yields one line of JSON (`id`, `exit_status`, `reason`, `message`) when it has ended,
@@ -430,6 +430,11 @@ fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Er
     command.cwd.clone_from(&options.cwd);
     command.terminal = options.terminal;
     command.timeout = options.timeout_ms.map(Duration::from_millis);
+    if let Some(text) = &options.soma {
+        check_size(text)?;
+        command.soma = shipote_config::parse(text, "soma").map_err(|e| Error::InvalidSpec(format!("run: {e}")))?;
+        command.soma.validate("soma").map_err(|e| Error::InvalidSpec(format!("run: {e}")))?;
+    }
     Ok(command)
 }
 

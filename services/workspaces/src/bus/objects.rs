@@ -153,7 +153,9 @@ impl CommandObject {
         read(&self.info, |i| i.exit_status.unwrap_or(-1))
     }
 
-    /// `exited`, `signalled`, `timeout`, `stopped`, `spawn-failed` or `lost`; empty while it lives.
+    /// `exited`, `signalled`, `timeout`, `stopped`, `out-of-memory` (the kernel ended it for want of memory),
+    /// `process-limit` (it was refused processes and failed), `quota` (its workspace's quota ended it), `spawn-failed`
+    /// or `lost`; empty while it lives.
     #[zbus(property)]
     fn reason(&self) -> String {
         read(&self.info, |i| i.reason.clone())

@@ -7,27 +7,31 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use shipote_bus::spec::{Access, Filesystem, Networking, WorkspaceSpec};
+use shipote_bus::spec::{Access, Filesystem, Networking, Soma, WorkspaceSpec};
 use shipote_bus::workspaces::FlowInfo;
+use shipote_confinement::{Enforcement, Mechanism};
 use shipote_sandbox::{
-    CommandSpec, Event, ExitStream, HostFiles, Keeper, Network, PathGrant, Rlimits, SandboxError, SandboxSpec, Spawner,
-    Stdio, Step, Terminal,
+    CommandSpec, Event, ExitStream, HostFiles, Keeper, Network, PathGrant, SandboxError, SandboxSpec, Spawner, Stdio,
+    Step, Terminal,
 };
 use tokio::sync::{mpsc, watch};
 use ulid::Ulid;
 
+use super::breach;
+use super::cgroups::{Cgroups, describe, rlimits};
 use super::flows::Flows;
 use super::wiring::{NodeDescriptors, wire};
 use super::{Effects, Handed, LogStore, completion};
 use crate::actor::{Change, FlowSource};
 use crate::error::{Error, SpawnKind};
-use crate::protected::Protected;
 use crate::state::{Command, Input, Pipeline, Workspace};
 
 /// Size of the private scratch where the spec names none.
 const SCRATCH: u64 = 256 * 1024 * 1024;
 /// How long the flows of an ended pipeline still serve their replay.
 const FLOW_LINGER: Duration = Duration::from_secs(300);
+/// SIGKILL, the same on every architecture.
+const KILL: i32 = 9;
 /// Where programs are looked up inside a workspace.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin";
 
@@ -50,11 +54,20 @@ struct Numbers {
 type Keepers = Arc<Mutex<HashMap<Ulid, Kept>>>;
 type Terminals = Arc<Mutex<HashMap<Ulid, OwnedFd>>>;
 
+/// By what workspaces are made.
+pub(crate) struct Means {
+    pub(crate) spawner: Spawner,
+    pub(crate) cgroups: Cgroups,
+    /// Hidden in every workspace that sees files of the host.
+    pub(crate) hidden: Arc<[PathBuf]>,
+}
+
 /// The effects, live.
 pub(crate) struct Live {
     spawner: Arc<Spawner>,
     /// Hidden in every workspace that sees files of the host.
     protected: Arc<[PathBuf]>,
+    cgroups: Cgroups,
     logs: LogStore,
     flows: Flows,
     inputs: mpsc::UnboundedSender<Input>,
@@ -66,16 +79,16 @@ pub(crate) struct Live {
 
 impl Live {
     pub(crate) fn new(
-        spawner: Spawner,
+        means: Means,
         logs: LogStore,
         runtime: &std::path::Path,
         inputs: mpsc::UnboundedSender<Input>,
         changes: mpsc::UnboundedSender<Change>,
-        protected: &Protected,
     ) -> io::Result<Self> {
         Ok(Live {
-            spawner: Arc::new(spawner),
-            protected: protected.hidden(),
+            spawner: Arc::new(means.spawner),
+            protected: means.hidden,
+            cgroups: means.cgroups,
             logs,
             flows: Flows::open(runtime, changes)?,
             inputs,
@@ -168,14 +181,37 @@ impl Effects for Live {
     fn start_keeper(&mut self, workspace: &Workspace) {
         let id = workspace.id;
         let name = workspace.name.clone();
-        let spec = sandbox_spec(&workspace.name, &workspace.spec, workspace.strict, &self.protected);
+        let quota = workspace.spec.quota_enforce;
+        let soma = workspace.spec.soma.clone();
+        let mut spec = sandbox_spec(&workspace.name, &workspace.spec, workspace.strict, &self.protected);
+        spec.rlimits = rlimits(&soma, self.cgroups.controllers());
         let (spawner, keepers, inputs) = (Arc::clone(&self.spawner), Arc::clone(&self.keepers), self.inputs.clone());
+        let cgroups = self.cgroups.clone();
         tokio::spawn(async move {
+            let cgroup = match make_group(&cgroups, id, &name, &soma, spec.strict).await {
+                Ok((keeper, mechanism)) => {
+                    spec.cgroup = keeper;
+                    mechanism
+                }
+                Err(error) => {
+                    let _ = inputs.send(Input::KeeperFailed { workspace: id, error });
+                    return;
+                }
+            };
             let _ = inputs.send(match spawner.workspace(&spec).await {
                 Ok((keeper, exits)) => {
-                    let mechanisms = keeper.mechanisms().to_vec();
+                    let mut mechanisms = keeper.mechanisms().to_vec();
+                    // the keeper knows that it has one, not what that can do
+                    if let Some(known) = mechanisms.iter_mut().find(|m| m.name == cgroup.name) {
+                        *known = cgroup;
+                    }
+                    if let Some(group) = cgroups.of(id).filter(|_| breach::is_wanted(quota)) {
+                        let watched = breach::Watched { workspace: id, name, soma, quota };
+                        let task = tokio::spawn(breach::watch(group, watched, inputs.clone()));
+                        cgroups.attend(id, task.abort_handle());
+                    }
                     let numbers = Arc::<Mutex<Numbers>>::default();
-                    tokio::spawn(watch_exits(id, exits, Arc::clone(&numbers), inputs.clone()));
+                    tokio::spawn(watch_exits(id, exits, Arc::clone(&numbers), cgroups, inputs.clone()));
                     let kept = Kept { keeper: Arc::new(keeper), numbers };
                     keepers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, kept);
                     Input::KeeperReady { workspace: id, mechanisms }
@@ -208,6 +244,7 @@ impl Effects for Live {
 
     fn forget_keeper(&mut self, workspace: Ulid) {
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner).remove(&workspace);
+        self.cgroups.remove(workspace);
     }
 
     fn wire(&mut self, pipeline: &Pipeline, labels: &[&str]) -> Result<(), Error> {
@@ -236,9 +273,19 @@ impl Effects for Live {
             numbers.by.insert(number, id);
             number
         };
-        let spec = command_spec(workspace, command);
+        let mut spec = command_spec(workspace, command);
+        spec.rlimits = rlimits(&command.what.soma, self.cgroups.controllers());
         let (inputs, terminals) = (self.inputs.clone(), Arc::clone(&self.terminals));
+        let (cgroups, workspace, soma) = (self.cgroups.clone(), workspace.id, command.what.soma.clone());
         tokio::spawn(async move {
+            match make_leaf(&cgroups, workspace, id, soma).await {
+                Ok(cgroup) => spec.cgroup = cgroup,
+                Err(reason) => {
+                    let error = spawn_error(SpawnKind::Other, &program, reason);
+                    let _ = inputs.send(Input::StartFailed { command: id, error });
+                    return;
+                }
+            }
             let _ = inputs.send(match keeper.spawn(number, &spec, stdio).await {
                 Ok(spawned) => {
                     if let Some(terminal) = spawned.terminal {
@@ -250,6 +297,7 @@ impl Effects for Live {
                     let mut numbers = numbers.lock().unwrap_or_else(PoisonError::into_inner);
                     numbers.of.remove(&id);
                     numbers.by.remove(&number);
+                    cgroups.ended(workspace, id, 0);
                     Input::StartFailed { command: id, error: explain(&program, &error) }
                 }
             });
@@ -257,6 +305,10 @@ impl Effects for Live {
     }
 
     fn signal(&mut self, workspace: Ulid, command: Ulid, signal: i32) {
+        // also what has left the command's process group
+        if signal == KILL {
+            self.cgroups.kill(workspace, command);
+        }
         let Some((keeper, numbers)) = self.kept(workspace) else { return };
         let Some(number) = numbers.lock().unwrap_or_else(PoisonError::into_inner).of.get(&command).copied() else {
             return;
@@ -267,6 +319,10 @@ impl Effects for Live {
                 tracing::debug!("signal {signal} to command {command}: {error}");
             }
         });
+    }
+
+    fn sweep(&mut self, workspace: Ulid) {
+        self.cgroups.kill_all(workspace);
     }
 
     fn drop_descriptors(&mut self, command: Ulid) {
@@ -307,6 +363,7 @@ async fn watch_exits(
     workspace: Ulid,
     mut exits: ExitStream,
     numbers: Arc<Mutex<Numbers>>,
+    cgroups: Cgroups,
     inputs: mpsc::UnboundedSender<Input>,
 ) {
     while let Some(event) = exits.next().await {
@@ -316,13 +373,62 @@ async fn watch_exits(
                 let Some(command) = numbers.by.remove(&id) else { continue };
                 numbers.of.remove(&command);
                 let status = signal.map_or(code.unwrap_or_default(), |signal| 128 + signal);
-                Input::Exited { command, status, signalled: signal.is_some() }
+                let limits = cgroups.ended(workspace, command, status);
+                Input::Exited { command, status, signalled: signal.is_some(), limits }
             }
             Event::KeeperGone => break,
         };
         let _ = inputs.send(input);
     }
     let _ = inputs.send(Input::KeeperGone { workspace });
+}
+
+/// The group that a workspace's first process starts in, and how far resources can be limited.
+async fn make_group(
+    cgroups: &Cgroups,
+    workspace: Ulid,
+    name: &str,
+    soma: &Soma,
+    strict: bool,
+) -> Result<(Option<PathBuf>, Mechanism), Error> {
+    let mut mechanism = cgroups.mechanism();
+    if strict && !mechanism.is_enforced() {
+        return Err(Error::NotEnforced { name: name.to_owned(), reason: mechanism.to_string() });
+    }
+    let failed = |reason: String| Error::Keeper { name: name.to_owned(), reason };
+    let (it, asked) = (cgroups.clone(), soma.clone());
+    let made = tokio::task::spawn_blocking(move || it.make(workspace, &asked))
+        .await
+        .map_err(|e| failed(e.to_string()))?
+        .map_err(|e| failed(e.to_string()))?;
+    let unmet = made.as_ref().map_or_else(|| cgroups.unmet(soma), |m| m.unmet.clone());
+    if !unmet.is_empty() {
+        let text = describe(&unmet);
+        if strict {
+            return Err(Error::NotEnforced { name: name.to_owned(), reason: text });
+        }
+        mechanism.state = mechanism.state.max(Enforcement::Degraded);
+        mechanism.reason = format!("{}; {text}", mechanism.reason);
+    }
+    Ok((made.map(|m| m.keeper), mechanism))
+}
+
+/// The group that a command starts in.
+async fn make_leaf(
+    cgroups: &Cgroups,
+    workspace: Ulid,
+    command: Ulid,
+    soma: Soma,
+) -> Result<Option<Arc<OwnedFd>>, String> {
+    let it = cgroups.clone();
+    let made = tokio::task::spawn_blocking(move || it.command(workspace, command, &soma)).await;
+    match made.map_err(|e| e.to_string()).and_then(|made| made.map_err(|e| e.to_string())) {
+        Ok(leaf) => Ok(leaf),
+        Err(error) => {
+            cgroups.ended(workspace, command, 0);
+            Err(error)
+        }
+    }
 }
 
 fn spawn_error(kind: SpawnKind, program: &str, reason: String) -> Error {
@@ -337,6 +443,13 @@ fn explain(program: &str, error: &SandboxError) -> Error {
             SpawnKind::NotFound,
             program,
             "there is no such program in the workspace; it sees the system's /usr and the paths that its spec names"
+                .to_owned(),
+        ),
+        (Some(Step::Process | Step::Cgroup), Some(source)) if source.kind() == io::ErrorKind::WouldBlock => spawn_error(
+            SpawnKind::Other,
+            program,
+            "the workspace has as many processes as it may have; end one, or allow more in soma.cgroup.pids_max of its \
+             spec"
                 .to_owned(),
         ),
         (Some(Step::Exec), Some(source)) => spawn_error(SpawnKind::NotExecutable, program, source.to_string()),
@@ -380,12 +493,6 @@ fn sandbox_spec(name: &str, spec: &WorkspaceSpec, strict: bool, protected: &[Pat
             .chain(sockets)
             .collect(),
         hidden: spec.hidden.clone(),
-        rlimits: Rlimits {
-            mem_bytes: spec.soma.rlimits.mem_bytes,
-            nproc: spec.soma.rlimits.nproc.map(u64::from),
-            nofile: spec.soma.rlimits.nofile.map(u64::from),
-            ..Rlimits::default()
-        },
         cpu_affinity: spec.soma.cpu_affinity.iter().flatten().filter_map(|&cpu| usize::try_from(cpu).ok()).collect(),
         strict,
         ..SandboxSpec::default()
@@ -427,6 +534,7 @@ fn command_spec(workspace: &Workspace, command: &Command) -> CommandSpec {
         argv: what.command.argv.clone(),
         env,
         cwd: what.cwd.clone().unwrap_or_default().into(),
+        cpu_affinity: what.soma.cpu_affinity.clone().unwrap_or_default(),
         terminal: what.terminal.map(|(cols, rows)| Terminal { cols, rows }),
         ..CommandSpec::default()
     }

@@ -1,6 +1,8 @@
 //! The I/O of the service, behind a trait: the actor says what is to be done, the answers
 //! come back as inputs.
 
+mod breach;
+mod cgroups;
 mod completion;
 mod flows;
 mod live;
@@ -16,7 +18,8 @@ use crate::actor::FlowSource;
 use crate::error::Error;
 use crate::state::{Command, Pipeline, Workspace};
 
-pub(crate) use live::Live;
+pub(crate) use cgroups::Cgroups;
+pub(crate) use live::{Live, Means};
 pub(crate) use log::{LogStore, Selection};
 
 /// Descriptors that a caller hands over for a command or a pipeline.
@@ -46,6 +49,8 @@ pub(crate) trait Effects: FlowSource {
     fn start_command(&mut self, workspace: &Workspace, command: &Command);
     /// Signals a command's process group.
     fn signal(&mut self, workspace: Ulid, command: Ulid, signal: i32);
+    /// Ends what ended commands left behind in a workspace.
+    fn sweep(&mut self, workspace: Ulid);
     /// Closes the descriptors of a command that will not start.
     fn drop_descriptors(&mut self, command: Ulid);
     /// The terminal's master of a command that has just started.

@@ -36,10 +36,10 @@ impl Door {
             .iter()
             .zip(&spec.edges)
             .map(|(ValidatedEdge { from, to, .. }, edge)| EdgeDiscernmentInfo {
-                from_label: nodes[*from].0.clone(),
+                from_label: nodes[*from].label.clone(),
                 // as the client calls it, which may have declared names of its own
                 from_output: substitute(&edge.from_output, vars),
-                to_label: nodes[*to].0.clone(),
+                to_label: nodes[*to].label.clone(),
                 to_input: substitute(&edge.to_input, vars),
                 ty: None,
                 mime: None,

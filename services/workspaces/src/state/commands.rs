@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use shipote_bus::spec::WorkspaceSpec;
 use ulid::Ulid;
 
 use super::{
-    COMMANDS_MAX, Command, CommandPhase, Effect, Ending, HISTORY_MAX, NewCommand, NewPipeline, Outcome, RequestId,
-    State, Target, Timer, Usec, WorkspacePhase,
+    COMMANDS_MAX, Command, CommandPhase, Effect, Ending, HISTORY_MAX, LimitNote, NewCommand, NewPipeline, Outcome,
+    RequestId, State, Target, Timer, Usec, WorkspacePhase,
 };
 use crate::error::Error;
 
@@ -49,9 +50,11 @@ impl State {
                     let reason = format!("{} is {}: {}", weak.name, weak.state, weak.reason);
                     return Err(Error::NotEnforced { name, reason });
                 }
+                check_affinity(&workspace.spec, &commands)?;
                 workspace.id
             }
             Target::Ephemeral { id, spec } => {
+                check_affinity(&spec, &commands)?;
                 self.create(id, spec.label.clone(), *spec, strict, uid, true, now, out)?;
                 id
             }
@@ -163,11 +166,24 @@ impl State {
         }
     }
 
-    pub(super) fn exited(&mut self, id: Ulid, status: i32, signalled: bool, now: Usec, out: &mut Vec<Effect>) {
-        let Some(command) = self.commands.get(&id) else { return };
+    pub(super) fn exited(
+        &mut self,
+        id: Ulid,
+        status: i32,
+        signalled: bool,
+        limits: LimitNote,
+        now: Usec,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(command) = self.commands.get_mut(&id).filter(|c| c.phase != CommandPhase::Ended) else { return };
+        if command.message.is_empty() {
+            command.message = limits.message;
+        }
         let (status, reason) = match command.ending {
             Some(Ending::Timeout) => (STATUS_TIMEOUT, "timeout"),
             Some(Ending::Stopped) => (status, "stopped"),
+            Some(Ending::Quota) => (status, "quota"),
+            None if !limits.reason.is_empty() => (status, limits.reason),
             None if signalled => (status, "signalled"),
             None => (status, "exited"),
         };
@@ -181,7 +197,11 @@ impl State {
     /// The workspace is gone and took the command with it.
     pub(super) fn lose(&mut self, id: Ulid, now: Usec, out: &mut Vec<Effect>) {
         let Some(command) = self.commands.get(&id) else { return };
-        let reason = if command.ending.is_some() { "stopped" } else { "lost" };
+        let reason = match command.ending {
+            Some(Ending::Quota) => "quota",
+            Some(_) => "stopped",
+            None => "lost",
+        };
         if command.phase == CommandPhase::Starting {
             let name = command.workspace_name.clone();
             self.start_failed(id, Error::WrongState(format!("run in workspace {name:?}: it was stopped")), now, out);
@@ -221,6 +241,20 @@ impl State {
                 out.push(Effect::After { delay: grace, input: Timer::Escalate(id) });
             }
         }
+    }
+
+    /// Ends the living commands of a workspace at once; the workspace stays.
+    pub(super) fn quota_reached(&mut self, workspace: Ulid, message: &str, out: &mut Vec<Effect>) {
+        let living: Vec<Ulid> = self.living_in(workspace).map(|c| c.what.id).collect();
+        for id in living {
+            if let Some(command) = self.commands.get_mut(&id)
+                && command.ending.is_none()
+            {
+                message.clone_into(&mut command.message);
+            }
+            self.end_command(id, Ending::Quota, Duration::ZERO, out);
+        }
+        out.push(Effect::Sweep { workspace });
     }
 
     pub(super) fn escalate(&mut self, id: Ulid, out: &mut Vec<Effect>) {
@@ -272,6 +306,22 @@ impl State {
             }
         }
     }
+}
+
+/// A command may be given less than its workspace, never more. All other limits are tightened by the kernel itself,
+/// because a command's group lies below its workspace's.
+fn check_affinity(workspace: &WorkspaceSpec, commands: &[NewCommand]) -> Result<(), Error> {
+    let Some(allowed) = &workspace.soma.cpu_affinity else { return Ok(()) };
+    for command in commands {
+        let mut asked = command.soma.cpu_affinity.iter().flatten();
+        if let Some(cpu) = asked.find(|cpu| !allowed.contains(cpu)) {
+            return Err(Error::InvalidSpec(format!(
+                "run {:?}: soma.cpu_affinity: CPU {cpu} is not among those of the workspace, {allowed:?}",
+                command.label
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Signal numbers that the kernel gives every architecture we run on.

@@ -71,7 +71,10 @@ impl State {
             }
             Input::Started { command, pid } => self.started(command, pid, out),
             Input::StartFailed { command, error } => self.start_failed(command, error, now, out),
-            Input::Exited { command, status, signalled } => self.exited(command, status, signalled, now, out),
+            Input::Exited { command, status, signalled, limits } => {
+                self.exited(command, status, signalled, limits, now, out);
+            }
+            Input::QuotaReached { workspace, message } => self.quota_reached(workspace, &message, out),
             Input::Signal { request, command, signal } => {
                 let result = self.signal(&command, signal, out);
                 out.push(Effect::Reply { request, result });

@@ -47,6 +47,9 @@ enum Step {
     Ttl {
         workspace: usize,
     },
+    Quota {
+        workspace: usize,
+    },
     Signal {
         command: usize,
         signal: i32,
@@ -67,6 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0..4usize).prop_map(|pipeline| Step::StopPipeline { pipeline }),
         (0..8usize).prop_map(|command| Step::Deadline { command }),
         (0..8usize).prop_map(|workspace| Step::Ttl { workspace }),
+        (0..8usize).prop_map(|workspace| Step::Quota { workspace }),
         (0..8usize, -1..70i32).prop_map(|(command, signal)| Step::Signal { command, signal }),
     ]
 }
@@ -89,6 +93,7 @@ fn new_command(id: Ulid, label: &str) -> NewCommand {
         id,
         label: label.to_owned(),
         command: NodeCommand { exec: "true".into(), argv: vec![], envp: vec![] },
+        soma: Default::default(),
         cwd: None,
         terminal: None,
         timeout: None,
@@ -235,7 +240,12 @@ impl World {
                     // only what was started can exit
                     let begun = self.state.commands[&command].phase == CommandPhase::Running;
                     if begun {
-                        self.handle(Input::Exited { command, status, signalled: status > 128 });
+                        self.handle(Input::Exited {
+                            command,
+                            status,
+                            signalled: status > 128,
+                            limits: LimitNote::default(),
+                        });
                     }
                 }
             }
@@ -268,6 +278,11 @@ impl World {
             Step::Ttl { workspace } => {
                 if let Some(workspace) = self.workspace(workspace) {
                     self.handle(Input::TtlExpired { workspace });
+                }
+            }
+            Step::Quota { workspace } => {
+                if let Some(workspace) = self.workspace(workspace) {
+                    self.handle(Input::QuotaReached { workspace, message: "m".to_owned() });
                 }
             }
             Step::Signal { command, signal } => {
@@ -323,9 +338,32 @@ fn the_history_is_bounded() {
         world.take(Step::Run { workspace: 0, ephemeral: false });
         world.answer(true);
         let id = *world.state.commands.keys().next_back().unwrap();
-        world.handle(Input::Exited { command: id, status: 0, signalled: false });
+        world.handle(Input::Exited { command: id, status: 0, signalled: false, limits: LimitNote::default() });
     }
     assert_eq!(world.state.commands.len(), HISTORY_MAX);
+}
+
+#[test]
+fn a_limit_that_ends_a_command_is_its_reason() {
+    let mut world = World::default();
+    world.take(Step::Create { name: 0, numbered: false });
+    world.answer(true);
+    let workspace = world.workspace(0).unwrap();
+    let run = |world: &mut World, quota: bool| {
+        world.take(Step::Run { workspace: 0, ephemeral: false });
+        world.answer(true);
+        let command = *world.state.commands.keys().next_back().unwrap();
+        if quota {
+            world.handle(Input::QuotaReached { workspace, message: "too many".to_owned() });
+        }
+        let limits = LimitNote { reason: "out-of-memory", message: "none is left".to_owned() };
+        world.handle(Input::Exited { command, status: 137, signalled: true, limits });
+        let ended = &world.state.commands[&command];
+        (ended.reason, ended.message.clone())
+    };
+    assert_eq!(run(&mut world, false), ("out-of-memory", "none is left".to_owned()));
+    assert_eq!(run(&mut world, true), ("quota", "too many".to_owned()));
+    assert!(world.state.workspaces.contains_key(&workspace), "the workspace stays");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shipote_bus::spec::{DiscernPolicy, NodeCommand, ValidatedEdge, WorkspaceSpec};
+use shipote_bus::spec::{DiscernPolicy, NodeCommand, Soma, ValidatedEdge, WorkspaceSpec};
 use shipote_confinement::Mechanism;
 use ulid::Ulid;
 
@@ -72,6 +72,8 @@ pub(crate) struct NewCommand {
     pub(crate) id: Ulid,
     pub(crate) label: String,
     pub(crate) command: NodeCommand,
+    /// Limits, on top of the workspace's.
+    pub(crate) soma: Soma,
     pub(crate) cwd: Option<String>,
     pub(crate) terminal: Option<(u16, u16)>,
     pub(crate) timeout: Option<Duration>,
@@ -100,6 +102,17 @@ pub(crate) struct Command {
 pub(super) enum Ending {
     Timeout,
     Stopped,
+    /// Its workspace has reached a limit that ends its commands.
+    Quota,
+}
+
+/// What limits had to do with the end of a command.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct LimitNote {
+    /// The limit that ended it or kept it from working: `out-of-memory` or `process-limit`; empty: none.
+    pub(crate) reason: &'static str,
+    /// What a person should know of it; empty: nothing.
+    pub(crate) message: String,
 }
 
 /// A pipeline as it is asked for.
@@ -182,6 +195,12 @@ pub(crate) enum Input {
         command: Ulid,
         status: i32,
         signalled: bool,
+        limits: LimitNote,
+    },
+    /// A limit was reached whose quota ends the commands.
+    QuotaReached {
+        workspace: Ulid,
+        message: String,
     },
     Signal {
         request: RequestId,
@@ -230,6 +249,10 @@ pub(crate) enum Effect {
         workspace: Ulid,
         command: Ulid,
         signal: i32,
+    },
+    /// End what commands that have ended left behind in a workspace.
+    Sweep {
+        workspace: Ulid,
     },
     After {
         delay: Duration,

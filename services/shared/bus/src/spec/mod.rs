@@ -4,16 +4,17 @@
 //! The types hold data and validate themselves; they start nothing.
 
 mod command;
+mod limits;
 mod pipeline;
 mod workspace;
 
 pub use command::{NodeCommand, Payload, substitute};
+pub use limits::{CgroupLimits, IoMax, QuotaAction, QuotaEnforcement, ResourceLimits, Soma};
 pub use pipeline::{
-    DiscernPolicy, EDGES_MAX, Edge, NODES_MAX, Node, NodeRef, PipelineSpec, ValidatedEdge, ValidatedPipeline,
+    DiscernPolicy, EDGES_MAX, Edge, NODES_MAX, Node, NodeRef, PipelineSpec, ValidatedEdge, ValidatedNode,
+    ValidatedPipeline,
 };
-pub use workspace::{
-    Access, Filesystem, IpcPolicy, Networking, PathGrant, Permissions, ResourceLimits, Soma, WorkspaceSpec,
-};
+pub use workspace::{Access, Filesystem, IpcPolicy, Networking, PathGrant, Permissions, WorkspaceSpec};
 
 /// A label is a name of something on the bus, in files and in tables.
 pub const LABEL_MAX: usize = 128;

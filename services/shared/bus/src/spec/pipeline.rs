@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeCommand, Payload, SpecError, check_label};
+use super::{NodeCommand, Payload, Soma, SpecError, check_label};
 
 /// A pipeline as a person writes it.
 ///
@@ -47,6 +47,8 @@ pub struct Node {
     pub payload: Option<Payload>,
     /// Environment beside the workspace's.
     pub env: BTreeMap<String, String>,
+    /// Limits, on top of the workspace's.
+    pub soma: Soma,
 }
 
 /// A pipe from one node's output to another's input.
@@ -118,12 +120,23 @@ const REPLAY_CHUNKS_MAX: usize = 1024;
 pub struct ValidatedPipeline {
     /// Name.
     pub label: String,
-    /// Label and command of each node.
-    pub nodes: Vec<(String, NodeCommand)>,
+    /// Its commands.
+    pub nodes: Vec<ValidatedNode>,
     /// Edges, by position of the nodes.
     pub edges: Vec<ValidatedEdge>,
     /// How tapped edges are treated.
     pub discern: DiscernPolicy,
+}
+
+/// A node with everything resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValidatedNode {
+    /// Name, unique in the pipeline.
+    pub label: String,
+    /// What it runs.
+    pub command: NodeCommand,
+    /// Its limits, on top of the workspace's.
+    pub soma: Soma,
 }
 
 /// An edge between nodes that exist.
@@ -155,14 +168,15 @@ impl PipelineSpec {
         check_count("edges", self.edges.len(), EDGES_MAX)?;
         check_count("discern.sample_bytes", self.discern.sample_bytes, SAMPLE_MAX)?;
         check_count("discern.replay_chunks", self.discern.replay_chunks, REPLAY_CHUNKS_MAX)?;
-        let mut nodes: Vec<(String, NodeCommand)> = Vec::with_capacity(self.nodes.len());
+        let mut nodes: Vec<ValidatedNode> = Vec::with_capacity(self.nodes.len());
         for (i, node) in self.nodes.iter().enumerate() {
             let label = super::command::substitute(&node.label, vars);
             check_label(&format!("nodes[{i}].label"), &label)?;
-            if nodes.iter().any(|(other, _)| *other == label) {
+            if nodes.iter().any(|other| other.label == label) {
                 return Err(SpecError::new(format!("nodes[{i}].label"), format!("{label:?} is taken by another node")));
             }
-            nodes.push((label, node.resolve(i, vars)?));
+            node.soma.validate(&format!("nodes[{i}].soma"))?;
+            nodes.push(ValidatedNode { label, command: node.resolve(i, vars)?, soma: node.soma.clone() });
         }
         let edges = self
             .edges
@@ -176,7 +190,7 @@ impl PipelineSpec {
             }
         }
         if let Some(cycle) = find_cycle(nodes.len(), &edges) {
-            let path: Vec<&str> = cycle.iter().map(|&n| nodes[n].0.as_str()).collect();
+            let path: Vec<&str> = cycle.iter().map(|&n| nodes[n].label.as_str()).collect();
             return Err(SpecError::new("edges", format!("form a cycle: {}", path.join(" -> "))));
         }
         Ok(ValidatedPipeline { label, nodes, edges, discern: self.discern.clone() })
@@ -218,7 +232,7 @@ impl Edge {
     fn resolve(
         &self,
         i: usize,
-        nodes: &[(String, NodeCommand)],
+        nodes: &[ValidatedNode],
         vars: &BTreeMap<String, String>,
     ) -> Result<ValidatedEdge, SpecError> {
         let find = |field: &str, node: &NodeRef| match node {
@@ -229,8 +243,8 @@ impl Edge {
             )),
             NodeRef::Label(label) => {
                 let label = super::command::substitute(label, vars);
-                nodes.iter().position(|(l, _)| *l == label).ok_or_else(|| {
-                    let known: Vec<&str> = nodes.iter().map(|(l, _)| l.as_str()).collect();
+                nodes.iter().position(|n| n.label == label).ok_or_else(|| {
+                    let known: Vec<&str> = nodes.iter().map(|n| n.label.as_str()).collect();
                     SpecError::new(
                         format!("edges[{i}].{field}"),
                         format!("{label:?} is no node; there are {}", known.join(", ")),
@@ -243,13 +257,13 @@ impl Edge {
         if !matches!(self.from_output.as_str(), "stdout" | "stderr") {
             return Err(SpecError::new(
                 format!("edges[{i}].from_output"),
-                format!("{:?} is no output of {}; it has stdout and stderr", self.from_output, nodes[from].0),
+                format!("{:?} is no output of {}; it has stdout and stderr", self.from_output, nodes[from].label),
             ));
         }
         if self.to_input != "stdin" {
             return Err(SpecError::new(
                 format!("edges[{i}].to_input"),
-                format!("{:?} is no input of {}; it has stdin", self.to_input, nodes[to].0),
+                format!("{:?} is no input of {}; it has stdin", self.to_input, nodes[to].label),
             ));
         }
         Ok(ValidatedEdge { from, from_output: self.from_output.clone(), to, to_input: self.to_input.clone() })
@@ -308,7 +322,7 @@ mod tests {
     #[test]
     fn a_pipeline_is_resolved() {
         let got = check(&format!("{TWO}[[edges]]\nfrom='a'\nto=1\n")).unwrap();
-        assert_eq!(got.nodes[0].1.argv, ["/etc/hosts"]);
+        assert_eq!(got.nodes[0].command.argv, ["/etc/hosts"]);
         assert_eq!((got.edges[0].from, got.edges[0].to), (0, 1));
         assert_eq!(got.edges[0].from_output, "stdout");
     }
@@ -317,7 +331,7 @@ mod tests {
     fn the_long_form_of_a_node_works() {
         let text = "label='p'\n[[nodes]]\nlabel='a'\npayload.native={exec='cat',argv=['x'],envp=[['A','${FILE}']]}\n";
         let got = check(text).unwrap();
-        assert_eq!(got.nodes[0].1.envp, [("A".to_owned(), "/etc/hosts".to_owned())]);
+        assert_eq!(got.nodes[0].command.envp, [("A".to_owned(), "/etc/hosts".to_owned())]);
     }
 
     #[test]

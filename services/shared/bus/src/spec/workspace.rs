@@ -5,7 +5,7 @@ use std::path::{Component, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{SpecError, check_label};
+use super::{QuotaEnforcement, Soma, SpecError, check_label};
 
 /// A workspace as a person writes it.
 ///
@@ -35,30 +35,10 @@ pub struct WorkspaceSpec {
     /// Size of the private writable scratch (`/tmp`, `/work`) in bytes; default 256 MiB, at
     /// least 1 MiB.
     pub scratch_bytes: Option<u64>,
+    /// What happens where its limit on memory or processes is reached.
+    pub quota_enforce: QuotaEnforcement,
     /// Environment of every command, beside `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
     pub env: BTreeMap<String, String>,
-}
-
-/// Limits of a workspace's processes.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Soma {
-    /// Limits by `setrlimit(2)`.
-    pub rlimits: ResourceLimits,
-    /// CPUs that the commands may use, by number; none: all.
-    pub cpu_affinity: Option<Vec<u32>>,
-}
-
-/// Limits by `setrlimit(2)`, soft and hard alike.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ResourceLimits {
-    /// `RLIMIT_AS`: address space of each process, bytes.
-    pub mem_bytes: Option<u64>,
-    /// `RLIMIT_NPROC`: processes and threads of the workspace's user.
-    pub nproc: Option<u32>,
-    /// `RLIMIT_NOFILE`: open descriptors of each process.
-    pub nofile: Option<u32>,
 }
 
 /// What the commands of a workspace may reach.
@@ -149,6 +129,7 @@ impl WorkspaceSpec {
     /// The first field that cannot be honoured, by its key path.
     pub fn validate(&self) -> Result<(), SpecError> {
         check_label("label", &self.label)?;
+        self.soma.validate("soma")?;
         if self.permissions.networking == Networking::Outbound {
             return Err(SpecError::new(
                 "permissions.networking",

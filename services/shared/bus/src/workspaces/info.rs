@@ -43,7 +43,8 @@ pub struct CommandInfo {
     pub state: String,
     /// Exit code, or 128 + signal; absent while it lives.
     pub exit_status: Option<i32>,
-    /// `exited`, `signalled`, `timeout`, `stopped`, `spawn-failed` or `lost`; empty while it lives.
+    /// `exited`, `signalled`, `timeout`, `stopped`, `out-of-memory`, `process-limit`, `quota`, `spawn-failed` or `lost`;
+    /// empty while it lives.
     pub reason: String,
     /// When it was started, microseconds since the epoch.
     pub started: u64,
@@ -152,6 +153,8 @@ pub struct RunOptions {
     pub label: Option<String>,
     /// Spec (TOML) of the workspace that is made for this command; only where `workspace` is empty.
     pub spec: Option<String>,
+    /// Limits of this command (TOML, the keys of a spec's `[soma]`), on top of its workspace's.
+    pub soma: Option<String>,
 }
 
 /// How a command or pipeline ended: one line of JSON on the completion descriptor, then

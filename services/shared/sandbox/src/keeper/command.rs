@@ -49,6 +49,7 @@ struct Plan<'a> {
     terminal: bool,
     descriptors: Vec<(RawFd, RawFd)>,
     limits: Vec<(libc::__rlimit_resource_t, u64)>,
+    affinity: Option<rustix::thread::CpuSet>,
     common: &'a Common,
     /// Where the child leaves what went wrong.
     failed: Cell<Option<(Step, i32)>>,
@@ -116,6 +117,7 @@ pub(super) fn start(command: &Command, given: Vec<OwnedFd>, common: &Common) -> 
         terminal: slave.is_some(),
         descriptors: further.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)).collect(),
         limits: limits(common, command.rlimits),
+        affinity: affinity(&command.cpu_affinity)?,
         common,
         failed: Cell::new(None),
     };
@@ -164,6 +166,9 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, io::Error)> {
     }
     for (resource, value) in &plan.limits {
         sys::limit(*resource, *value).map_err(|error| (Step::Limits, error))?;
+    }
+    if let Some(affinity) = &plan.affinity {
+        rustix::thread::sched_setaffinity(None, affinity).map_err(at(Step::Limits))?;
     }
     // SAFETY: no memory arguments; a cgroup namespace holds nothing but its root, the present cgroup.
     if unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } != 0 {
@@ -235,6 +240,20 @@ fn limits(common: &Common, asked: Rlimits) -> Vec<(libc::__rlimit_resource_t, u6
     .into_iter()
     .filter_map(|(resource, value)| Some((resource, value?)))
     .collect()
+}
+
+/// The CPUs as the kernel takes them; none where none are named.
+fn affinity(cpus: &[u32]) -> Result<Option<rustix::thread::CpuSet>, Failure> {
+    let mut set = rustix::thread::CpuSet::new();
+    for &cpu in cpus {
+        let cpu = cpu as usize;
+        if cpu >= rustix::thread::CpuSet::MAX_CPU {
+            let error = io::Error::from_raw_os_error(libc::EINVAL);
+            return Err(Failure::new(Step::Limits, format!("CPU {cpu}"), error));
+        }
+        set.set(cpu);
+    }
+    Ok((!cpus.is_empty()).then_some(set))
 }
 
 /// A terminal of the workspace's devpts: master and slave, the slave belonging to the command's user.

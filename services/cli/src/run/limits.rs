@@ -1,0 +1,123 @@
+//! Limits of one command, as options.
+
+use serde::Serialize;
+
+/// Limits that come on top of the workspace's, and so can only tighten them.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Limits")]
+pub(crate) struct LimitArgs {
+    /// Most memory, with a unit: 512M, 2G (of 1024)
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    memory: Option<u64>,
+    /// Most processes and threads
+    #[arg(long, value_name = "N")]
+    pids: Option<u32>,
+    /// Most processor time, in processors: 0.5, 2
+    #[arg(long, value_name = "N", value_parser = percent)]
+    cpus: Option<u32>,
+    /// Share of processor time among those that want it, 1 to 10000 [default: 100]
+    #[arg(long, value_name = "WEIGHT")]
+    cpu_weight: Option<u32>,
+    /// Share of disk traffic among those that want it, 1 to 10000 [default: 100]
+    #[arg(long, value_name = "WEIGHT")]
+    io_weight: Option<u32>,
+    /// Processors it may use, by number: 0,2
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    cpu_affinity: Option<Vec<u32>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Cgroup {
+    memory_max: Option<u64>,
+    pids_max: Option<u32>,
+    cpu_max: Option<u32>,
+    cpu_weight: Option<u32>,
+    io_weight: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct Soma<'a> {
+    cpu_affinity: Option<&'a [u32]>,
+    cgroup: Cgroup,
+}
+
+impl LimitArgs {
+    /// As the service takes them; none where nothing is limited.
+    pub(crate) fn soma(&self) -> anyhow::Result<Option<String>> {
+        let cgroup = Cgroup {
+            memory_max: self.memory,
+            pids_max: self.pids,
+            cpu_max: self.cpus,
+            cpu_weight: self.cpu_weight,
+            io_weight: self.io_weight,
+        };
+        let text = toml::to_string(&Soma { cpu_affinity: self.cpu_affinity.as_deref(), cgroup })?;
+        Ok((text.trim() != "[cgroup]").then_some(text))
+    }
+}
+
+/// Bytes, with one of the units K, M, G and T (of 1024) or without.
+fn bytes(text: &str) -> Result<u64, String> {
+    let bad = || format!("{text:?} is no size; write a number and K, M, G or T");
+    let plain = text.trim_end_matches(['B', 'b']).trim_end_matches('i');
+    let (number, shift) = match plain.char_indices().next_back() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => {
+            let shift = match unit.to_ascii_uppercase() {
+                'K' => 10,
+                'M' => 20,
+                'G' => 30,
+                'T' => 40,
+                _ => return Err(bad()),
+            };
+            (&plain[..at], shift)
+        }
+        _ => (plain, 0),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+/// Processors, as percent of one.
+fn percent(text: &str) -> Result<u32, String> {
+    match text.parse::<f64>() {
+        Ok(cpus) if (0.01..=4096.0).contains(&cpus) => Ok((cpus * 100.0).round() as u32),
+        _ => Err(format!("{text:?} is no number of processors from 0.01 to 4096")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_shares() {
+        for (text, want) in [
+            ("0", Some(0)),
+            ("64M", Some(64 << 20)),
+            ("2g", Some(2 << 30)),
+            ("1KiB", Some(1024)),
+            ("512MB", Some(512 << 20)),
+        ] {
+            assert_eq!(bytes(text).ok(), want, "{text}");
+        }
+        for bad in ["", "M", "1.5G", "-1", "1X", "99999999999T", "1MM"] {
+            assert!(bytes(bad).is_err(), "{bad}");
+        }
+        assert_eq!((percent("0.5"), percent("2")), (Ok(50), Ok(200)));
+        assert!(percent("0").is_err() && percent("NaN").is_err() && percent("x").is_err());
+    }
+
+    #[test]
+    fn what_the_service_is_told() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            limits: LimitArgs,
+        }
+        let soma = |words: &[&str]| Line::parse_from([&["x"], words].concat()).limits.soma().unwrap();
+        assert_eq!(soma(&[]), None);
+        let text = soma(&["--memory", "64M", "--cpus", "0.5", "--cpu-affinity", "0,2"]).unwrap();
+        assert_eq!(text, "cpu_affinity = [0, 2]\n\n[cgroup]\nmemory_max = 67108864\ncpu_max = 50\n");
+    }
+}

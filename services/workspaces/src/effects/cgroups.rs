@@ -1,0 +1,385 @@
+//! Control groups of workspaces and commands.
+//!
+//! ```text
+//! <folder of this instance>/<workspace>/keeper       the workspace's first process
+//!                                      /<command>    one leaf for each command, which ends as a whole
+//! ```
+//!
+//! Where the host gives no group, or one without controllers, limits are held as far as `setrlimit(2)` can, and what
+//! is not held is said.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use shipote_bus::spec::Soma;
+use shipote_cgroup::{Cgroup, Controllers, Error, Events, IoLimit, Limits, Notice, Tree, Unmet};
+use shipote_confinement::Mechanism;
+use shipote_sandbox::Rlimits;
+use tokio::task::AbortHandle;
+use ulid::Ulid;
+
+use crate::state::LimitNote;
+
+/// Processes of a workspace whose spec names no number: enough for any build, too few to harm the host.
+const PROCESSES: u32 = 4096;
+/// Leaf of a workspace's first process.
+const KEEPER: &str = "keeper";
+
+/// A workspace's group.
+#[derive(Debug)]
+struct Group {
+    cgroup: Cgroup,
+    soma: Soma,
+    commands: HashMap<Ulid, Leaf>,
+    watch: Option<AbortHandle>,
+}
+
+/// A command's group.
+#[derive(Debug, Clone)]
+struct Leaf {
+    cgroup: Cgroup,
+    soma: Soma,
+    /// The workspace's counts when it began.
+    before: Events,
+}
+
+/// A workspace's group that has just been made.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) keeper: PathBuf,
+    pub(crate) unmet: Vec<Unmet>,
+}
+
+/// All groups of this instance.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroups(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    tree: Result<Tree, Mechanism>,
+    groups: Mutex<HashMap<Ulid, Group>>,
+}
+
+impl Cgroups {
+    /// Makes this instance's folder. Call it first of all: the process may be moved, and its children with it.
+    pub(crate) fn open(runtime: &Path) -> Self {
+        let tree = Tree::open(&Tree::name(runtime))
+            .map_err(|error| Mechanism::missing("cgroup", format!("{error}; figures come from /proc")));
+        Cgroups(Arc::new(Inner { tree, groups: Mutex::default() }))
+    }
+
+    /// How far resources can be limited.
+    pub(crate) fn mechanism(&self) -> Mechanism {
+        match &self.0.tree {
+            Ok(tree) => tree.mechanism(),
+            Err(mechanism) => mechanism.clone(),
+        }
+    }
+
+    /// What can be limited.
+    pub(crate) fn controllers(&self) -> Controllers {
+        self.0.tree.as_ref().map(Tree::controllers).unwrap_or_default()
+    }
+
+    /// Ends and removes what an earlier instance left, except the groups of workspaces that go on. The one place where
+    /// that is decided. Blocks.
+    pub(crate) fn clear_except(&self, living: &HashSet<Ulid>) {
+        let Ok(tree) = &self.0.tree else { return };
+        for name in tree.groups() {
+            if Ulid::from_string(&name).is_ok_and(|id| living.contains(&id)) {
+                continue;
+            }
+            if let Some(Err(error)) = tree.existing(&name).map(|group| group.end()) {
+                tracing::warn!("remove the control group of an earlier instance: {error}");
+            }
+        }
+    }
+
+    /// Takes over the group of a workspace that an earlier instance made, with the commands in it.
+    #[expect(dead_code, reason = "for workspaces that outlive their service")]
+    pub(crate) fn adopt(&self, workspace: Ulid, soma: &Soma) {
+        let Ok(tree) = &self.0.tree else { return };
+        let Some(cgroup) = tree.existing(&workspace.to_string()) else { return };
+        let before = cgroup.events();
+        let leaf = |name: String| {
+            let leaf = Leaf { cgroup: cgroup.existing(&name)?, soma: Soma::default(), before };
+            Some((Ulid::from_string(&name).ok()?, leaf))
+        };
+        let commands = cgroup.children().into_iter().filter_map(leaf).collect();
+        self.lock().insert(workspace, Group { cgroup, soma: soma.clone(), commands, watch: None });
+    }
+
+    /// Makes a workspace's group; `None`: the host gives none. Blocks.
+    pub(crate) fn make(&self, workspace: Ulid, soma: &Soma) -> Result<Option<Made>, Error> {
+        let Ok(tree) = &self.0.tree else { return Ok(None) };
+        let cgroup = tree.group(&workspace.to_string())?;
+        // from here on it is removed with the workspace, whatever fails
+        let group = Group { cgroup: cgroup.clone(), soma: soma.clone(), commands: HashMap::new(), watch: None };
+        self.lock().insert(workspace, group);
+        let mut limits = limits(soma);
+        // the first process is not the workspace's
+        limits.pids_max = Some(u64::from(soma.processes().unwrap_or(PROCESSES)) + 1);
+        cgroup.limit(&limits, tree.controllers())?;
+        let keeper = cgroup.child(KEEPER)?.path().to_owned();
+        Ok(Some(Made { keeper, unmet: self.unmet(soma) }))
+    }
+
+    /// What a spec asks for and this host cannot hold.
+    pub(crate) fn unmet(&self, soma: &Soma) -> Vec<Unmet> {
+        limits(soma).unmet(self.controllers())
+    }
+
+    /// Has `task` ended with the workspace's group.
+    pub(crate) fn attend(&self, workspace: Ulid, task: AbortHandle) {
+        match self.lock().get_mut(&workspace) {
+            Some(group) => group.watch = Some(task),
+            None => task.abort(),
+        }
+    }
+
+    /// The group of a workspace.
+    pub(crate) fn of(&self, workspace: Ulid) -> Option<Cgroup> {
+        self.lock().get(&workspace).map(|group| group.cgroup.clone())
+    }
+
+    /// Makes a command's leaf, to be started in; `None`: its workspace has no group. Blocks.
+    pub(crate) fn command(&self, workspace: Ulid, command: Ulid, soma: &Soma) -> Result<Option<Arc<OwnedFd>>, Error> {
+        let Some(group) = self.of(workspace) else { return Ok(None) };
+        let cgroup = group.child(&command.to_string())?;
+        let leaf = Leaf { cgroup: cgroup.clone(), soma: soma.clone(), before: group.events() };
+        if let Some(group) = self.lock().get_mut(&workspace) {
+            group.commands.insert(command, leaf);
+        }
+        let limits = Limits { oom_group: true, ..limits(soma) };
+        cgroup.limit(&limits, group.controllers())?;
+        Ok(Some(Arc::new(cgroup.open()?)))
+    }
+
+    /// What limits had to do with the end of a command. Its leaf goes once nothing is in it.
+    pub(crate) fn ended(&self, workspace: Ulid, command: Ulid, status: i32) -> LimitNote {
+        let found = {
+            let groups = self.lock();
+            groups
+                .get(&workspace)
+                .and_then(|g| Some((g.cgroup.clone(), g.soma.clone(), g.commands.get(&command)?.clone())))
+        };
+        let Some((group, soma, leaf)) = found else { return LimitNote::default() };
+        let counts = Counts { own: leaf.cgroup.events(), all: group.events(), before: leaf.before };
+        let note = explain(status, &leaf.soma, &soma, counts);
+        tokio::spawn(self.clone().retire(workspace, command, leaf.cgroup));
+        note
+    }
+
+    /// Removes a leaf, at once or when the last process that the command left behind ends.
+    async fn retire(self, workspace: Ulid, command: Ulid, leaf: Cgroup) {
+        loop {
+            // watched before it is tried, so that no end falls in between
+            let watched = leaf.watch("cgroup.events").ok().and_then(|file| Notice::new(file).ok());
+            let it = leaf.clone();
+            match tokio::task::spawn_blocking(move || it.remove()).await {
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!("the command {command} has ended: {error}");
+                    break;
+                }
+                _ => break,
+            }
+            let Some(watched) = watched else { break };
+            if watched.changed().await.is_err() {
+                break;
+            }
+        }
+        if let Some(group) = self.lock().get_mut(&workspace) {
+            group.commands.remove(&command);
+        }
+    }
+
+    /// Kills all that a command has started, also what has left its process group.
+    pub(crate) fn kill(&self, workspace: Ulid, command: Ulid) {
+        let leaf = self.lock().get(&workspace).and_then(|g| Some(g.commands.get(&command)?.cgroup.clone()));
+        if let Some(Err(error)) = leaf.map(|leaf| leaf.kill()) {
+            // it ended in the meantime
+            tracing::debug!("kill the command {command}: {error}");
+        }
+    }
+
+    /// Kills what any command of a workspace has started.
+    pub(crate) fn kill_all(&self, workspace: Ulid) {
+        let commands: Vec<Ulid> =
+            self.lock().get(&workspace).map(|g| g.commands.keys().copied().collect()).unwrap_or_default();
+        for command in commands {
+            self.kill(workspace, command);
+        }
+    }
+
+    /// The workspace is gone: ends and removes its group.
+    pub(crate) fn remove(&self, workspace: Ulid) {
+        let Some(group) = self.lock().remove(&workspace) else { return };
+        if let Some(watch) = group.watch {
+            watch.abort();
+        }
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = group.cgroup.end() {
+                tracing::warn!("the workspace {workspace} has ended: {error}");
+            }
+        });
+    }
+
+    /// The service ends: removes the groups that nothing lives on in. Blocks.
+    pub(crate) fn close(&self) {
+        let Ok(tree) = &self.0.tree else { return };
+        for name in tree.groups() {
+            // what lives on is found by the next instance
+            let _ = tree.existing(&name).map(|group| group.remove());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Ulid, Group>> {
+        self.0.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Limits of a group, of a workspace or of a command.
+fn limits(soma: &Soma) -> Limits {
+    let cgroup = &soma.cgroup;
+    let io = cgroup.io_max.iter().filter_map(|io| {
+        let device = io.numbers()?;
+        Some(IoLimit { device, rbps: io.rbps, wbps: io.wbps, riops: io.riops, wiops: io.wiops })
+    });
+    Limits {
+        memory_max: soma.memory(),
+        memory_high: cgroup.memory_high,
+        pids_max: soma.processes().map(u64::from),
+        cpu_max: cgroup.cpu_max,
+        cpu_weight: cgroup.cpu_weight,
+        io_weight: cgroup.io_weight,
+        io_max: io.collect(),
+        cpus: soma.cpu_affinity.clone().unwrap_or_default(),
+        oom_group: false,
+    }
+}
+
+/// Limits of each process. What the group cannot hold for all together is held for each, which is the most that is left.
+pub(super) fn rlimits(soma: &Soma, available: Controllers) -> Rlimits {
+    let lacks = |controller| !available.has(controller);
+    let memory = if lacks(shipote_cgroup::Controller::Memory) { soma.memory() } else { soma.rlimits.mem_bytes };
+    let processes = if lacks(shipote_cgroup::Controller::Pids) { soma.processes() } else { soma.rlimits.nproc };
+    Rlimits {
+        mem_bytes: memory,
+        nproc: processes.map(u64::from),
+        nofile: soma.rlimits.nofile.map(u64::from),
+        ..Rlimits::default()
+    }
+}
+
+/// The unmet limits, for a person.
+pub(super) fn describe(unmet: &[Unmet]) -> String {
+    let one = |u: &Unmet| {
+        let instead = match u.limit {
+            "memory_max" | "pids_max" => "held for each process only",
+            "cpu_affinity" => "a command can change its own",
+            _ => "not held",
+        };
+        format!("{} is {instead}, there is no controller for {}", u.limit, u.controller.as_str())
+    };
+    unmet.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+/// How often limits were reached: in a command's leaf, in its workspace, and there when the command began.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    own: Events,
+    all: Events,
+    before: Events,
+}
+
+/// Why the kernel refused or ended a command's processes.
+fn explain(status: i32, leaf: &Soma, workspace: &Soma, counts: Counts) -> LimitNote {
+    let Counts { own, all, before } = counts;
+    if own.oom_kill > 0 {
+        let message = match (leaf.memory(), workspace.memory()) {
+            (Some(limit), _) if own.oom > 0 => {
+                format!("it was ended because its memory reached its limit of {limit} bytes; allow more with --memory")
+            }
+            (_, Some(limit)) if all.oom > before.oom => format!(
+                "it was ended because the memory of its workspace reached the limit of {limit} bytes; allow more in \
+                 soma.cgroup.memory_max of the workspace's spec"
+            ),
+            _ => "it was ended because the host's memory ran out; set soma.cgroup.memory_max to bound each workspace"
+                .to_owned(),
+        };
+        return LimitNote { reason: "out-of-memory", message };
+    }
+    let refused = own.pids_max > 0 || all.pids_max > before.pids_max;
+    if status != 0 && refused {
+        let message = match leaf.processes() {
+            Some(limit) if own.pids_max > 0 => {
+                format!("it was refused processes beyond its limit of {limit}; allow more with --pids")
+            }
+            _ => format!(
+                "it was refused processes beyond its workspace's limit of {}; allow more in soma.cgroup.pids_max of the \
+                 workspace's spec",
+                workspace.processes().unwrap_or(PROCESSES)
+            ),
+        };
+        return LimitNote { reason: "process-limit", message };
+    }
+    LimitNote::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shipote_cgroup::Controller;
+
+    fn soma(text: &str) -> Soma {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn the_note_names_the_limit_that_was_reached() {
+        let none = Soma::default();
+        let (tight, wide) =
+            (soma("cgroup={memory_max=2000000,pids_max=3}"), soma("cgroup={memory_max=9000000,pids_max=9}"));
+        let killed = |own_oom, all_oom| {
+            let own = Events { oom_kill: 1, oom: own_oom, ..Events::default() };
+            (own, Events { oom_kill: 1, oom: all_oom, ..Events::default() })
+        };
+        let refused =
+            |own, all| (Events { pids_max: own, ..Events::default() }, Events { pids_max: all, ..Events::default() });
+        for (status, leaf, workspace, (own, all), reason, text) in [
+            (0, &tight, &wide, Default::default(), "", ""),
+            (137, &tight, &wide, killed(1, 1), "out-of-memory", "its limit of 2000000"),
+            (137, &tight, &wide, killed(0, 1), "out-of-memory", "workspace reached the limit of 9000000"),
+            (137, &none, &wide, killed(0, 1), "out-of-memory", "workspace reached the limit of 9000000"),
+            (137, &none, &none, killed(0, 0), "out-of-memory", "the host's memory"),
+            (2, &tight, &wide, refused(1, 1), "process-limit", "its limit of 3"),
+            (2, &none, &wide, refused(0, 1), "process-limit", "workspace's limit of 9"),
+            (2, &none, &none, refused(0, 1), "process-limit", "limit of 4096"),
+            // one that bore the refusal has done its work
+            (0, &tight, &wide, refused(1, 1), "", ""),
+        ] {
+            let note = explain(status, leaf, workspace, Counts { own, all, before: Events::default() });
+            assert_eq!(note.reason, reason, "{note:?}");
+            assert!(note.message.contains(text), "{note:?}");
+        }
+    }
+
+    #[test]
+    fn without_controllers_each_process_is_limited() {
+        let asked = soma("rlimits={nproc=50}\ncgroup={memory_max=1048576,pids_max=5,cpu_max=50}");
+        let every = Controllers::parse("cpu memory pids");
+        assert_eq!(rlimits(&asked, every), Rlimits { nproc: Some(50), ..Rlimits::default() });
+        let none = rlimits(&asked, Controllers::default());
+        assert_eq!(none, Rlimits { mem_bytes: Some(1 << 20), nproc: Some(5), ..Rlimits::default() });
+        let unmet = limits(&asked).unmet(Controllers::parse("memory"));
+        assert_eq!(unmet.iter().map(|u| u.controller).collect::<Vec<_>>(), [Controller::Pids, Controller::Cpu]);
+        assert_eq!(
+            describe(&unmet),
+            "pids_max is held for each process only, there is no controller for pids; cpu_max is not held, there is no \
+             controller for cpu"
+        );
+    }
+}

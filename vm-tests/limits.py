@@ -1,0 +1,121 @@
+# Limits that the kernel holds: each is reached once, the command's result names it, the figures show it, and no control
+# group is left behind. Under the unit's own hardening, with control groups delegated by systemd.
+
+import json
+
+UNIT = "shipote-workspaces.service"
+CGROUP = f"/sys/fs/cgroup/system.slice/{UNIT}"
+TREE = f"{CGROUP}/shipote:run-shipote-workspaces"
+
+
+def run(words, *arguments):
+    """A command line of `run --json` to its end: exit status and result."""
+    status, text = machine.execute(f"shipote run --json {' '.join(arguments)} -- {words} 2>/tmp/stderr")
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    assert lines, (status, text, machine.succeed("cat /tmp/stderr"))
+    return status, json.loads(lines[-1])
+
+
+def read(path):
+    return machine.succeed(f"cat '{path}'").strip()
+
+
+def workspace_id(name):
+    listed = json.loads(machine.succeed("shipote workspace list --json"))["workspaces"]
+    return next(workspace["id"] for workspace in listed if workspace["name"] == name)
+
+
+start_all()
+machine.wait_for_unit("multi-user.target")
+machine.wait_for_unit(UNIT, timeout=120)
+
+with subtest("control groups are delegated with every controller"):
+    capabilities = json.loads(machine.succeed("shipote capabilities --json"))["mechanisms"]
+    found = next(mechanism for mechanism in capabilities if mechanism["name"] == "cgroup")
+    assert found["state"] == "enforced", found
+    assert {"cpu", "io", "memory", "pids"} <= set(read(f"{TREE}/cgroup.subtree_control").split())
+
+with subtest("a workspace has a group, its first process a leaf, each command another"):
+    machine.succeed(
+        "printf '%s\\n' '[soma.cgroup]' 'memory_max = 134217728' 'pids_max = 20' 'cpu_weight = 50' > /tmp/w.toml",
+        "shipote workspace create limited -f /tmp/w.toml",
+    )
+    group = f"{TREE}/{workspace_id('limited')}"
+    command = json.loads(machine.succeed("shipote run -w limited --detach --json -- sleep 300"))["id"]
+    assert machine.succeed(f"wc -l < '{group}/keeper/cgroup.procs'").strip() == "1"
+    assert machine.succeed(f"wc -l < '{group}/{command}/cgroup.procs'").strip() == "1"
+    limits = {"memory.max": "134217728", "memory.swap.max": "0", "pids.max": "21", "cpu.weight": "50"}
+    for name, value in limits.items():
+        assert read(f"{group}/{name}") == value, name
+    assert read(f"{group}/{command}/memory.oom.group") == "1"
+    isolation = json.loads(machine.succeed("shipote workspace show limited --json"))["isolation"]
+    assert next(m for m in isolation if m["name"] == "cgroup")["state"] == "enforced", isolation
+
+with subtest("a killed command takes with it what has left its process group"):
+    other = machine.succeed("shipote run -w limited --detach -- sh -c 'setsid sleep 7777 & sleep 300'").strip()
+    machine.wait_until_succeeds("pgrep -f 'sleep 7777'", timeout=30)
+    machine.succeed(f"shipote kill -s KILL {other}")
+    machine.wait_until_fails("pgrep -f 'sleep 7777'", timeout=30)
+    machine.wait_until_fails(f"test -e '{group}/{other}'", timeout=30)
+
+with subtest("a command that needs too much memory is ended, and its result says why"):
+    status, result = run("sh -c 'x=$(head -c 200M /dev/zero | tr \"\\\\0\" a); echo ${#x}'", "--memory", "32M")
+    assert status == 137 and result["reason"] == "out-of-memory", result
+    assert "33554432" in result["message"], result
+
+with subtest("the workspace's own limit holds for all its commands together"):
+    status, result = run("sh -c 'x=$(head -c 300M /dev/zero | tr \"\\\\0\" a); echo ${#x}'", "-w", "limited")
+    assert status == 137 and result["reason"] == "out-of-memory", result
+    assert "134217728" in result["message"], result
+    machine.succeed("shipote run -w limited -- true")
+
+with subtest("a fork bomb is held, and its result says why"):
+    bomb = "sh -c 'for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 30 & done; wait'"
+    status, result = run(bomb, "--pids", "6")
+    assert status != 0 and result["reason"] == "process-limit", result
+    assert "limit of 6" in result["message"], result
+    # all others go on meanwhile
+    machine.succeed("shipote run --detach -w limited -- sh -c 'b() { b | b & }; b'")
+    assert machine.succeed("shipote run -- echo works").strip() == "works"
+    count = int(machine.succeed(f"cat '{group}/pids.current'"))
+    assert count <= 21, count
+    machine.succeed("shipote workspace stop limited --grace 0")
+    machine.wait_until_fails(f"test -e '{group}'", timeout=60)
+
+with subtest("processor time is held"):
+    spin = "sh -c 'end=$(($(date +%s) + 4)); while [ $(date +%s) -lt $end ]; do :; done'"
+    machine.succeed("shipote workspace create slow")
+    slow = f"{TREE}/{workspace_id('slow')}"
+    status, result = run(spin, "-w", "slow", "--cpus", "0.1")
+    assert status == 0, result
+    usage = dict(line.split() for line in read(f"{slow}/cpu.stat").splitlines())
+    assert int(usage["usage_usec"]) < 1_500_000, usage
+    machine.succeed("shipote workspace stop slow")
+
+with subtest("a quota that kills ends the commands and leaves the workspace"):
+    machine.succeed(
+        "printf '%s\\n' '[quota_enforce]' 'nproc = \"kill\"' '[soma.cgroup]' 'pids_max = 8' > /tmp/q.toml",
+        "shipote workspace create strict -f /tmp/q.toml",
+    )
+    bystander = machine.succeed("shipote run -w strict --detach -- sleep 4321").strip()
+    status, result = run("sh -c 'while :; do sleep 60 & done'", "-w", "strict")
+    listed = json.loads(machine.succeed("shipote ps --all -w strict --json"))["commands"]
+    ended = next(command for command in listed if command["id"] == bystander)
+    assert ended["state"] == "ended" and ended["reason"] == "quota", listed
+    machine.wait_until_fails("pgrep -f 'sleep 4321'", timeout=30)
+    machine.wait_until_succeeds("shipote run -w strict -- true", timeout=30)
+    machine.succeed("shipote workspace stop strict")
+
+with subtest("a limit that makes no sense is refused by its name"):
+    assert "soma.cgroup.pids_max" in machine.fail("shipote run --pids 0 -- true 2>&1")
+    machine.succeed("printf '%s\\n' '[soma.cgroup]' 'io_weight = 20000' > /tmp/bad.toml")
+    assert "soma.cgroup.io_weight" in machine.fail("shipote workspace create bad -f /tmp/bad.toml 2>&1")
+
+with subtest("no group is left behind, also by a killed service"):
+    machine.wait_until_succeeds(f"test -z \"$(find '{TREE}' -mindepth 1 -maxdepth 1 -type d)\"", timeout=60)
+    machine.succeed("shipote run --detach -- sleep 5432")
+    pid = machine.succeed(f"systemctl show -P MainPID {UNIT}").strip()
+    machine.succeed(f"kill -KILL {pid}")
+    machine.wait_until_succeeds("shipote run -- true", timeout=60)
+    machine.succeed("for w in $(shipote workspace list --json | tr , '\\n' | sed -n 's/.*\"name\":\"\\([^\"]*\\)\".*/\\1/p'); do shipote workspace stop $w; done")
+    machine.wait_until_succeeds(f"test -z \"$(find '{TREE}' -mindepth 1 -maxdepth 1 -type d)\"", timeout=60)
