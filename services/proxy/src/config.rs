@@ -21,6 +21,8 @@ pub(crate) struct ProxySection {
     idle_upstream: Option<usize>,
     idle_upstream_time_ms: Option<u64>,
     flows: Option<usize>,
+    udp_sessions: Option<usize>,
+    peek_time_ms: Option<u64>,
 }
 
 /// Reads `shipote.toml` of the configuration folder.
@@ -40,7 +42,8 @@ pub(crate) fn load(config: &Path) -> anyhow::Result<Settings> {
         connections_per_address: section.connections_per_address.unwrap_or(default.connections_per_address),
         idle_upstream: section.idle_upstream.unwrap_or(default.idle_upstream),
         idle_upstream_time: millis(section.idle_upstream_time_ms, default.idle_upstream_time),
+        udp_sessions: section.udp_sessions.unwrap_or(default.udp_sessions).max(1),
+        peek_time: millis(section.peek_time_ms, default.peek_time),
         flows: section.flows.unwrap_or(default.flows),
-        ..default
     })
 }

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use shipote_rules::{Graph, Transport};
+use shipote_rules::{Graph, ListenSpec, Transport};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::figures::Figures;
 use crate::flows::{Flow, Flows};
+use crate::health::Health;
 use crate::plan::{LinkError, Plan, Plugins};
 use crate::plugin::{PluginCode, Runtime};
 use crate::settings::Settings;
@@ -73,6 +74,21 @@ struct Handle {
     window: Window,
 }
 
+/// Sockets that the service manager opened.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// Listeners.
+    pub tcp: Vec<TcpListener>,
+    /// For datagrams.
+    pub udp: Vec<UdpSocket>,
+}
+
+impl From<Vec<TcpListener>> for Inherited {
+    fn from(tcp: Vec<TcpListener>) -> Self {
+        Self { tcp, udp: Vec::new() }
+    }
+}
+
 /// A running data plane.
 pub struct Engine {
     settings: Arc<Settings>,
@@ -81,16 +97,19 @@ pub struct Engine {
     workers: Vec<Handle>,
     /// Sockets that came from the service manager, by address: never closed, so that none is lost while rules change.
     inherited: BTreeMap<SocketAddr, TcpListener>,
-    listening: Mutex<Vec<SocketAddr>>,
+    inherited_udp: BTreeMap<SocketAddr, UdpSocket>,
+    listening: Mutex<Vec<ListenSpec>>,
+    health: Health,
     runtime: OnceLock<Runtime>,
 }
 
 impl Engine {
-    /// Starts the workers, with rules that match nothing. `inherited` are listeners that the service manager opened.
+    /// Starts the workers, with rules that match nothing. `inherited` are sockets that the service manager opened.
     ///
     /// # Errors
     /// A thread could not be started, or an inherited socket has no address.
-    pub fn start(settings: Settings, inherited: Vec<TcpListener>) -> io::Result<Self> {
+    pub fn start(settings: Settings, inherited: impl Into<Inherited>) -> io::Result<Self> {
+        let inherited = inherited.into();
         let settings = Arc::new(settings);
         let registry = Registry::new();
         let empty = Graph {
@@ -106,9 +125,14 @@ impl Engine {
         let plan = Plan::link(empty, &registry, &none, None).map_err(io::Error::other)?;
         let shared = Arc::new(Shared::new(Arc::new(plan)));
         let mut by_address = BTreeMap::new();
-        for socket in inherited {
+        for socket in inherited.tcp {
             socket.set_nonblocking(true)?;
             by_address.insert(socket.local_addr()?, socket);
+        }
+        let mut inherited_udp = BTreeMap::new();
+        for socket in inherited.udp {
+            socket.set_nonblocking(true)?;
+            inherited_udp.insert(socket.local_addr()?, socket);
         }
         let mut workers = Vec::with_capacity(settings.workers);
         for i in 0..settings.workers.max(1) {
@@ -137,6 +161,8 @@ impl Engine {
             registry,
             workers,
             inherited: by_address,
+            inherited_udp,
+            health: Health::start()?,
             listening: Mutex::default(),
             runtime: OnceLock::new(),
         })
@@ -163,24 +189,24 @@ impl Engine {
             let digests: Vec<&str> = codes.iter().map(|c| c.digest.as_str()).collect();
             runtime.keep(&digests);
         }
-        let wanted: Vec<SocketAddr> = plan
-            .graph
-            .listeners
-            .iter()
-            .filter(|l| l.listen.transport == Transport::Tcp)
-            .map(|l| l.listen.address)
-            .collect();
+        let wanted: Vec<ListenSpec> = plan.graph.listeners.iter().map(|l| l.listen).collect();
         let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
         let mut new = Vec::new();
-        for address in wanted.iter().filter(|a| !listening.contains(a)) {
+        for spec in wanted.iter().filter(|a| !listening.contains(a)) {
+            let address = spec.address;
             for worker in &self.workers {
-                let socket = self.bind(*address).map_err(|source| ApplyError::Listen { address: *address, source })?;
-                new.push((worker, *address, socket));
+                let command = match spec.transport {
+                    Transport::Tcp => self.bind(address).map(|socket| Command::Listen(address, socket)),
+                    Transport::Udp => self.bind_udp(address).map(|socket| Command::Receive(address, socket)),
+                };
+                new.push((worker, command.map_err(|source| ApplyError::Listen { address, source })?));
             }
         }
-        self.shared.swap(Arc::new(plan));
-        for (worker, address, socket) in new {
-            tell(worker, Command::Listen(address, socket));
+        let plan = Arc::new(plan);
+        self.health.watch(&plan);
+        self.shared.swap(plan);
+        for (worker, command) in new {
+            tell(worker, command);
         }
         for address in listening.iter().filter(|a| !wanted.contains(a)) {
             self.workers.iter().for_each(|w| tell(w, Command::Unlisten(*address)));
@@ -212,6 +238,21 @@ impl Engine {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(4096)?;
+        Ok(socket.into())
+    }
+
+    /// Each worker has a socket of its own; the kernel sends a client's datagrams to the same one each time.
+    fn bind_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        if let Some(socket) = self.inherited_udp.get(&address) {
+            return socket.try_clone();
+        }
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_port(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
         Ok(socket.into())
     }
 
@@ -275,7 +316,20 @@ impl Engine {
             total: t.total.load(Relaxed),
             failures: t.failures.load(Relaxed),
         };
-        self.registry.all().into_iter().map(info).collect()
+        // One address may be spoken to in several ways; who looks at it sees one upstream.
+        let mut all: Vec<UpstreamInfo> = Vec::new();
+        for one in self.registry.all().into_iter().map(info) {
+            match all.iter_mut().find(|u| u.address == one.address) {
+                Some(known) => {
+                    known.down |= one.down;
+                    known.open += one.open;
+                    known.total += one.total;
+                    known.failures += one.failures;
+                }
+                None => all.push(one),
+            }
+        }
+        all
     }
 
     /// The last flows of all workers, oldest first.

@@ -32,6 +32,8 @@ pub(crate) struct Figures {
     pub(crate) accepted: Count,
     /// Connections refused by a limit.
     pub(crate) refused: Count,
+    /// Datagrams that no queue had room for.
+    pub(crate) dropped: Count,
     /// Connections open now.
     pub(crate) open: Count,
     /// Requests answered, by the first digit of the status; `[0]`: closed without an answer.

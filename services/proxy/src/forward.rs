@@ -9,15 +9,16 @@ use crate::flows::Entry;
 use crate::http1::exchange::InFlight;
 use crate::io::Io;
 use crate::plan::Plan;
+use crate::proxy_protocol;
 use crate::tunnel::{Passed, buffers, tunnel};
-use crate::upstream::{Connected, connect, pick};
+use crate::upstream::{Connected, Key, connect, pick};
 use crate::walk::Peer;
 use crate::worker::Worker;
 
 /// Connects to one of the rule's upstreams and passes bytes on until both sides are done.
 pub(crate) async fn forward(worker: &Worker, plan: &Plan, terminator: TerminatorId, client: Io, peer: &Peer) {
     let entry = plan.graph.terminator(terminator);
-    let Terminator::TcpForward { balance, limits, .. } = &entry.terminator else { return };
+    let Terminator::TcpForward { balance, limits, care, .. } = &entry.terminator else { return };
     let began = Instant::now();
     let mut tried = Vec::new();
     let mut error = String::new();
@@ -25,7 +26,7 @@ pub(crate) async fn forward(worker: &Worker, plan: &Plan, terminator: Terminator
     let passed = Cell::new(Passed::default());
     let turn = worker.turn();
     let targets = &plan.targets[terminator.index()];
-    while let Some(target) = pick(targets, *balance, turn, peer.remote.ip(), &tried) {
+    while let Some(target) = pick(targets, *balance, turn, Key::Address(peer.remote.ip()), &tried) {
         name = &target.name;
         client.slot().set(limits.connect * 2);
         match connect(target, limits.connect, false).await {
@@ -35,7 +36,17 @@ pub(crate) async fn forward(worker: &Worker, plan: &Plan, terminator: Terminator
                 let upstream = Io::new(stream, client.share_slot());
                 client.slot().set(limits.idle);
                 let (mut up, mut down) = buffers(&worker.pool);
-                error = match tunnel(&client, &upstream, &mut up, &mut down, &passed).await {
+                let announced = match target.proxy_protocol {
+                    Some(version) => upstream.write(&proxy_protocol::header(version, peer)).await,
+                    None => Ok(()),
+                };
+                let result = match announced {
+                    Ok(()) => tunnel(&client, &upstream, &mut up, &mut down, &passed).await,
+                    Err(e) => Err(e),
+                };
+                // A connection that breaks before it said anything is what a broken upstream looks like.
+                target.outcome(result.is_ok() || passed.get().down > 0, care.passive.as_ref());
+                error = match result {
                     Ok(()) => String::new(),
                     Err(e) => e.to_string(),
                 };
@@ -45,6 +56,7 @@ pub(crate) async fn forward(worker: &Worker, plan: &Plan, terminator: Terminator
             }
             Err(e) => {
                 worker.figures.connect_failures.add(1);
+                target.outcome(false, care.passive.as_ref());
                 error = e.to_string();
                 tried.push(target.id);
             }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use shipote_bus::Service;
-use shipote_proxy::{Engine, Settings, admin};
+use shipote_proxy::{Engine, Inherited, Settings, admin};
 use shipote_service::{Context, Definition, Parts, run};
 
 use crate::state::State;
@@ -47,7 +47,7 @@ impl Parts for Proxy {
 /// What is taken over and read before the service confines itself.
 struct Early {
     settings: Settings,
-    inherited: Vec<std::net::TcpListener>,
+    inherited: Inherited,
 }
 
 async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {

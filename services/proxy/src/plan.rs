@@ -33,7 +33,7 @@ pub(crate) struct Plan {
     pub(crate) limiters: Vec<Option<Arc<Limiter>>>,
     /// By middleware; plugins only.
     pub(crate) sites: Vec<Option<Arc<Site>>>,
-    /// By terminator: HTTP/2 may be spoken to an upstream.
+    /// By terminator: HTTP/2 may be spoken to an upstream, or another one be asked after a failure.
     others: Vec<bool>,
     /// The largest body that a rule may hold in memory.
     pub(crate) body_limit: u64,
@@ -60,7 +60,8 @@ impl Plan {
             };
             let linked: Result<Vec<_>, String> = upstreams.iter().map(|u| registry.target(u, version)).collect();
             let linked = linked.map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
-            others.push(linked.iter().any(|t| matches!(t.speak, Speak::Two | Speak::Either)));
+            let retries = matches!(&entry.terminator, Terminator::HttpProxy(spec) if spec.retries > 0);
+            others.push(retries || linked.iter().any(|t| matches!(t.speak, Speak::Two | Speak::Either)));
             targets.push(linked);
         }
         let body_limit = graph.terminators.iter().map(|t| t.request_body_limit).max().unwrap_or(0);
@@ -78,9 +79,6 @@ impl Plan {
         let mut tls = Vec::with_capacity(graph.listeners.len());
         for listener in &graph.listeners {
             let rule = listener.rules.first().cloned().unwrap_or_default();
-            if listener.listen.transport == Transport::Udp {
-                return Err(unsupported(rule, "udp_forward"));
-            }
             let configured = listener.tls.as_ref().map(crate::tls::configure).transpose();
             tls.push(configured.map_err(|reason| LinkError { rule, reason })?);
         }
@@ -114,8 +112,8 @@ impl Plan {
         self.limiters[at].clone()
     }
 
-    /// Whether HTTP/2 may be spoken to an upstream of this terminator.
-    pub(crate) fn other_versions(&self, terminator: TerminatorId) -> bool {
+    /// Whether HTTP/2 may be spoken to an upstream of this terminator, or another one be asked after a failure.
+    pub(crate) fn takes_more(&self, terminator: TerminatorId) -> bool {
         self.others[terminator.index()]
     }
 
@@ -175,8 +173,7 @@ fn upstreams_of(entry: &TerminatorEntry) -> Result<&[Upstream], String> {
             }
             &spec.upstreams
         }
-        Terminator::TcpForward { upstreams, .. } => upstreams,
-        Terminator::UdpForward { .. } => return Err("udp_forward is not built into this version".into()),
+        Terminator::TcpForward { upstreams, .. } | Terminator::UdpForward { upstreams, .. } => upstreams,
         Terminator::Cgi { .. } => return Err("cgi is not built into this version".into()),
         Terminator::Static(_) | Terminator::RedirectHttps(_) | Terminator::Close | Terminator::Send => &[],
     };

@@ -25,6 +25,8 @@ pub struct Settings {
     pub idle_upstream: usize,
     /// How long they are kept.
     pub idle_upstream_time: Duration,
+    /// Clients that send datagrams at once, on one listener of one worker.
+    pub udp_sessions: usize,
     /// Flows remembered.
     pub flows: usize,
     /// How long open requests may go on when the proxy stops.
@@ -44,6 +46,7 @@ impl Default for Settings {
             connections: 65_536,
             idle_upstream: 128,
             idle_upstream_time: Duration::from_secs(15),
+            udp_sessions: 4096,
             flows: 10_000,
             drain_time: Duration::from_secs(30),
         }

@@ -18,6 +18,8 @@ use crate::tls::Settled;
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) id: u64,
+    /// It sends datagrams, else a stream.
+    pub(crate) udp: bool,
     pub(crate) remote: SocketAddr,
     /// The remote address as headers and logs carry it.
     pub(crate) remote_text: String,
@@ -34,10 +36,28 @@ pub(crate) struct Peer {
     pub(crate) accepted_unix_ms: u64,
 }
 
+#[cfg(test)]
+impl Peer {
+    pub(crate) fn for_tests(remote: SocketAddr, local: SocketAddr) -> Self {
+        Self {
+            id: 1,
+            udp: false,
+            remote,
+            remote_text: remote.ip().to_string(),
+            local,
+            listener: local,
+            peeked: Box::default(),
+            sni: None,
+            tls: None,
+            accepted_unix_ms: 0,
+        }
+    }
+}
+
 impl View for Peer {
     fn any(&self, field: &Field, f: &mut dyn FnMut(Value<'_>) -> bool) -> bool {
         match field {
-            Field::Transport => f(Value::Bytes(b"tcp")),
+            Field::Transport => f(Value::Bytes(if self.udp { b"udp" } else { b"tcp" })),
             Field::RemoteIp => f(Value::Address(canonical(self.remote.ip()))),
             Field::RemotePort => f(Value::Integer(self.remote.port().into())),
             Field::LocalIp => f(Value::Address(canonical(self.local.ip()))),
@@ -130,7 +150,9 @@ pub(crate) fn arrive(plan: &Plan, entry: NodeId, peer: &Peer, peeked: Option<boo
             Node::Middleware { next, .. } => *next,
             Node::Terminate { terminator, .. } => {
                 return match plan.graph.terminator(*terminator).terminator {
-                    shipote_rules::Terminator::TcpForward { .. } => Arrival::Forward(*terminator),
+                    shipote_rules::Terminator::TcpForward { .. } | shipote_rules::Terminator::UdpForward { .. } => {
+                        Arrival::Forward(*terminator)
+                    }
                     _ => Arrival::Close,
                 };
             }

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use shipote_rules::Transport;
-use tokio::net::{TcpListener, TcpStream};
+use shipote_rules::{ListenSpec, Transport};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
@@ -25,19 +25,23 @@ use crate::io::{Clock, Io, Pool, Slot, Stream};
 use crate::peek::{self, First};
 use crate::plan::Plan;
 use crate::plugin::Instances;
+use crate::proxy_protocol;
 use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::tls;
+use crate::udp;
 use crate::upstream::Pools;
 use crate::walk::{Arrival, Peer, arrive, canonical};
 
 /// What a worker is told.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// Accept on this socket, whose plans know it by this address.
+    /// Accept on this socket, which plans know by this address.
     Listen(SocketAddr, std::net::TcpListener),
+    /// Take datagrams from this socket.
+    Receive(SocketAddr, std::net::UdpSocket),
     /// Stop accepting for this address.
-    Unlisten(SocketAddr),
+    Unlisten(ListenSpec),
     /// Stop accepting, end what is idle, and answer when the last connection is gone.
     Drain(oneshot::Sender<()>),
 }
@@ -63,7 +67,7 @@ struct Open {
     slot: Rc<Slot>,
     /// Whether it is between two requests.
     idle: Rc<Cell<bool>>,
-    listener: SocketAddr,
+    listener: ListenSpec,
 }
 
 pub(crate) struct Worker {
@@ -128,8 +132,15 @@ impl Worker {
         }
     }
 
+    /// Notes a connection that ended before it could ask for anything.
+    fn refused(&self, connection: u64, remote: SocketAddr, error: &str) {
+        let client = canonical(remote.ip()).to_string();
+        let entry = Entry { connection, client: &client, error, ..Entry::default() };
+        self.flows.push(&entry, Instant::now());
+    }
+
     /// Ends connections between two requests, of one listener or all.
-    fn end_idle(&self, listener: Option<SocketAddr>) {
+    fn end_idle(&self, listener: Option<ListenSpec>) {
         for open in self.open.borrow().values() {
             if open.idle.get() && listener.is_none_or(|l| l == open.listener) {
                 open.slot.expire();
@@ -182,15 +193,22 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
             sweeping.pools.sweep();
         }
     });
-    let mut listeners: HashMap<SocketAddr, Vec<tokio::task::JoinHandle<()>>> = HashMap::new();
+    let mut listeners: HashMap<ListenSpec, Vec<tokio::task::JoinHandle<()>>> = HashMap::new();
     while let Some(command) = commands.recv().await {
         match command {
             Command::Listen(address, socket) => match TcpListener::from_std(socket) {
                 Ok(listener) => {
                     let accepting = tokio::task::spawn_local(accept(Rc::clone(&worker), listener, address));
-                    listeners.entry(address).or_default().push(accepting);
+                    listeners.entry(ListenSpec { transport: Transport::Tcp, address }).or_default().push(accepting);
                 }
                 Err(e) => tracing::error!("listen on {address}: {e}"),
+            },
+            Command::Receive(address, socket) => match UdpSocket::from_std(socket) {
+                Ok(socket) => {
+                    let receiving = tokio::task::spawn_local(udp::receive(Rc::clone(&worker), socket, address));
+                    listeners.entry(ListenSpec { transport: Transport::Udp, address }).or_default().push(receiving);
+                }
+                Err(e) => tracing::error!("receive on udp {address}: {e}"),
             },
             Command::Unlisten(address) => {
                 listeners.remove(&address).into_iter().flatten().for_each(|l| l.abort());
@@ -224,31 +242,53 @@ async fn accept(worker: Rc<Worker>, listener: TcpListener, address: SocketAddr) 
     }
 }
 
-fn admit(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, address: SocketAddr) {
+/// A connection, or the session of a client that sends datagrams, in the books.
+pub(crate) struct Entered {
+    pub(crate) id: u64,
+    pub(crate) slot: Rc<Slot>,
+    pub(crate) idle: Rc<Cell<bool>>,
+    pub(crate) leave: Leave,
+}
+
+/// Takes a client into the books, unless a limit forbids it.
+pub(crate) fn enter(worker: &Rc<Worker>, remote: SocketAddr, listener: ListenSpec) -> Option<Entered> {
     let ip = canonical(remote.ip());
     let Some(id) = worker.shared.enter(ip, &worker.settings) else {
         worker.figures.refused.add(1);
-        return;
+        return None;
     };
     worker.figures.accepted.add(1);
     worker.figures.open.add(1);
     let slot = worker.clock.slot();
     let idle = Rc::new(Cell::new(false));
-    let open = Open { slot: Rc::clone(&slot), idle: Rc::clone(&idle), listener: address };
+    let open = Open { slot: Rc::clone(&slot), idle: Rc::clone(&idle), listener };
     worker.open.borrow_mut().insert(id, open);
-    let seen = OpenConnection { remote, listener: address, since: Instant::now() };
+    let seen = OpenConnection { remote, listener: listener.address, since: Instant::now() };
     worker.visible.lock().unwrap_or_else(PoisonError::into_inner).insert(id, seen);
-    let leave = Leave { worker: Rc::clone(worker), id, ip };
+    Some(Entered { id, slot, idle, leave: Leave { worker: Rc::clone(worker), id, ip } })
+}
+
+fn admit(worker: &Rc<Worker>, mut stream: TcpStream, remote: SocketAddr, address: SocketAddr) {
+    let spec = ListenSpec { transport: Transport::Tcp, address };
+    let Some(Entered { id, slot, idle, leave }) = enter(worker, remote, spec) else { return };
     tokio::task::spawn_local(async move {
         // An answer in small pieces must not wait for acknowledgements.
         if let Err(e) = stream.set_nodelay(true) {
             tracing::debug!("set TCP_NODELAY for {remote}: {e}");
         }
-        let local = stream.local_addr().unwrap_or(address);
+        let mut ends = (remote, stream.local_addr().unwrap_or(address));
+        if proxied(&leave.worker, remote, address) {
+            match proxy_protocol::take(&mut stream, leave.worker.settings.peek_time).await {
+                Ok(told) => ends = told.unwrap_or(ends),
+                Err(e) => return leave.worker.refused(id, remote, &e.to_string()),
+            }
+        }
+        let (remote, local) = ends;
         let peer = Peer {
             id,
+            udp: false,
             remote,
-            remote_text: ip.to_string(),
+            remote_text: canonical(remote.ip()).to_string(),
             local,
             listener: address,
             peeked: Box::default(),
@@ -261,14 +301,21 @@ fn admit(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, address: So
     });
 }
 
-fn unix_ms() -> u64 {
+/// Whether this peer must say for whom it connects.
+fn proxied(worker: &Worker, remote: SocketAddr, address: SocketAddr) -> bool {
+    let plan = worker.plan();
+    let ip = canonical(remote.ip());
+    plan.listener(Transport::Tcp, address).is_some_and(|l| l.proxied_by.iter().any(|n| n.contains(&ip)))
+}
+
+pub(crate) fn unix_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Takes a connection out of the books when its task ends, however it ends.
-struct Leave {
-    worker: Rc<Worker>,
+pub(crate) struct Leave {
+    pub(crate) worker: Rc<Worker>,
     id: u64,
     ip: std::net::IpAddr,
 }

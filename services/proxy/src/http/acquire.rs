@@ -3,12 +3,13 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use shipote_rules::{ProxySpec, TerminatorId};
+use shipote_rules::{HashOn, ProxySpec, TerminatorId};
 
 use crate::http1::exchange::Ended;
+use crate::http1::request::RequestHead;
 use crate::io::{Io, Slot};
 use crate::plan::Plan;
-use crate::upstream::{AcquireError, Connected, Multiplexed, Shared, Speak, Target, Used, connect, pick};
+use crate::upstream::{AcquireError, Connected, Key, Multiplexed, Shared, Speak, Target, Used, connect, pick};
 use crate::walk::Peer;
 use crate::worker::Worker;
 
@@ -16,10 +17,12 @@ use crate::worker::Worker;
 pub(crate) struct Want<'a> {
     pub(crate) worker: &'a Worker,
     pub(crate) plan: &'a Plan,
-    pub(crate) peer: &'a Peer,
     pub(crate) spec: &'a ProxySpec,
     pub(crate) terminator: TerminatorId,
     pub(crate) slot: &'a Rc<Slot>,
+    pub(crate) key: Key<'a>,
+    /// Upstreams that failed this request already.
+    pub(crate) avoid: &'a [usize],
     /// Sending the request twice does no harm.
     pub(crate) repeatable: bool,
     /// No connection that carried a request before.
@@ -55,10 +58,9 @@ pub(crate) async fn acquire(want: &Want<'_>) -> Result<Link, Ended> {
     let Want { worker, spec, slot, .. } = want;
     let targets = &want.plan.targets[want.terminator.index()];
     let turn = worker.turn();
-    let client = want.peer.remote.ip();
-    let mut tried = Vec::new();
+    let mut tried = want.avoid.to_vec();
     let mut last: Option<AcquireError> = None;
-    while let Some(target) = pick(targets, spec.balance, turn, client, &tried) {
+    while let Some(target) = pick(targets, spec.balance, turn, want.key, &tried) {
         if let Some(link) = idle(want, target) {
             worker.figures.reused.add(1);
             return Ok(link);
@@ -106,4 +108,17 @@ fn idle(want: &Want<'_>, target: &Arc<Target>) -> Option<Link> {
     let Used { stream, served } = want.worker.pools.take(target, want.repeatable)?;
     let io = Io::new(stream, Rc::clone(want.slot));
     Some(Link::One { io, target: Arc::clone(target), served })
+}
+
+/// What a consistent hash of this rule is taken of.
+pub(crate) fn key<'a>(spec: &ProxySpec, peer: &Peer, head: &'a RequestHead, bytes: &'a [u8]) -> Key<'a> {
+    let by_address = Key::Address(peer.remote.ip());
+    match &spec.hash_on {
+        HashOn::RemoteIp => by_address,
+        HashOn::Path => Key::Bytes(head.path(bytes)),
+        HashOn::Header(name) => {
+            let mut values = head.lines.iter(bytes).filter(|(_, n, _)| n.eq_ignore_ascii_case(name.as_bytes()));
+            values.next().map_or(by_address, |(_, _, value)| Key::Bytes(value))
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use shipote_rules::{NodeId, ProxySpec, TerminatorId};
 
-use super::acquire::{Link, Want, acquire};
+use super::acquire::{Link, Want, acquire, key};
 use super::body::within;
 use super::client::Begun;
 use super::general::Request;
@@ -40,8 +40,10 @@ pub(crate) struct Way<'p> {
 
 /// An attempt that came to nothing.
 enum Failed {
-    /// It can be made again.
+    /// Nothing was done: it can be made again whatever the request is.
     Again(Ended),
+    /// The upstream failed: another one can be asked if the request may be repeated.
+    Elsewhere(Ended),
     For(Ended),
 }
 
@@ -65,15 +67,21 @@ pub(crate) async fn pass(
         }
     }
     let mut fresh = false;
-    for left in (0..3).rev() {
+    let (mut again, mut elsewhere) = (2, if facts.idempotent { way.spec.retries } else { 0 });
+    let mut avoid = Vec::new();
+    loop {
         let whole = body.can_repeat();
+        if avoid.len() >= request.plan.targets[way.terminator.index()].len() {
+            avoid.clear();
+        }
         let want = Want {
             worker: request.worker,
             plan: request.plan,
-            peer: request.peer,
             spec: way.spec,
             terminator: way.terminator,
             slot: request.slot,
+            key: key(way.spec, request.peer, request.head, request.bytes),
+            avoid: &avoid,
             repeatable: facts.idempotent && whole,
             fresh,
             only_one: false,
@@ -87,21 +95,38 @@ pub(crate) async fn pass(
         let _open = InFlight::new(&target);
         let limits = &way.spec.limits;
         request.slot.set(if body.is_over() { limits.response } else { request.worker.settings.body_time });
-        let mut ended = match attempt(request, way, link, &text, body, client).await {
-            Ok(ended) | Err(Failed::For(ended)) => ended,
-            Err(Failed::Again(_)) if left > 0 && body.can_repeat() => {
+        let try_status = elsewhere > 0 && whole;
+        let result = attempt(request, way, link, &text, try_status, body, client).await;
+        let passive = way.spec.care.passive.as_ref();
+        let mut ended = match result {
+            Ok(ended) | Err(Failed::For(ended)) => {
+                target.outcome(!matches!(ended.status, 502..=504), passive);
+                ended
+            }
+            Err(Failed::Again(_)) if again > 0 && body.can_repeat() => {
                 request.worker.figures.retries.add(1);
                 body.repeat();
+                again -= 1;
                 fresh = true;
                 continue;
             }
-            Err(Failed::Again(ended)) => ended,
+            Err(Failed::Elsewhere(_)) if elsewhere > 0 && body.can_repeat() => {
+                request.worker.figures.retries.add(1);
+                target.outcome(false, passive);
+                body.repeat();
+                elsewhere -= 1;
+                avoid.push(target.id);
+                continue;
+            }
+            Err(Failed::Again(ended) | Failed::Elsewhere(ended)) => {
+                target.outcome(false, passive);
+                ended
+            }
         };
         ended.bytes_in = body.bytes;
         ended.upstream = Some(Arc::clone(&target));
         return ended;
     }
-    Ended::refuse(502, &"no attempt was made")
 }
 
 /// A body that is read as it goes cannot be read again, so over HTTP/1.1 it gets a connection that must be good.
@@ -124,15 +149,18 @@ async fn attempt(
     way: &Way<'_>,
     link: Link,
     text: &[u8],
+    try_status: bool,
     body: &mut Body<'_>,
     client: &mut Client<'_>,
 ) -> Result<Ended, Failed> {
     match link {
-        Link::One { io, target, served } => one(request, way, (io, &target, served), text, body, client).await,
+        Link::One { io, target, served } => {
+            one(request, way, (io, &target, served), text, try_status, body, client).await
+        }
         Link::Two { place, target } => {
             let scheme = if target.secure().is_some() { "https" } else { "http" };
             let asked = http2::head::request(text, scheme, request.wants_trailers()).map_err(refused)?;
-            two(request, way, place, asked, body, client).await
+            two(request, way, place, asked, try_status, body, client).await
         }
     }
 }
@@ -142,6 +170,7 @@ async fn one(
     way: &Way<'_>,
     (io, target, served): (Io, &Target, u32),
     text: &[u8],
+    try_status: bool,
     body: &mut Body<'_>,
     client: &mut Client<'_>,
 ) -> Result<Ended, Failed> {
@@ -159,7 +188,10 @@ async fn one(
                 None => return Err(Failed::For(taken_back())),
                 Some(Ok(())) => {}
                 Some(Err(e)) if served > 0 && facts.idempotent && e.stale() => return Err(Failed::Again(e.ended())),
-                Some(Err(e)) => return Err(Failed::For(e.ended())),
+                Some(Err(e)) => return Err(Failed::Elsewhere(e.ended())),
+            }
+            if try_status && matches!(head.status, 502..=504) {
+                return Err(Failed::Elsewhere(Ended::refuse(head.status, &"the upstream said so")));
             }
             progress.started.set(true);
             if head.status == 101 {
@@ -192,6 +224,7 @@ async fn two(
     way: &Way<'_>,
     mut place: Multiplexed,
     asked: http::Request<()>,
+    try_status: bool,
     body: &mut Body<'_>,
     client: &mut Client<'_>,
 ) -> Result<Ended, Failed> {
@@ -217,7 +250,7 @@ async fn two(
             Some(Err(e)) => {
                 // Nothing says whether the connection still lives.
                 place.give_up();
-                return Err(Failed::For(Ended::refuse(504, &e)));
+                return Err(Failed::Elsewhere(Ended::refuse(504, &e)));
             }
             Some(Ok(Err(e))) => {
                 let ended = Ended::refuse(502, &format_args!("read the answer: {e}"));
@@ -229,9 +262,12 @@ async fn two(
                     place.give_up();
                 }
                 let stale = e.is_io() && served > 0 && facts.idempotent;
-                return Err(if untouched || stale { Failed::Again(ended) } else { Failed::For(ended) });
+                return Err(if untouched || stale { Failed::Again(ended) } else { Failed::Elsewhere(ended) });
             }
         };
+        if try_status && matches!(answer.status().as_u16(), 502..=504) {
+            return Err(Failed::Elsewhere(Ended::refuse(answer.status().as_u16(), &"the upstream said so")));
+        }
         progress.started.set(true);
         let (parts, stream) = answer.into_parts();
         let source = Source::two(stream, request.slot);
@@ -288,7 +324,7 @@ async fn both(
                 }
             }
             result = &mut receiving => return match result {
-                Err(Failed::For(mut ended)) if ended.status == 504 && open => {
+                Err(Failed::For(mut ended) | Failed::Elsewhere(mut ended)) if ended.status == 504 && open => {
                     // It was the client that the time ran out for.
                     ended.status = 408;
                     Err(Failed::For(ended))

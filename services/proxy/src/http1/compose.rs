@@ -276,17 +276,7 @@ mod tests {
     use super::*;
 
     fn peer() -> Peer {
-        Peer {
-            id: 1,
-            remote: "10.0.0.9:5".parse().unwrap(),
-            remote_text: "10.0.0.9".into(),
-            local: "10.0.0.1:80".parse().unwrap(),
-            listener: "0.0.0.0:80".parse().unwrap(),
-            peeked: Box::default(),
-            sni: None,
-            tls: None,
-            accepted_unix_ms: 0,
-        }
+        Peer::for_tests("10.0.0.9:5".parse().unwrap(), "10.0.0.1:80".parse().unwrap())
     }
 
     fn composed(text: &str, edits: &Edits<'_>) -> String {

@@ -13,10 +13,11 @@ use super::request::RequestHead;
 use super::{Framing, Refusal};
 use crate::flows::Entry;
 use crate::http::general::{Outcome, Request, run};
-use crate::http::{Body, Client, Source};
+use crate::http::{Body, Client, Source, acquire};
 use crate::http2;
 use crate::io::{Buf, Io, IoError};
 use crate::plan::Plan;
+use crate::upstream::Key;
 use crate::walk::{Edits, Peer, Verdict, response_edits, route};
 use crate::worker::Worker;
 
@@ -147,7 +148,11 @@ impl Connection {
                 match &entry.terminator {
                     Terminator::HttpProxy(spec) => {
                         let (plan, peer, client, head) = (&*plan, &self.peer, &self.client, &self.head);
-                        let ask = Ask { worker: &worker, plan, peer, client, head, terminator, response, spec };
+                        let key = match acquire::key(spec, peer, head, buf.filled()) {
+                            Key::Bytes(bytes) => Some(bytes.to_vec()),
+                            Key::Address(_) => None,
+                        };
+                        let ask = Ask { worker: &worker, plan, peer, client, head, terminator, response, spec, key };
                         let ended = proxy(&ask, buf, &edits).await;
                         self.after(ended, buf).await
                     }
@@ -182,7 +187,7 @@ impl Connection {
             Verdict::Pause { .. } => true,
             Verdict::Take { terminator, response } => {
                 let websocket = self.head.facts.websocket && plan.takes_websocket(*terminator);
-                !websocket && (plan.other_versions(*terminator) || plan.changes_answers(*response))
+                !websocket && (plan.takes_more(*terminator) || plan.changes_answers(*response))
             }
             _ => false,
         }

@@ -21,7 +21,7 @@ use crate::http::acquire::{self, Link, Want};
 use crate::io::{Buf, Io, IoError};
 use crate::plan::Plan;
 use crate::tunnel::{Passed, tunnel};
-use crate::upstream::{Target, Used};
+use crate::upstream::{Key, Target, Used};
 use crate::walk::{Edits, Peer, response_edits};
 use crate::worker::Worker;
 
@@ -35,6 +35,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) terminator: TerminatorId,
     pub(crate) response: Option<NodeId>,
     pub(crate) spec: &'a ProxySpec,
+    /// What a consistent hash is taken of, where it is not the address.
+    pub(crate) key: Option<Vec<u8>>,
 }
 
 /// How it ended.
@@ -139,6 +141,9 @@ pub(crate) async fn proxy(ask: &Ask<'_>, buf: &mut Buf, edits: &Edits<'_>) -> En
         _ => streamed(ask, buf, &mut out).await,
     };
     ask.worker.pool.give_text(out);
+    if let (Some(target), passive @ Some(_)) = (&ended.upstream, &ask.spec.care.passive) {
+        target.outcome(!matches!(ended.status, 502..=504), passive.as_ref());
+    }
     ended
 }
 
@@ -272,9 +277,10 @@ pub(crate) fn broken_body(error: &SourceError, started: bool) -> Ended {
 
 /// A connection of HTTP/1.1 to one of the rule's upstreams.
 async fn acquire(ask: &Ask<'_>, repeatable: bool, fresh: bool) -> Result<Line, Ended> {
-    let Ask { worker, plan, peer, spec, terminator, .. } = *ask;
+    let Ask { worker, plan, spec, terminator, .. } = *ask;
+    let key = ask.key.as_deref().map_or(Key::Address(ask.peer.remote.ip()), Key::Bytes);
     let slot = &ask.client.share_slot();
-    let want = Want { worker, plan, peer, spec, terminator, slot, repeatable, fresh, only_one: true };
+    let want = Want { worker, plan, spec, terminator, slot, key, avoid: &[], repeatable, fresh, only_one: true };
     match acquire::acquire(&want).await? {
         Link::One { io, target, served } => Ok(Line { io, target, served }),
         Link::Two { .. } => Err(Ended::refuse(502, &"the upstream speaks only HTTP/2")),

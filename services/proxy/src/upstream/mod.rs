@@ -7,4 +7,4 @@ mod target;
 
 pub(crate) use pool::{AcquireError, Connected, Pools, Used, connect};
 pub(crate) use streams::{Multiplexed, Shared};
-pub(crate) use target::{Registry, Speak, Target, pick};
+pub(crate) use target::{Key, Registry, Speak, Target, pick};

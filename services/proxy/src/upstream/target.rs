@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use shipote_rules::{Balance, HttpVersion, Upstream, UpstreamAddress};
+use shipote_rules::{Balance, HttpVersion, Passive, ProxyProtocol, Upstream, UpstreamAddress};
 
 use super::secure::Secure;
 
@@ -37,6 +37,8 @@ pub(crate) struct Target {
     /// Where it is, if it takes no resolver to know.
     pub(crate) ip: Option<IpAddr>,
     pub(crate) speak: Speak,
+    /// It is told who the client is.
+    pub(crate) proxy_protocol: Option<ProxyProtocol>,
     /// How it is encrypted to; made anew with every plan, so that changed files take effect.
     secure: Mutex<Option<Arc<Secure>>>,
     /// Requests and tunnels open now.
@@ -47,6 +49,10 @@ pub(crate) struct Target {
     pub(crate) failures: AtomicU64,
     /// Until when it is passed by, milliseconds since the registry was made.
     down_until: AtomicU64,
+    /// Failures in a row, for those who watch.
+    streak: AtomicU32,
+    /// It did not answer well when it was asked.
+    unwell: AtomicBool,
     epoch: Instant,
 }
 
@@ -61,6 +67,25 @@ impl Target {
         self.down_until.store(self.now() + millis(PASSED_BY), Relaxed);
     }
 
+    /// What became of a request, to who watches.
+    pub(crate) fn outcome(&self, good: bool, passive: Option<&Passive>) {
+        let Some(passive) = passive else { return };
+        if good {
+            self.streak.store(0, Relaxed);
+        } else if self.streak.fetch_add(1, Relaxed) + 1 >= passive.failures {
+            self.streak.store(0, Relaxed);
+            self.down_until.store(self.now() + millis(passive.pause), Relaxed);
+        }
+    }
+
+    /// What it answered when it was asked how it is.
+    pub(crate) fn set_well(&self, well: bool) {
+        self.unwell.store(!well, Relaxed);
+        if well {
+            self.worked();
+        }
+    }
+
     pub(crate) fn worked(&self) {
         if self.down_until.load(Relaxed) != 0 {
             self.down_until.store(0, Relaxed);
@@ -69,7 +94,7 @@ impl Target {
 
     pub(crate) fn is_down(&self) -> bool {
         let until = self.down_until.load(Relaxed);
-        until != 0 && until > self.now()
+        self.unwell.load(Relaxed) || until != 0 && until > self.now()
     }
 
     fn now(&self) -> u64 {
@@ -106,7 +131,7 @@ impl Registry {
         let name = upstream.address.to_string();
         let id = known.len();
         // Connections of different kinds to one address are kept apart.
-        let key = format!("{name} {speak:?} {:?}", upstream.tls);
+        let key = format!("{name} {speak:?} {:?} {:?}", upstream.tls, upstream.proxy_protocol);
         let target = known.entry(key).or_insert_with(|| {
             let ip = match &upstream.address {
                 UpstreamAddress::Tcp { host, .. } => host.parse().ok(),
@@ -118,11 +143,14 @@ impl Registry {
                 name,
                 ip,
                 speak,
+                proxy_protocol: upstream.proxy_protocol,
                 secure: Mutex::default(),
                 open: AtomicUsize::new(0),
                 total: AtomicU64::new(0),
                 failures: AtomicU64::new(0),
                 down_until: AtomicU64::new(0),
+                streak: AtomicU32::new(0),
+                unwell: AtomicBool::new(false),
                 epoch: self.epoch,
             })
         });
@@ -138,13 +166,20 @@ impl Registry {
     }
 }
 
+/// What a consistent hash is taken of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Key<'k> {
+    Address(IpAddr),
+    Bytes(&'k [u8]),
+}
+
 /// Picks one of `targets`, leaving out those in `tried` and, while there is another, those that are down. The last one
 /// is never left out for being down: it may be back, and an attempt is how one finds out.
 pub(crate) fn pick<'t>(
     targets: &'t [Arc<Target>],
     balance: Balance,
     turn: usize,
-    client: IpAddr,
+    key: Key<'_>,
     tried: &[usize],
 ) -> Option<&'t Arc<Target>> {
     if let [only] = targets {
@@ -164,19 +199,20 @@ pub(crate) fn pick<'t>(
                 equal.nth(turn % count.max(1))
             }
             // Rendezvous hashing: each client has an order of all upstreams, and losing one moves only its clients.
-            Balance::ConsistentHash => fitting().max_by_key(|t| weigh(client, &t.name)),
+            Balance::ConsistentHash => fitting().max_by_key(|t| weigh(key, &t.name)),
         }
     };
     choose(&|t| !t.is_down()).or_else(|| choose(&|_| true))
 }
 
 /// FNV-1a over both: stable across processes, which a client's stickiness needs and `RandomState` is not.
-fn weigh(client: IpAddr, name: &str) -> u64 {
+fn weigh(key: Key<'_>, name: &str) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut eat = |byte: u8| hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-    match client {
-        IpAddr::V4(v4) => v4.octets().into_iter().for_each(&mut eat),
-        IpAddr::V6(v6) => v6.octets().into_iter().for_each(&mut eat),
+    match key {
+        Key::Address(IpAddr::V4(v4)) => v4.octets().into_iter().for_each(&mut eat),
+        Key::Address(IpAddr::V6(v6)) => v6.octets().into_iter().for_each(&mut eat),
+        Key::Bytes(bytes) => bytes.iter().copied().for_each(&mut eat),
     }
     name.bytes().for_each(&mut eat);
     // The last bytes hardly reach the high bits by multiplication alone.
@@ -193,7 +229,7 @@ mod tests {
         (0..n)
             .map(|i| {
                 let address = UpstreamAddress::Tcp { host: "10.0.0.1".into(), port: 1000 + i };
-                registry.target(&Upstream { address, tls: None }, Some(HttpVersion::H1)).unwrap()
+                registry.target(&Upstream { address, tls: None, proxy_protocol: None }, Some(HttpVersion::H1)).unwrap()
             })
             .collect()
     }
@@ -201,7 +237,7 @@ mod tests {
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn id(targets: &[Arc<Target>], balance: Balance, turn: usize, client: IpAddr, tried: &[usize]) -> Option<usize> {
-        pick(targets, balance, turn, client, tried).map(|t| t.id)
+        pick(targets, balance, turn, Key::Address(client), tried).map(|t| t.id)
     }
 
     #[test]
@@ -215,6 +251,23 @@ mod tests {
         all[2].failed();
         assert!(id(&all, Balance::RoundRobin, 0, CLIENT, &[]).is_some(), "never all are left out");
         assert_eq!(id(&all, Balance::RoundRobin, 0, CLIENT, &[0, 1, 2]), None);
+    }
+
+    #[test]
+    fn failures_in_a_row_take_it_out_for_a_while_but_never_the_last_one() {
+        let all = targets(2);
+        let passive = Passive { failures: 3, pause: Duration::from_secs(60) };
+        for good in [false, false, true, false, false] {
+            all[0].outcome(good, Some(&passive));
+        }
+        assert!(!all[0].is_down(), "never three in a row");
+        all[0].outcome(false, Some(&passive));
+        assert!(all[0].is_down());
+        assert!((0..4).all(|t| id(&all, Balance::RoundRobin, t, CLIENT, &[]) == Some(1)));
+        all[1].set_well(false);
+        assert!(id(&all, Balance::RoundRobin, 0, CLIENT, &[]).is_some());
+        all[0].set_well(true);
+        assert_eq!(id(&all, Balance::RoundRobin, 1, CLIENT, &[]), Some(0), "an answer brings it back");
     }
 
     #[test]

@@ -260,6 +260,20 @@ impl Upstream {
         })
     }
 
+    /// Answers 503 while it is ill, else `name`.
+    pub fn moody(ill: Arc<std::sync::atomic::AtomicBool>, name: &str) -> Self {
+        let name = name.to_owned();
+        Self::start(move |mut stream, shared| {
+            while request(&mut stream, shared).is_some() {
+                if ill.load(Relaxed) {
+                    let _ = stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+                } else {
+                    reply(&mut stream, name.as_bytes());
+                }
+            }
+        })
+    }
+
     /// Reads, and never answers.
     pub fn silent() -> Self {
         Self::start(|mut stream, _| while matches!(stream.read(&mut [0; 4096]), Ok(1..)) {})

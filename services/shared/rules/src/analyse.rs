@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
 use crate::error::{Problem, Problems, RuleProblem};
 use crate::field::Phase;
 use crate::listen::{ListenSpec, Transport};
@@ -25,6 +27,7 @@ pub(crate) struct Analysed {
 pub(crate) struct Group {
     pub(crate) listen: ListenSpec,
     pub(crate) rules: Vec<usize>,
+    pub(crate) proxied_by: Vec<IpNet>,
     pub(crate) tls: Option<ListenerTls>,
 }
 
@@ -63,7 +66,11 @@ pub(crate) fn analyse(rules: Vec<Rule>) -> Result<AnalysedSet, Problems> {
     for (listen, mut members) in by_address {
         members.sort_by_key(|&i| sort_key(&rules[i], i));
         let tls = tls_of(&rules, &members, &mut problems);
-        groups.push(Group { listen, rules: members, tls });
+        let mut proxied_by: Vec<IpNet> =
+            members.iter().flat_map(|&i| rules[i].rule.proxied_by.iter().copied()).collect();
+        proxied_by.sort_unstable();
+        proxied_by.dedup();
+        groups.push(Group { listen, rules: members, proxied_by, tls });
     }
     if problems.is_empty() { Ok(AnalysedSet { rules, groups, files }) } else { Err(Problems(problems)) }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use crate::field::Phase;
@@ -135,6 +136,8 @@ pub struct Listener {
     pub listen: ListenSpec,
     /// The first node.
     pub entry: NodeId,
+    /// Peers that must say by the PROXY protocol for whom they connect; others are clients themselves.
+    pub proxied_by: Vec<IpNet>,
     /// Certificates, where the listener has any.
     pub tls: Option<ListenerTls>,
     /// Its rules in the order in which they are tried.

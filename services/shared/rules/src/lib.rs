@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod analyse;
+mod care;
 mod error;
 mod field;
 mod graph;
@@ -40,6 +41,7 @@ mod tls;
 mod upstream;
 mod validate;
 
+pub use care::{Care, HealthCheck, Passive};
 pub use error::{Problems, RuleProblem};
 pub use field::{Field, Kind, Phase};
 pub use graph::{
@@ -54,9 +56,9 @@ pub use print::mermaid;
 pub use response::Response;
 pub use rule::{Limits, Rule};
 pub use source::Source;
-pub use terminate::{Balance, HttpVersion, ProxySpec, RedirectSpec, Terminator, TimeLimits};
+pub use terminate::{Balance, HashOn, HttpVersion, ProxySpec, RedirectSpec, Terminator, TimeLimits};
 pub use tls::{ClientAuth, ListenerTls, TlsCert};
-pub use upstream::{Upstream, UpstreamAddress, UpstreamTls};
+pub use upstream::{ProxyProtocol, Upstream, UpstreamAddress, UpstreamTls};
 
 /// Compiles rule files to a graph: merge, expand, analyse, lower, validate.
 ///

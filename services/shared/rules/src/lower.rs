@@ -35,6 +35,7 @@ pub(crate) fn lower(set: &AnalysedSet) -> Graph {
     let listeners = set.groups.iter().zip(entries).map(|(group, entry)| Listener {
         listen: group.listen,
         entry,
+        proxied_by: group.proxied_by.clone(),
         tls: group.tls.clone(),
         rules: group.rules.iter().map(|&i| set.rules[i].rule.name.clone()).collect(),
     });

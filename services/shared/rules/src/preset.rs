@@ -79,7 +79,7 @@ fn reverse_proxy(args: &mut Section<'_>) -> Result<Vec<(&'static str, Json)>, Pr
     };
     let upgrade = json!({"http.header.upgrade": {"matches": "(?i)^websocket$"}});
     let mut proxy = Map::from_iter([("type".to_owned(), json!("http_proxy")), (target.0.to_owned(), target.1)]);
-    for field in ["timeouts", "balance", "host"] {
+    for field in ["timeouts", "balance", "hash_on", "health_check", "passive_health", "retries", "tls", "host"] {
         if let Some(value) = args.get(field) {
             proxy.insert(field.to_owned(), value.clone());
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use serde_json::Value as Json;
 
 use crate::error::Problem;
@@ -39,6 +40,8 @@ pub struct Rule {
     pub order: i64,
     /// Where it listens.
     pub listen: Vec<ListenSpec>,
+    /// Peers (usually load balancers) that must say by the PROXY protocol for whom they connect.
+    pub proxied_by: Vec<IpNet>,
     /// What it matches; `None` for everything.
     pub matches: Option<Predicate>,
     /// What happens before the terminator, and after it to the response.
@@ -66,6 +69,7 @@ impl Rule {
             return Err(Problem::new("name", "must have 1 to 128 characters and no control characters"));
         }
         let listen = parse_listen(&mut section)?;
+        let proxied_by = read_proxied_by(&mut section)?;
         let matches = section.get("match").map(|v| Predicate::parse(v, "match")).transpose()?;
         let chain = match section.get("middleware_chain") {
             None => Vec::new(),
@@ -89,6 +93,7 @@ impl Rule {
             file: place.file.to_path_buf(),
             order: place.order,
             listen,
+            proxied_by,
             matches,
             chain,
             tls,
@@ -96,6 +101,20 @@ impl Rule {
             limits,
         })
     }
+}
+
+/// `accept_proxy_protocol`: a list of networks.
+fn read_proxied_by(section: &mut Section<'_>) -> Result<Vec<IpNet>, Problem> {
+    let Some(texts) = section.texts("accept_proxy_protocol", true)? else { return Ok(Vec::new()) };
+    let mut networks = Vec::with_capacity(texts.len());
+    for (i, text) in texts.into_iter().enumerate() {
+        let network = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+        networks.push(network.map_err(|_| {
+            let path = format!("{}[{i}]", section.path("accept_proxy_protocol"));
+            Problem::new(path, format!("{text:?} is no network; write \"10.0.0.0/8\" or an address"))
+        })?);
+    }
+    Ok(networks)
 }
 
 pub(crate) fn parse_listen(section: &mut Section<'_>) -> Result<Vec<ListenSpec>, Problem> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use serde_json::Value as Json;
 
+use crate::care::Care;
 use crate::error::{Problem, suggest};
 use crate::field::Phase;
 use crate::listen::Transport;
@@ -34,7 +35,7 @@ pub enum Balance {
     RoundRobin,
     /// The one with the fewest requests in flight.
     LeastRequests,
-    /// By the client's address: the same one each time while it lasts.
+    /// By the client's address or what `hash_on` says: the same one each time while it lasts.
     ConsistentHash,
 }
 
@@ -52,6 +53,18 @@ pub struct TimeLimits {
     pub idle: Duration,
 }
 
+/// What a consistent hash is taken of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HashOn {
+    /// The client's address.
+    RemoteIp,
+    /// The path of the request.
+    Path,
+    /// The value of a request header; requests without it go by the client's address.
+    Header(String),
+}
+
 /// Forwarding requests over HTTP.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct ProxySpec {
@@ -59,6 +72,12 @@ pub struct ProxySpec {
     pub upstreams: Vec<Upstream>,
     /// How one is picked.
     pub balance: Balance,
+    /// What a consistent hash is taken of.
+    pub hash_on: HashOn,
+    /// How upstreams are looked after.
+    pub care: Care,
+    /// How often a request that may be repeated is sent to another upstream when one fails with it.
+    pub retries: u32,
     /// The version spoken.
     pub version: HttpVersion,
     /// Time limits.
@@ -96,11 +115,15 @@ pub enum Terminator {
         balance: Balance,
         /// Time limits; `response` does not apply.
         limits: TimeLimits,
+        /// How upstreams are looked after.
+        care: Care,
     },
     /// Forwards datagrams.
     UdpForward {
         /// At least one.
         upstreams: Vec<Upstream>,
+        /// How one is picked for a new client.
+        balance: Balance,
         /// How long a client's mapping lasts without a datagram.
         #[serde(serialize_with = "millis")]
         idle: Duration,
@@ -162,13 +185,23 @@ impl Terminator {
                 transport(&mut section, "tcp")?;
                 let upstreams = Upstream::read(&mut section)?;
                 let limits = read_limits(&mut section, Duration::from_secs(600))?;
-                Self::TcpForward { upstreams, balance: read_balance(&mut section)?, limits }
+                let care = Care::read(&mut section, false)?;
+                Self::TcpForward { upstreams, balance: read_balance(&mut section)?, limits, care }
             }
             "udp_forward" => {
                 transport(&mut section, "udp")?;
                 let upstreams = Upstream::read(&mut section)?;
                 let idle = section.duration("idle_timeout")?.unwrap_or(Duration::from_secs(60));
-                Self::UdpForward { upstreams, idle }
+                if idle.is_zero() {
+                    return Err(Problem::new(section.path("idle_timeout"), "must be more than zero"));
+                }
+                if let Some(other) =
+                    upstreams.iter().find(|u| !matches!(u.address, UpstreamAddress::Tcp { .. }) || u.tls.is_some())
+                {
+                    let message = format!("{} takes no datagrams; write \"host:port\"", other.address);
+                    return Err(Problem::new(section.path("upstreams"), message));
+                }
+                Self::UdpForward { upstreams, balance: read_balance(&mut section)?, idle }
             }
             "cgi" => return Ok(Self::Cgi { spec: value.to_string() }),
             other => {
@@ -239,9 +272,16 @@ fn read_proxy(section: &mut Section<'_>, version: HttpVersion) -> Result<ProxySp
         None => None,
         Some(host) => Some(crate::response::header_value(host, &section.path("host"))?),
     };
+    if let Some(other) = upstreams.iter().find(|u| u.proxy_protocol.is_some()) {
+        let message = format!("{}: connections are shared by clients, so only tcp_forward can name one", other.address);
+        return Err(Problem::new(section.path("send_proxy_protocol"), message));
+    }
     Ok(ProxySpec {
         upstreams,
         balance: read_balance(section)?,
+        hash_on: read_hash_on(section)?,
+        care: Care::read(section, true)?,
+        retries: section.number("retries", 0..=5)?.and_then(|n| u32::try_from(n).ok()).unwrap_or(0),
         version,
         limits: read_limits(section, TimeLimits::default().idle)?,
         websocket: section.flag("websocket")?.unwrap_or(false),
@@ -265,6 +305,9 @@ fn read_unix(section: &mut Section<'_>) -> Result<ProxySpec, Problem> {
     Ok(ProxySpec {
         upstreams: vec![upstream],
         balance: Balance::RoundRobin,
+        hash_on: HashOn::RemoteIp,
+        care: Care::read(section, true)?,
+        retries: 0,
         version: HttpVersion::H1,
         limits: read_limits(section, TimeLimits::default().idle)?,
         websocket: section.flag("websocket")?.unwrap_or(false),
@@ -281,6 +324,21 @@ fn read_balance(section: &mut Section<'_>) -> Result<Balance, Problem> {
             let known = ["round_robin", "least_requests", "consistent_hash"];
             Err(Problem::new(section.path("balance"), format!("{other:?}: {}", suggest(other, known))))
         }
+    }
+}
+
+fn read_hash_on(section: &mut Section<'_>) -> Result<HashOn, Problem> {
+    let path = section.path("hash_on");
+    match section.text("hash_on")? {
+        None | Some("remote.ip") => Ok(HashOn::RemoteIp),
+        Some("http.uri.path") => Ok(HashOn::Path),
+        Some(other) => match other.strip_prefix("http.header.") {
+            Some(name) if crate::field::is_token(name) => Ok(HashOn::Header(name.to_ascii_lowercase())),
+            _ => {
+                let known = ["remote.ip", "http.uri.path", "http.header.<name>"];
+                Err(Problem::new(path, format!("{other:?}: {}", suggest(other, known))))
+            }
+        },
     }
 }
 

@@ -60,11 +60,23 @@ pub struct Upstream {
     pub address: UpstreamAddress,
     /// TLS, where the address or the rule asks for it.
     pub tls: Option<UpstreamTls>,
+    /// Tell it who the client is before the client's own bytes.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 impl Upstream {
     pub(crate) fn parse(text: &str, path: &str) -> Result<Self, Problem> {
-        let plain = |address| Ok(Self { address, tls: None });
+        let plain = |address| Ok(Self { address, tls: None, proxy_protocol: None });
         if let Some(socket) = text.strip_prefix("unix:") {
             let socket = socket.strip_prefix("//").unwrap_or(socket);
             if !socket.starts_with('/') {
@@ -86,7 +98,7 @@ impl Upstream {
             _ => (text, None, None),
         };
         let (host, port) = host_port(rest.strip_suffix('/').unwrap_or(rest), default_port, text, path)?;
-        Ok(Self { address: UpstreamAddress::Tcp { host, port }, tls })
+        Ok(Self { address: UpstreamAddress::Tcp { host, port }, tls, proxy_protocol: None })
     }
 
     /// Reads `upstream` or `upstreams` of a terminator.
@@ -110,6 +122,18 @@ impl Upstream {
             for upstream in &mut upstreams {
                 upstream.tls = Some(tls.clone());
             }
+        }
+        let version = match section.text("send_proxy_protocol")? {
+            None => None,
+            Some("v1") => Some(ProxyProtocol::V1),
+            Some("v2") => Some(ProxyProtocol::V2),
+            Some(other) => {
+                let message = format!("{other:?}: known: v1, v2");
+                return Err(Problem::new(section.path("send_proxy_protocol"), message));
+            }
+        };
+        for upstream in &mut upstreams {
+            upstream.proxy_protocol = version;
         }
         Ok(upstreams)
     }
