@@ -10,6 +10,7 @@
 mod audit;
 mod capabilities;
 mod discern;
+mod explain;
 mod flow;
 mod generate;
 mod health;
@@ -58,6 +59,8 @@ enum Command {
     Ps(ps::PsArgs),
     /// Show the kept output of a command
     Logs(logs::LogsArgs),
+    /// Show what a command was refused, and why
+    Explain(explain::ExplainArgs),
     /// Send a signal to a command
     Kill(kill::KillArgs),
     /// Run, list and stop pipelines
@@ -117,6 +120,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(args).await,
         Command::Ps(args) => ps::run(args).await,
         Command::Logs(args) => logs::run(args).await,
+        Command::Explain(args) => explain::run(args).await,
         Command::Kill(args) => kill::run(args).await,
         Command::Pipeline(args) => pipeline::run(args).await,
         Command::Flow(args) => flow::run(args).await,

@@ -86,7 +86,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let means = Means { spawner: early.spawner, cgroups: early.cgroups.clone(), hidden: protected.hidden() };
     let live = Live::new(means, logs.clone(), &context.paths.runtime, inputs.clone(), changes.clone())
         .context("open the folder of the flow sockets")?;
-    let flow_news = live.flow_news();
+    let (flow_news, explanations) = (live.flow_news(), live.explanations());
     let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes);
     tokio::spawn(actor.run());
     let doors =
@@ -105,7 +105,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     };
     let listener = socket.listener().context("serve the workspace socket")?;
     tokio::spawn(socket::serve(Arc::new(door), listener, embedded));
-    let manager = Manager { doors, logs, capabilities, protected };
+    let manager = Manager { doors, logs, explanations, capabilities, protected };
     context.connection.object_server().at(Service::Workspaces.path(), manager).await?;
     Ok(Workspaces { actor: handle, cgroups: early.cgroups, _socket: socket })
 }

@@ -26,7 +26,8 @@ const STATUS_NOT_FOUND: u8 = 127;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  shipote run -- uname -a\n  echo hello | shipote run -- tr a-z A-Z\n  \
     shipote run -t -- bash\n  shipote run -w build --timeout 60 -- make test\n  \
-    shipote run --memory 512M --pids 64 --cpus 1.5 -- ./untrusted\n\n\
+    shipote run --memory 512M --pids 64 --cpus 1.5 -- ./untrusted\n  \
+    shipote run --explain -- make install\n\n\
     Exit status: the command's own; 128 + N if signal N ended it; 124 after --timeout;\n\
     125 if Shipote failed, 126 if the program cannot be executed, 127 if it is not there.")]
 pub(crate) struct RunArgs {
@@ -57,6 +58,9 @@ pub(crate) struct RunArgs {
     /// Refuse where a mechanism of isolation is degraded or missing
     #[arg(long)]
     strict: bool,
+    /// Say on standard error, once it has ended, which paths, addresses and system calls it was refused
+    #[arg(long, conflicts_with = "detach")]
+    explain: bool,
     /// Name in lists [default: the program's]
     #[arg(long)]
     label: Option<String>,
@@ -101,6 +105,7 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
         label: args.label.clone(),
         spec,
         soma: args.limits.soma()?,
+        explain: args.explain.then_some(true),
     };
     let argv: Vec<&str> = args.command.iter().map(String::as_str).collect();
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
@@ -162,8 +167,19 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
             args.timeout.unwrap_or_default()
         );
     }
+    let refusals = if args.explain {
+        let refusals = manager.explain_command(&id).await.map_err(|e| output::refusal(&e))?;
+        crate::explain::print(std::io::stderr().lock(), &refusals, "shipote: it was refused nothing");
+        Some(refusals)
+    } else {
+        None
+    };
     if args.json {
-        output::json(&ended)?;
+        let mut object = serde_json::to_value(&ended)?;
+        if let (Some(fields), Some(refusals)) = (object.as_object_mut(), refusals) {
+            fields.insert("refusals".to_owned(), json!(refusals));
+        }
+        output::json(&object)?;
     }
     // tokio would wait for a thread that reads standard input
     std::process::exit(ended.exit_status & 0xff)

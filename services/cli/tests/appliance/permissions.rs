@@ -91,3 +91,34 @@ fn what_is_shared_with_the_host_is_reported() {
         assert_eq!(found["state"], "missing", "{found}");
     }
 }
+
+#[test]
+fn a_run_is_explained_and_goes_on_as_ever() {
+    let shipote = Appliance::start();
+    let script = "echo out; cat /root/secret; echo x > /usr/new; mount -t tmpfs none /tmp; exit 3";
+    let output = shipote.run(&["run", "--explain", "--", "sh", "-c", script]);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!((output.status.code(), out.as_str()), (Some(3), "out\n"), "{err}");
+    for (why, object) in [("absent", "/root/secret"), ("read-only", "/usr/new"), ("system-call", "mount")] {
+        assert!(err.lines().any(|line| line.starts_with(why) && line.contains(object)), "{why} {object} in\n{err}");
+    }
+    let output = shipote.run(&["run", "--explain", "--json", "--", "sh", "-c", "exec 2>&-; echo x > /usr/new"]);
+    let object: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    let told = &object["refusals"].as_array().unwrap()[0];
+    assert_eq!((told["object"].as_str(), told["error"].as_str()), (Some("/usr/new"), Some("EROFS")), "{object}");
+    assert!(object["exit_status"].as_i64().unwrap() != 0);
+    let quiet = shipote.run(&["run", "--explain", "--", "true"]);
+    assert!(text(&quiet.stderr).contains("refused nothing"), "{}", text(&quiet.stderr));
+    // a workspace that explains, and one that does not
+    let file = shipote.path("explain.toml");
+    std::fs::write(&file, "explain = true\n").unwrap();
+    shipote.ok(&["workspace", "create", "told", "-f", file.to_str().unwrap()]);
+    shipote.ok(&["run", "-w", "told", "--explain", "--", "sh", "-c", "cat /root/secret 2>/dev/null; true"]);
+    let listed = shipote.json(&["ps", "--all", "--json"]);
+    let id = listed["commands"].as_array().unwrap().iter().find(|c| c["workspace"] == "told").unwrap()["id"].clone();
+    let told = shipote.json(&["explain", id.as_str().unwrap(), "--json"]);
+    assert_eq!(told["refusals"][0]["object"], "/root/secret", "{told}");
+    shipote.ok(&["workspace", "create", "silent"]);
+    let refused = shipote.run(&["run", "-w", "silent", "--explain", "--", "true"]);
+    assert!(text(&refused.stderr).contains("explain = true"), "{}", text(&refused.stderr));
+}

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::{Shared, adopt};
 use crate::error::SandboxError;
+use crate::refusal::Refusal;
 use crate::spec::{CommandSpec, Stdio, Usage};
 use crate::wire::{Command, Request};
 
@@ -47,7 +48,7 @@ pub struct Running {
 }
 
 /// What happens in a workspace by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A command ended. Exactly one of `code` and `signal` is there.
     Exited {
@@ -59,6 +60,13 @@ pub enum Event {
         signal: Option<i32>,
         /// What it used.
         usage: Usage,
+    },
+    /// A command of a workspace whose spec asks for explanations was refused something; before its end.
+    Refused {
+        /// The id it was spawned under.
+        id: u64,
+        /// What.
+        refusal: Refusal,
     },
     /// The workspace is no more, and no process of it; the last event.
     KeeperGone,

@@ -155,6 +155,9 @@ async fn listen(shared: Arc<Shared>, process: AsyncFd<OwnedFd>, events: mpsc::Un
             Reply::Exited { id, code, signal, usage } => {
                 let _ = events.send(Event::Exited { id, code, signal, usage });
             }
+            Reply::Refusal { id, refusal } => {
+                let _ = events.send(Event::Refused { id, refusal });
+            }
             Reply::Ended { reaped } => {
                 ended = Some(reaped);
             }

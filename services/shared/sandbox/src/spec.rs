@@ -123,6 +123,9 @@ pub struct SandboxSpec {
     /// Directory of an existing cgroup v2 that its first process starts in, and so all whose command names
     /// no other. For commands in cgroups of their own give a leaf, and put theirs beside it.
     pub cgroup: Option<PathBuf>,
+    /// Explain what commands are refused ([`crate::Event::Refused`]): each of their system calls that is refused or
+    /// names a path is looked at before it is made, which costs it some microseconds.
+    pub explain: bool,
     /// Refuse to make the workspace when a mechanism cannot be enforced fully.
     pub strict: bool,
 }
@@ -141,6 +144,7 @@ impl Default for SandboxSpec {
             rlimits: Rlimits::default(),
             cpu_affinity: Vec::new(),
             cgroup: None,
+            explain: false,
             strict: false,
         }
     }

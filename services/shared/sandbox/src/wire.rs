@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use shipote_confinement::Mechanism;
 
 use crate::error::Failure;
+use crate::refusal::Refusal;
 use crate::spec::{Rlimits, SandboxSpec, Terminal, Usage};
 
 /// Largest payload inside of a packet; more goes into a memory file.
@@ -126,6 +127,11 @@ pub(crate) enum Reply {
     Adopted {
         mechanisms: Vec<Mechanism>,
     },
+    /// From the supervisor: a command was refused something.
+    Refusal {
+        id: u64,
+        refusal: Refusal,
+    },
 }
 
 /// A message ready to be sent, as often as it takes.
@@ -153,6 +159,15 @@ impl Packet {
     /// Sends it; `WouldBlock` from a full socket that does not block, and then nothing was sent.
     pub(crate) fn send(&self, socket: BorrowedFd<'_>, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.send_about(socket, descriptors, None)
+    }
+
+    /// As `send` without descriptors, and without waiting for room.
+    pub(crate) fn send_now(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let mark = [u8::from(self.overflow.is_some())];
+        let parts = [IoSlice::new(&mark), IoSlice::new(&self.bytes)];
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), flags)?;
+        Ok(())
     }
 
     /// As `send`, naming a process, whose pid the kernel translates to the receiver's pid namespace.
@@ -204,6 +219,34 @@ pub(crate) fn send_about(
     let pid = rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
     Packet::new(message)?.send_about(socket, descriptors, Some(UCred { pid, uid, gid }))
+}
+
+/// Sends eight bytes and a descriptor; allocates nothing, so that it can be done on another's memory.
+pub(crate) fn send_plain(socket: BorrowedFd<'_>, bytes: &[u8; 8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives what [`send_plain`] sent; None at the end of the connection.
+pub(crate) fn receive_plain(socket: BorrowedFd<'_>) -> io::Result<Option<([u8; 8], OwnedFd)>> {
+    let mut bytes = [0_u8; 8];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptors = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let descriptor = descriptors.next().and_then(|mut descriptors| descriptors.next());
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let descriptor = descriptor.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADMSG))?;
+    Ok(Some((bytes, descriptor)))
 }
 
 /// Has each message say which process it is from or about.

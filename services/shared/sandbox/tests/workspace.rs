@@ -235,6 +235,7 @@ async fn an_end_asks_first_and_kills_after_the_grace() {
             Event::Exited { id, code, signal, .. } => {
                 seen.insert((id, code, signal));
             }
+            Event::Refused { .. } => panic!("nothing is explained"),
             Event::KeeperGone => break,
         }
     }

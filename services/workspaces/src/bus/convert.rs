@@ -1,7 +1,8 @@
 //! From the state to what goes over the bus.
 
 use shipote_bus::Service;
-use shipote_bus::workspaces::{CommandInfo, PipelineInfo, WorkspaceInfo};
+use shipote_bus::workspaces::{CommandInfo, PipelineInfo, RefusalInfo, WorkspaceInfo};
+use shipote_sandbox::{Refusal, Why};
 use ulid::Ulid;
 use zbus::OwnedObjectPath;
 
@@ -63,5 +64,23 @@ pub(super) fn pipeline(pipeline: &Pipeline, nodes: Vec<(String, String, i32)>) -
         taps: if pipeline.what.tap { u32::try_from(pipeline.what.edges.len()).unwrap_or(u32::MAX) } else { 0 },
         started: pipeline.started,
         uid: pipeline.uid,
+    }
+}
+
+pub(super) fn refusal(refusal: &Refusal) -> RefusalInfo {
+    let way_out = match refusal.why {
+        Why::Absent => "grant it with `[[paths]]`, or more with `permissions.filesystem`",
+        Why::ReadOnly => "grant it with `[[paths]]` and `access = \"write\"`, or write to /work or /tmp",
+        Why::Permission => "its mode does not let the workspace's user; grant a copy, or change the mode",
+        Why::Network => "`permissions.networking`",
+        Why::SystemCall => "none: no command of a workspace may make this call",
+        _ => "",
+    };
+    RefusalInfo {
+        system_call: refusal.system_call(),
+        object: refusal.object.clone(),
+        error: if refusal.why == Why::More { String::new() } else { refusal.error() },
+        why: refusal.why.as_str().to_owned(),
+        way_out: way_out.to_owned(),
     }
 }

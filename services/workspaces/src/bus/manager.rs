@@ -10,8 +10,8 @@ use shipote_audit::Event;
 use shipote_bus::service::MechanismInfo;
 use shipote_bus::spec::{NodeCommand, PipelineSpec, WorkspaceSpec};
 use shipote_bus::workspaces::{
-    CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RunOptions, SPEC_MAX, WorkspaceInfo,
-    WorkspacesError,
+    CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, SPEC_MAX,
+    WorkspaceInfo, WorkspacesError,
 };
 use shipote_service::mechanism_info;
 use ulid::Ulid;
@@ -21,7 +21,7 @@ use zbus::{OwnedObjectPath, OwnedVariant};
 use super::convert;
 use super::doors::{ACTION_MANAGE, ACTION_RUN, Doors, audited};
 use crate::actor::{Call, node_list};
-use crate::effects::{Handed, LogStore, Selection};
+use crate::effects::{Explanations, Handed, LogStore, Selection};
 use crate::error::Error;
 use crate::protected::Protected;
 use crate::state::{Command, NewCommand, Outcome, Target};
@@ -32,6 +32,7 @@ type Options = HashMap<String, OwnedVariant>;
 pub(crate) struct Manager {
     pub(crate) doors: Doors,
     pub(crate) logs: LogStore,
+    pub(crate) explanations: Explanations,
     pub(crate) capabilities: Vec<MechanismInfo>,
     pub(crate) protected: Protected,
 }
@@ -115,7 +116,8 @@ impl Manager {
     /// input is empty and output is kept in a log. Options: `env` (as, each `KEY=VALUE`),
     /// `cwd` (s), `terminal` ((qq), columns and rows: the command gets a terminal of the
     /// workspace, `stdio` must be empty), `timeout_ms` (t), `strict` (b), `label` (s), `spec`
-    /// (s, TOML: of the workspace that is made for it), `soma` (s, TOML: limits of this command, as in a spec's `[soma]`).
+    /// (s, TOML: of the workspace that is made for it), `soma` (s, TOML: limits of this command, as in a spec's `[soma]`),
+    /// `explain` (b: of what it is refused, see `ExplainCommand`; a workspace that exists has to explain already).
     ///
     /// Answers when the program runs. Returns its object, its id, and descriptors: the first
     /// yields one line of JSON (`id`, `exit_status`, `reason`, `message`) when it has ended,
@@ -140,10 +142,21 @@ impl Manager {
         // whoever only runs does so inside limits that somebody else has set
         let action = if spec.is_empty() { ACTION_RUN } else { ACTION_MANAGE };
         let caller = self.doors.authority.check(&header, action).await.map_err(Error::from)?;
-        let target = target(workspace, spec)?;
-        match &target {
-            Target::Ephemeral { spec, .. } => self.protected.check(spec)?,
-            Target::Existing(name) => self.doors.may_use_workspace(&header, caller, name).await?,
+        let mut target = target(workspace, spec)?;
+        let explain = options.explain.unwrap_or(false);
+        match &mut target {
+            Target::Ephemeral { spec, .. } => {
+                self.protected.check(spec)?;
+                spec.explain |= explain;
+            }
+            Target::Existing(name) => {
+                self.doors.may_use_workspace(&header, caller, name).await?;
+                if explain {
+                    let name = name.clone();
+                    let explains = self.doors.actor.ask(move |s, _| s.find_workspace(&name).map(|w| w.spec.explain));
+                    explains.await??.then_some(()).ok_or_else(not_explained)?;
+                }
+            }
         }
         let (completed, completion) = pipe()?;
         let object = command.command.exec.clone();
@@ -195,6 +208,21 @@ impl Manager {
         let call = Call::Signal { command: command.clone(), signal };
         audited(&self.doors, Event::CommandSignal, &command, caller, call).await?;
         Ok(())
+    }
+
+    /// What a command was refused so far, each kind once, in order: system call, error, the path or address, why,
+    /// and the way out. Its workspace has to have `explain = true` in its spec; a command that was run with the
+    /// option `explain` has one.
+    #[zbus(out_args("refusals"))]
+    async fn explain_command(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        command: String,
+    ) -> Result<Vec<RefusalInfo>, WorkspacesError> {
+        self.doors.may_use_command(&header, &command).await?;
+        let id = self.doors.actor.ask(move |state, _| state.find_command(&command).map(|c| c.what.id)).await??;
+        let told = self.explanations.of(id).ok_or_else(not_explained)?;
+        Ok(told.iter().map(convert::refusal).collect())
     }
 
     /// A pipe with a command's kept output; end of file at its end. `stream` is `stdout`,
@@ -357,6 +385,14 @@ impl Manager {
     fn capabilities(&self) -> Vec<MechanismInfo> {
         self.capabilities.clone()
     }
+}
+
+fn not_explained() -> Error {
+    Error::WrongState(
+        "explain: the workspace does not explain refusals; set `explain = true` in its spec, or run the command in \
+         one of its own with `shipote run --explain`"
+            .to_owned(),
+    )
 }
 
 fn unexpected() -> Error {

@@ -21,7 +21,7 @@ use super::breach;
 use super::cgroups::{Cgroups, describe, rlimits};
 use super::flows::Flows;
 use super::wiring::{NodeDescriptors, wire};
-use super::{Effects, Handed, LogStore, completion};
+use super::{Effects, Explanations, Handed, LogStore, completion};
 use crate::actor::{Change, FlowSource};
 use crate::error::{Error, SpawnKind};
 use crate::state::{Command, Input, Pipeline, Workspace};
@@ -75,6 +75,7 @@ pub(crate) struct Live {
     handed: HashMap<Ulid, Handed>,
     nodes: HashMap<Ulid, NodeDescriptors>,
     terminals: Terminals,
+    explanations: Explanations,
 }
 
 impl Live {
@@ -96,12 +97,18 @@ impl Live {
             handed: HashMap::new(),
             nodes: HashMap::new(),
             terminals: Terminals::default(),
+            explanations: Explanations::default(),
         })
     }
 
     /// Changes whenever something becomes known of a flow.
     pub(crate) fn flow_news(&self) -> watch::Receiver<()> {
         self.flows.news()
+    }
+
+    /// What commands were refused.
+    pub(crate) fn explanations(&self) -> Explanations {
+        self.explanations.clone()
     }
 
     fn kept(&self, workspace: Ulid) -> Option<(Arc<Keeper>, Arc<Mutex<Numbers>>)> {
@@ -187,6 +194,7 @@ impl Effects for Live {
         spec.rlimits = rlimits(&soma, self.cgroups.controllers());
         let (spawner, keepers, inputs) = (Arc::clone(&self.spawner), Arc::clone(&self.keepers), self.inputs.clone());
         let cgroups = self.cgroups.clone();
+        let explanations = self.explanations.clone();
         tokio::spawn(async move {
             let cgroup = match make_group(&cgroups, id, &name, &soma, spec.strict).await {
                 Ok((keeper, mechanism)) => {
@@ -211,7 +219,8 @@ impl Effects for Live {
                         cgroups.attend(id, task.abort_handle());
                     }
                     let numbers = Arc::<Mutex<Numbers>>::default();
-                    tokio::spawn(watch_exits(id, exits, Arc::clone(&numbers), cgroups, inputs.clone()));
+                    let told = (cgroups, explanations);
+                    tokio::spawn(watch_exits(id, exits, Arc::clone(&numbers), told, inputs.clone()));
                     let kept = Kept { keeper: Arc::new(keeper), numbers };
                     keepers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, kept);
                     Input::KeeperReady { workspace: id, mechanisms }
@@ -273,6 +282,9 @@ impl Effects for Live {
             numbers.by.insert(number, id);
             number
         };
+        if workspace.spec.explain {
+            self.explanations.begin(id);
+        }
         let mut spec = command_spec(workspace, command);
         spec.rlimits = rlimits(&command.what.soma, self.cgroups.controllers());
         let (inputs, terminals) = (self.inputs.clone(), Arc::clone(&self.terminals));
@@ -355,6 +367,7 @@ impl Effects for Live {
     }
 
     fn forget_log(&mut self, command: Ulid) {
+        self.explanations.forget(command);
         self.logs.forget(command);
     }
 }
@@ -363,7 +376,7 @@ async fn watch_exits(
     workspace: Ulid,
     mut exits: ExitStream,
     numbers: Arc<Mutex<Numbers>>,
-    cgroups: Cgroups,
+    (cgroups, explanations): (Cgroups, Explanations),
     inputs: mpsc::UnboundedSender<Input>,
 ) {
     while let Some(event) = exits.next().await {
@@ -375,6 +388,13 @@ async fn watch_exits(
                 let status = signal.map_or(code.unwrap_or_default(), |signal| 128 + signal);
                 let limits = cgroups.ended(workspace, command, status);
                 Input::Exited { command, status, signalled: signal.is_some(), limits }
+            }
+            Event::Refused { id, refusal } => {
+                let numbers = numbers.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(command) = numbers.by.get(&id) {
+                    explanations.note(*command, refusal);
+                }
+                continue;
             }
             Event::KeeperGone => break,
         };
@@ -494,6 +514,7 @@ fn sandbox_spec(name: &str, spec: &WorkspaceSpec, strict: bool, protected: &[Pat
             .collect(),
         hidden: spec.hidden.clone(),
         cpu_affinity: spec.soma.cpu_affinity.iter().flatten().filter_map(|&cpu| usize::try_from(cpu).ok()).collect(),
+        explain: spec.explain,
         strict,
         ..SandboxSpec::default()
     }

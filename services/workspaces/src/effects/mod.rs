@@ -4,6 +4,7 @@
 mod breach;
 mod cgroups;
 mod completion;
+mod explanations;
 mod flows;
 mod live;
 mod log;
@@ -19,6 +20,7 @@ use crate::error::Error;
 use crate::state::{Command, Pipeline, Workspace};
 
 pub(crate) use cgroups::Cgroups;
+pub(crate) use explanations::Explanations;
 pub(crate) use live::{Live, Means};
 pub(crate) use log::{LogStore, Selection};
 

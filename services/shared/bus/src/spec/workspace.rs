@@ -37,6 +37,8 @@ pub struct WorkspaceSpec {
     pub scratch_bytes: Option<u64>,
     /// What happens where its limit on memory or processes is reached.
     pub quota_enforce: QuotaEnforcement,
+    /// Say what commands are refused, and why; each of their calls that names a path is looked at first.
+    pub explain: bool,
     /// Environment of every command, beside `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
     pub env: BTreeMap<String, String>,
 }

@@ -155,6 +155,24 @@ pub struct RunOptions {
     pub spec: Option<String>,
     /// Limits of this command (TOML, the keys of a spec's `[soma]`), on top of its workspace's.
     pub soma: Option<String>,
+    /// Say what it is refused.
+    pub explain: Option<bool>,
+}
+
+/// One thing that a command was refused.
+#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct RefusalInfo {
+    /// Name of the system call.
+    pub system_call: String,
+    /// Path inside the workspace or network address; empty: neither.
+    pub object: String,
+    /// The error that the command saw, as `EACCES`.
+    pub error: String,
+    /// `system-call`, `absent`, `read-only`, `permission`, `network`, or `more`: there were more than are told.
+    pub why: String,
+    /// What would allow it, where anything does.
+    pub way_out: String,
 }
 
 /// How a command or pipeline ended: one line of JSON on the completion descriptor, then

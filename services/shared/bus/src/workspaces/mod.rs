@@ -5,7 +5,9 @@ mod info;
 mod proxy;
 
 pub use error::WorkspacesError;
-pub use info::{CommandInfo, Completion, DiscernmentInfo, FlowInfo, PipelineInfo, RunOptions, WorkspaceInfo};
+pub use info::{
+    CommandInfo, Completion, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, WorkspaceInfo,
+};
 pub use proxy::{CommandProxy, FlowProxy, ManagerProxy, PipelineProxy, WorkspaceProxy};
 
 /// Interface of the root object.

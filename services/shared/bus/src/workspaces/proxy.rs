@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use zbus::{OwnedFd, OwnedObjectPath};
 
-use super::{CommandInfo, DiscernmentInfo, FlowInfo, PipelineInfo, RunOptions, WorkspaceInfo, WorkspacesError};
+use super::{
+    CommandInfo, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, WorkspaceInfo, WorkspacesError,
+};
 use crate::service::MechanismInfo;
 
 type Options<'a> = BTreeMap<&'a str, zbus::Variant<'a>>;
@@ -41,6 +43,8 @@ pub trait Manager {
     fn list_commands(&self, workspace: &str, options: Options<'_>) -> Result<Vec<CommandInfo>, WorkspacesError>;
     /// See the interface.
     fn signal_command(&self, command: &str, signal: i32) -> Result<(), WorkspacesError>;
+    /// See the interface.
+    fn explain_command(&self, command: &str) -> Result<Vec<RefusalInfo>, WorkspacesError>;
     /// See the interface.
     fn open_log(&self, command: &str, stream: &str, options: Options<'_>) -> Result<OwnedFd, WorkspacesError>;
     /// See the interface.

@@ -415,7 +415,7 @@ const PERSONALITIES: Check =
 /// # Errors
 /// None for the tables of this module; the type is that of the compiler.
 pub fn command_filter() -> Result<Filter, Error> {
-    build(Verdict::Errno(libc::ENOSYS), Verdict::Errno(libc::EPERM))
+    build(Verdict::Errno(libc::ENOSYS), Verdict::Errno(libc::EPERM), &[])
 }
 
 /// The same filter in two parts, for a process that starts many commands with clone3, each in a cgroup
@@ -427,12 +427,12 @@ pub fn command_filter() -> Result<Filter, Error> {
 /// As [`command_filter`].
 pub fn command_filter_in_parts() -> Result<(Filter, Filter), Error> {
     let rest = [(libc::SYS_clone3, Verdict::Errno(libc::ENOSYS)), (libc::SYS_unshare, Verdict::Errno(libc::EPERM))];
-    Ok((build(Verdict::Allow, Verdict::Allow)?, compile(&rest, Verdict::Allow)?))
+    Ok((build(Verdict::Allow, Verdict::Allow, &[])?, compile(&rest, Verdict::Allow)?))
 }
 
-/// The table, with what becomes of clone3 and unshare. The flags of clone3 lie in memory, out of a
+/// The table, with what becomes of clone3, unshare and the calls of `besides`. The flags of clone3 lie in memory, out of a
 /// filter's sight; refused as unknown, the C library falls back to clone.
-fn build(clone3: Verdict, unshare: Verdict) -> Result<Filter, Error> {
+pub(super) fn build(clone3: Verdict, unshare: Verdict, besides: &[(i64, Verdict)]) -> Result<Filter, Error> {
     let mut table: Vec<(i64, Verdict)> = Vec::with_capacity(400);
     table.extend(ALLOWED.iter().chain(ALLOWED_HERE).map(|number| (*number, Verdict::Allow)));
     table.extend(DENIED.iter().chain(DENIED_HERE).map(|number| (*number, Verdict::Errno(libc::EPERM))));
@@ -444,6 +444,7 @@ fn build(clone3: Verdict, unshare: Verdict) -> Result<Filter, Error> {
         (libc::SYS_socket, Verdict::Argument(&FAMILIES)),
         (libc::SYS_personality, Verdict::Argument(&PERSONALITIES)),
     ]);
+    table.extend(besides);
     compile(&table, Verdict::Errno(libc::ENOSYS))
 }
 

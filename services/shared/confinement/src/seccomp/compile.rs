@@ -14,7 +14,7 @@ const JA: u16 = 0x05;
 const JEQ: u16 = 0x15;
 const JGE: u16 = 0x35;
 const JSET: u16 = 0x45;
-const RET: u16 = 0x06;
+pub(super) const RET: u16 = 0x06;
 
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
@@ -151,38 +151,39 @@ fn jump(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { code, jt, jf, k }
 }
 
-/// Runs a filter as the kernel would, for the tests of this module.
+/// What a filter of ours returns for a call, as the kernel would find it; `arch` None stands for the native one.
+pub(super) fn interpret(filter: &Filter, arch: Option<u32>, number: u32, arguments: [u64; 6]) -> u32 {
+    let load = |offset: u32| match offset {
+        NUMBER => number,
+        ARCH => arch.unwrap_or(NATIVE),
+        other => (arguments[((other - 16) / 8) as usize] >> (8 * (other % 8))) as u32,
+    };
+    let (mut at, mut a) = (0, 0);
+    loop {
+        let op = filter.program[at];
+        at += 1;
+        let jumps = |holds: bool| usize::from(if holds { op.jt } else { op.jf });
+        match op.code {
+            LD_ABS => a = load(op.k),
+            JA => at += op.k as usize,
+            JEQ => at += jumps(a == op.k),
+            JGE => at += jumps(a >= op.k),
+            JSET => at += jumps(a & op.k != 0),
+            RET => return op.k,
+            // The compiler makes no other.
+            _ => return libc::SECCOMP_RET_KILL_PROCESS,
+        }
+    }
+}
+
+/// A filter's answers, for the tests of this module.
 #[cfg(test)]
 pub(super) mod machine {
     use super::*;
 
-    /// What the program returns for a call; `arch` None stands for the native one.
-    pub(in super::super) fn run(filter: &Filter, arch: Option<u32>, number: u32, arguments: [u64; 6]) -> u32 {
-        let load = |offset: u32| match offset {
-            NUMBER => number,
-            ARCH => arch.unwrap_or(NATIVE),
-            other => (arguments[((other - 16) / 8) as usize] >> (8 * (other % 8))) as u32,
-        };
-        let (mut at, mut a) = (0, 0);
-        loop {
-            let op = filter.program[at];
-            at += 1;
-            let jumps = |holds: bool| usize::from(if holds { op.jt } else { op.jf });
-            match op.code {
-                LD_ABS => a = load(op.k),
-                JA => at += op.k as usize,
-                JEQ => at += jumps(a == op.k),
-                JGE => at += jumps(a >= op.k),
-                JSET => at += jumps(a & op.k != 0),
-                RET => return op.k,
-                other => panic!("unknown instruction {other:#x}"),
-            }
-        }
-    }
-
     /// None where the call is made, else its error number.
     pub(in super::super) fn errno(filter: &Filter, number: i64, arguments: [u64; 6]) -> Option<i32> {
-        let answer = run(filter, None, number as u32, arguments);
+        let answer = interpret(filter, None, number as u32, arguments);
         match answer & 0xffff_0000 {
             libc::SECCOMP_RET_ALLOW => None,
             libc::SECCOMP_RET_ERRNO => Some((answer & 0xffff) as i32),
@@ -193,7 +194,7 @@ pub(super) mod machine {
 
 #[cfg(test)]
 mod tests {
-    use super::machine::{errno, run};
+    use super::machine::errno;
     use super::*;
 
     const BITS: Check = Check::Without { argument: 1, bits: 0x6, errno: 7 };
@@ -247,6 +248,6 @@ mod tests {
     #[test]
     fn another_architecture_is_killed() {
         let filter = compile(&[(1, Verdict::Allow)], Verdict::Allow).unwrap();
-        assert_eq!(run(&filter, Some(0x4000_0003), 1, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
+        assert_eq!(interpret(&filter, Some(0x4000_0003), 1, [0; 6]), libc::SECCOMP_RET_KILL_PROCESS);
     }
 }

@@ -8,10 +8,12 @@
 
 mod command;
 mod compile;
+mod explain;
 mod machine;
 mod service;
 
 pub use command::{command_filter, command_filter_in_parts};
+pub use explain::Explained;
 pub use machine::{Sockets, machine_filter};
 pub use service::service_filter;
 
@@ -37,16 +39,19 @@ impl Filter {
     /// # Errors
     /// EACCES without `no_new_privs`, EINVAL or ENOSYS where the kernel has no seccomp filters.
     pub fn install(&self) -> std::io::Result<()> {
+        self.install_with(0).map(drop)
+    }
+
+    fn install_with(&self, flags: libc::c_ulong) -> std::io::Result<libc::c_long> {
         let program = libc::sock_fprog {
             // At most 4096 instructions, which `Filter::new` checked.
             len: self.program.len() as u16,
             filter: self.program.as_ptr().cast_mut(),
         };
         // SAFETY: the kernel copies the program, which outlives the call and is not written to.
-        let done = unsafe {
-            libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0 as libc::c_ulong, &raw const program)
-        };
-        if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        let done =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+        if done >= 0 { Ok(done) } else { Err(std::io::Error::last_os_error()) }
     }
 
     fn new(program: Vec<libc::sock_filter>) -> Result<Self, Error> {

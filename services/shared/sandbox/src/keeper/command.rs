@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use shipote_confinement::seccomp::Filter;
 
+use super::explain::Explainer;
 use super::{Ids, WORK};
 use crate::error::{Failure, Step};
 use crate::spec::{Rlimits, Terminal};
@@ -34,9 +35,18 @@ pub(super) struct Common {
     pub(super) ids: Ids,
     pub(super) rlimits: Rlimits,
     pub(super) nofile: u64,
-    /// The last part of the filter, which the keeper itself could not bear.
-    pub(super) filter: Option<Filter>,
+    pub(super) filter: Filtered,
     pub(super) stack: Stack,
+}
+
+/// How commands come under their seccomp filter.
+pub(super) enum Filtered {
+    /// The kernel has none.
+    No,
+    /// By its last part, which the keeper itself could not bear; it bears the first.
+    Rest(Filter),
+    /// By a whole one of their own, whose refusals are explained.
+    Explained(Explainer),
 }
 
 /// Everything that the child needs, made before it exists: it allocates nothing.
@@ -51,12 +61,13 @@ struct Plan<'a> {
     limits: Vec<(libc::__rlimit_resource_t, u64)>,
     affinity: Option<rustix::thread::CpuSet>,
     common: &'a Common,
+    id: u64,
     /// Where the child leaves what went wrong.
     failed: Cell<Option<(Step, i32)>>,
 }
 
 /// Starts `command`. When this returns its program runs, or did not come to it and is reaped.
-pub(super) fn start(command: &Command, given: Vec<OwnedFd>, common: &Common) -> Result<Started, Failure> {
+pub(super) fn start(id: u64, command: &Command, given: Vec<OwnedFd>, common: &Common) -> Result<Started, Failure> {
     for fd in &given {
         let stat = rustix::fs::fstat(fd).map_err(|error| Failure::new(Step::Descriptors, "given", error))?;
         // From the cgroup's the child is parted by close-on-exec; any other would lead out of the root.
@@ -119,6 +130,7 @@ pub(super) fn start(command: &Command, given: Vec<OwnedFd>, common: &Common) -> 
         limits: limits(common, command.rlimits),
         affinity: affinity(&command.cpu_affinity)?,
         common,
+        id,
         failed: Cell::new(None),
     };
     // SAFETY: the keeper has one thread; `become_command` ends in exec or exit, and all it writes to is
@@ -184,11 +196,14 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, io::Error)> {
     let none = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
     rustix::thread::set_capabilities(None, none).map_err(at(Step::Capabilities))?;
     rustix::process::chdir(plan.cwd.as_c_str()).map_err(at(Step::Directory))?;
-    if let Some(filter) = &plan.common.filter {
-        filter.install().map_err(|error| (Step::Seccomp, error))?;
-    }
+    // Before the filter, so that as little as possible of this has to pass it.
     sys::block_signals(false);
-    Ok(())
+    match &plan.common.filter {
+        Filtered::No => Ok(()),
+        Filtered::Rest(filter) => filter.install(),
+        Filtered::Explained(explainer) => explainer.watch(plan.id),
+    }
+    .map_err(|error| (Step::Seccomp, error))
 }
 
 /// Tries each candidate, and tells a program that is there but cannot run from one that is not.

@@ -5,6 +5,7 @@
 //! the socket closes it ends, and the kernel ends every process of its pid namespace with it.
 
 mod command;
+mod explain;
 mod host;
 mod layout;
 mod root;
@@ -105,14 +106,24 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure>
     report.push(Mechanism::enforced("rlimits", ""));
     report.extend(confine(spec)?);
     // The last thing, because the filter takes away what building needed.
-    let (filter, seccomp) = match seat.filters.as_ref().map(|(first, rest)| (first.install(), rest)) {
-        Some((Ok(()), rest)) => (Some(rest.clone()), Mechanism::enforced("seccomp", "allow-list")),
-        Some((Err(error), _)) => (None, Mechanism::missing("seccomp", error.to_string())),
-        None => (None, Mechanism::missing("seccomp", "no filter could be compiled")),
+    let (confined, seccomp) = if spec.explain {
+        // A filter of the keeper's would answer before the supervisor's could ask.
+        let explainer = explain::Explainer::start(seat.socket, spec.network)?;
+        let detail = "allow-list, explained; on commands only, not on their keeper";
+        (command::Filtered::Explained(explainer), Mechanism::enforced("seccomp", detail))
+    } else {
+        match seat.filters.as_ref().map(|(first, rest)| (first.install(), rest)) {
+            Some((Ok(()), rest)) => {
+                (command::Filtered::Rest(rest.clone()), Mechanism::enforced("seccomp", "allow-list"))
+            }
+            Some((Err(error), _)) => (command::Filtered::No, Mechanism::missing("seccomp", error.to_string())),
+            None => (command::Filtered::No, Mechanism::missing("seccomp", "no filter could be compiled")),
+        }
     };
+    drop_tracing(spec)?;
     report.push(seccomp);
     let stack = sys::Stack::new().map_err(|error| Failure::new(Step::Process, "stack", error))?;
-    Ok((report, command::Common { ids, rlimits: spec.rlimits, nofile: seat.nofile, filter, stack }))
+    Ok((report, command::Common { ids, rlimits: spec.rlimits, nofile: seat.nofile, filter: confined, stack }))
 }
 
 /// Takes the keeper's own ids, and shuts its memory off from what will run beside it.
@@ -135,6 +146,20 @@ fn become_first(identity: Identity) -> Result<Mechanism, Failure> {
     Ok(mechanism)
 }
 
+const NEEDED: CapabilitySet =
+    CapabilitySet::SETUID.union(CapabilitySet::SETGID).union(CapabilitySet::KILL).union(CapabilitySet::SYS_ADMIN);
+
+fn keep_capabilities(needed: CapabilitySet) -> Result<(), Failure> {
+    let kept = CapabilitySets { effective: needed, permitted: needed, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, kept)
+        .map_err(|error| Failure::new(Step::Capabilities, "of the keeper", error))
+}
+
+/// What only the supervisor has to have.
+fn drop_tracing(spec: &SandboxSpec) -> Result<(), Failure> {
+    if spec.explain { keep_capabilities(NEEDED) } else { Ok(()) }
+}
+
 /// Gives up what the keeper does not need to serve, for itself and so for every command.
 fn confine(spec: &SandboxSpec) -> Result<Vec<Mechanism>, Failure> {
     let refused = |step, error: &shipote_confinement::Error| {
@@ -149,10 +174,8 @@ fn confine(spec: &SandboxSpec) -> Result<Vec<Mechanism>, Failure> {
     let landlock = domain.restrict().map_err(|error| refused(Step::Landlock, &error))?;
     // SYS_ADMIN over its own namespaces is for telling the service the pids of its children; landlock
     // already forbids what else it is for, mounting.
-    let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL | CapabilitySet::SYS_ADMIN;
-    let kept = CapabilitySets { effective: needed, permitted: needed, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, kept)
-        .map_err(|error| Failure::new(Step::Capabilities, "of the keeper", error))?;
+    // SYS_PTRACE is for the supervisor, which is started next and to which it is left.
+    keep_capabilities(if spec.explain { NEEDED | CapabilitySet::SYS_PTRACE } else { NEEDED })?;
     Ok(vec![
         landlock,
         Mechanism::enforced("no-new-privileges", ""),

@@ -162,7 +162,7 @@ impl Keeper<'_> {
             };
             Err(Failure::new(Step::Request, object, io::Error::from_raw_os_error(errno)))
         } else {
-            command::start(command, descriptors, self.common)
+            command::start(id, command, descriptors, self.common)
         };
         match started {
             Ok(started) => {

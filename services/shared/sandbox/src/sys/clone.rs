@@ -35,12 +35,29 @@ pub(crate) enum Side {
 /// stay as they were. The child must end with [`super::exit`] or an exec and never return to callers that
 /// expect to run once.
 pub(crate) unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
+    // SAFETY: the caller's promise.
+    unsafe { clone_with(flags, cgroup, libc::SIGCHLD) }
+}
+
+/// Makes a child that is a copy of this process, of whose end no signal tells and for which wait(2) does not wait
+/// unless it is told to (`__WCLONE`).
+///
+/// # Safety
+/// As [`clone3`].
+pub(crate) unsafe fn clone_unseen() -> io::Result<Side> {
+    // SAFETY: the caller's promise.
+    unsafe { clone_with(0, None, 0) }
+}
+
+/// # Safety
+/// As [`clone3`].
+unsafe fn clone_with(flags: u64, cgroup: Option<BorrowedFd<'_>>, signal: i32) -> io::Result<Side> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain numbers, for which zero is valid.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = flags | CLONE_PIDFD;
     arguments.pidfd = &raw mut pidfd as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.exit_signal = signal as u64;
     if let Some(cgroup) = cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;

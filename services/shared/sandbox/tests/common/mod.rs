@@ -6,13 +6,15 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 
 use shipote_sandbox::{
-    CommandSpec, Event, ExitStream, Keeper, SandboxError, SandboxSpec, Spawner, SpawnerConfig, Stdio,
+    CommandSpec, Event, ExitStream, Keeper, Refusal, SandboxError, SandboxSpec, Spawner, SpawnerConfig, Stdio,
 };
 
 pub struct Workspace {
     pub spawner: Spawner,
     pub keeper: Keeper,
     pub events: ExitStream,
+    /// What the commands were refused, where the workspace explains.
+    pub refused: Vec<Refusal>,
     next: u64,
 }
 
@@ -68,7 +70,7 @@ impl Workspace {
     pub async fn with(spec: &SandboxSpec) -> Self {
         let spawner = spawner();
         let (keeper, events) = spawner.workspace(spec).await.unwrap();
-        Self { spawner, keeper, events, next: 1 }
+        Self { spawner, keeper, events, refused: Vec::new(), next: 1 }
     }
 
     pub async fn try_run(&mut self, command: &CommandSpec) -> Result<Outcome, SandboxError> {
@@ -84,6 +86,10 @@ impl Workspace {
                     return Ok(Outcome { code, signal, stdout, stderr });
                 }
                 Event::Exited { .. } => {}
+                Event::Refused { id: of, refusal } => {
+                    assert_eq!(of, id);
+                    self.refused.push(refusal);
+                }
                 Event::KeeperGone => panic!("the keeper is gone"),
             }
         }

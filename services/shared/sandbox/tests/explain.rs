@@ -1,0 +1,156 @@
+//! What a workspace that explains says of the refusals of its commands, and that it changes none of them.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use common::{Workspace, command, perl, shell};
+use shipote_sandbox::{Access, HostFiles, Network, PathGrant, SandboxSpec, Stdio, Why};
+
+fn explaining() -> SandboxSpec {
+    SandboxSpec { explain: true, ..SandboxSpec::default() }
+}
+
+/// What was refused to a script: call, why, error, object.
+async fn refused(workspace: &mut Workspace, script: &str) -> Vec<(String, &'static str, String, String)> {
+    workspace.refused.clear();
+    workspace.run(&shell(script)).await;
+    let all = std::mem::take(&mut workspace.refused);
+    all.into_iter().map(|r| (r.system_call(), r.why.as_str(), r.error(), r.object)).collect()
+}
+
+#[tokio::test]
+async fn paths_that_are_refused_are_named_with_the_reason() {
+    let mut workspace = Workspace::with(&explaining()).await;
+    let table = [
+        ("echo x > /usr/new", "read-only", "EROFS", "/usr/new"),
+        ("echo x > /etc/passwd", "permission", "EACCES", "/etc/passwd"),
+        ("cd /usr && echo x > new", "read-only", "EROFS", "/usr/new"),
+        ("mkdir /usr/new", "read-only", "EROFS", "/usr/new"),
+        ("rm -f /usr/bin/env", "read-only", "EROFS", "/usr/bin/env"),
+        ("chmod 777 /usr/bin/env", "read-only", "EROFS", "/usr/bin/env"),
+        ("cat /root/secret", "absent", "ENOENT", "/root/secret"),
+        ("cat /etc/shadow", "absent", "ENOENT", "/etc/shadow"),
+        ("test -e /var/lib/dpkg", "absent", "ENOENT", "/var/lib/dpkg"),
+        ("ls /sys", "absent", "ENOENT", "/sys"),
+        ("echo x > /home/me/file", "absent", "ENOENT", "/home/me/file"),
+        ("touch /tmp/f; chmod 0 /tmp/f; cat /tmp/f", "permission", "EACCES", "/tmp/f"),
+        ("echo 1 > /proc/sys/kernel/hostname", "permission", "EACCES", "/proc/sys/kernel/hostname"),
+    ];
+    for (script, why, error, object) in table {
+        let found = refused(&mut workspace, script).await;
+        assert!(found.iter().any(|r| (r.1, r.2.as_str(), r.3.as_str()) == (why, error, object)), "{script}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_refused_is_not_told() {
+    let mut workspace = Workspace::with(&SandboxSpec { network: Network::Loopback, ..explaining() }).await;
+    let quiet = "echo x > /tmp/a; cat /tmp/a /tmp/none /usr/none; mkdir -p /usr /tmp/d/e; ls -R /tmp /work /usr/share/doc/base-files; \
+                 mv /tmp/a /tmp/b; rm -r /tmp/d; ls /proc/self/fd; cat /etc/passwd; sleep 0; test -e /work/none; : > /dev/null";
+    let found = refused(&mut workspace, quiet).await;
+    assert!(found.is_empty(), "{found:?}");
+    let outcome = workspace
+        .run(&perl(
+            "use Socket; socket(S,PF_INET,SOCK_STREAM,0); connect(S,sockaddr_in(9,inet_aton('127.0.0.1'))); print $!+0",
+        ))
+        .await;
+    assert_eq!(outcome.stdout, libc::ECONNREFUSED.to_string());
+    assert!(workspace.refused.iter().all(|r| r.why == Why::Absent), "{:?}", workspace.refused);
+}
+
+#[tokio::test]
+async fn system_calls_that_are_refused_are_named_and_stay_refused() {
+    let mut workspace = Workspace::with(&explaining()).await;
+    for (number, arguments, name, errno) in [
+        (libc::SYS_ptrace, "16, 1, 0, 0", "ptrace", libc::EPERM),
+        (libc::SYS_mount, "(my $a = 't'), (my $b = '/tmp'), (my $c = 'tmpfs'), 0, 0", "mount", libc::EPERM),
+        (libc::SYS_unshare, "0x10000000", "unshare", libc::EPERM),
+        (libc::SYS_io_uring_setup, "1, 0", "io_uring_setup", libc::EPERM),
+        (libc::SYS_keyctl, "0, 0, 0", "keyctl", libc::EPERM),
+        (libc::SYS_ioctl, "0, 0x5412, (my $a = 'x')", "ioctl", libc::EPERM),
+        (libc::SYS_socket, "16, 3, 9", "socket", libc::EAFNOSUPPORT),
+        (libc::SYS_bpf, "0, 0, 0", "bpf", libc::EPERM),
+        (1_000_000, "0", "1000000", libc::ENOSYS),
+    ] {
+        workspace.refused.clear();
+        let outcome = workspace.run(&perl(&format!("syscall({number}, {arguments}); print $!+0"))).await;
+        assert_eq!(outcome.stdout, errno.to_string(), "{name}");
+        let told = workspace.refused.iter().find(|r| r.why == Why::SystemCall).unwrap_or_else(|| panic!("{name}"));
+        assert_eq!((told.system_call().as_str(), told.errno), (name, errno));
+    }
+    // As everywhere: its first answer is ENOSYS, and nobody need be told.
+    workspace.refused.clear();
+    let outcome = workspace.run(&perl(&format!("syscall({}, 0, 0); print $!+0", libc::SYS_clone3))).await;
+    assert_eq!(outcome.stdout, libc::ENOSYS.to_string());
+    assert!(workspace.refused.iter().all(|r| r.why != Why::SystemCall), "{:?}", workspace.refused);
+}
+
+#[tokio::test]
+async fn addresses_out_of_reach_are_named() {
+    let mut workspace = Workspace::with(&explaining()).await;
+    workspace
+        .run(&perl("use Socket; socket(S,PF_INET,SOCK_STREAM,0); connect(S,sockaddr_in(53,inet_aton('192.0.2.1')))"))
+        .await;
+    let told: Vec<_> = workspace.refused.iter().filter(|r| r.why == Why::Network).collect();
+    assert_eq!(told.len(), 1, "{:?}", workspace.refused);
+    assert_eq!((told[0].object.as_str(), told[0].errno), ("192.0.2.1:53", libc::ENETUNREACH));
+    workspace.refused.clear();
+    workspace
+        .run(&perl(
+            "use Socket; socket(S,PF_UNIX,SOCK_STREAM,0); connect(S,pack_sockaddr_un('/run/dbus/system_bus_socket'))",
+        ))
+        .await;
+    assert!(workspace.refused.iter().any(|r| r.object == "/run/dbus/system_bus_socket" && r.why == Why::Absent));
+}
+
+#[tokio::test]
+async fn landlock_is_explained_where_a_mount_would_allow_it() {
+    let host = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(host.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let grant = PathGrant { path: host.path().to_owned(), target: Some("/data".into()), access: Access::Read };
+    let spec = SandboxSpec { paths: vec![grant], host_files: HostFiles::None, ..explaining() };
+    let mut workspace = Workspace::with(&spec).await;
+    let found = refused(&mut workspace, "echo x > /data/new").await;
+    assert!(found.iter().any(|r| r.3 == "/data/new" && r.1 == "read-only"), "{found:?}");
+}
+
+#[tokio::test]
+async fn one_refusal_is_told_once_and_too_many_are_counted_as_more() {
+    let mut workspace = Workspace::with(&explaining()).await;
+    let found = refused(&mut workspace, "for i in 1 2 3 4 5; do (echo x > /usr/new) 2>/dev/null; done").await;
+    assert_eq!(found.iter().filter(|r| r.3 == "/usr/new").count(), 1, "{found:?}");
+    workspace.run(&perl("for (1..2000) { open(F, '>', qq(/usr/new$_)) }")).await;
+    assert_eq!(workspace.refused.last().unwrap().why, Why::More);
+    assert!(workspace.refused.len() <= 257);
+}
+
+#[tokio::test]
+async fn threads_signals_and_an_end_do_not_stall() {
+    let mut workspace = Workspace::with(&explaining()).await;
+    let busy = "use POSIX; sigaction(SIGALRM, POSIX::SigAction->new(sub { $n++ }, POSIX::SigSet->new, SA_RESTART)); use Time::HiRes 'ualarm'; ualarm(300, 300); \
+                for (1..2000) { open(F, '<', '/etc/passwd') or die $!; close F } ualarm(0); print 'done'";
+    assert_eq!(workspace.run(&perl(busy)).await.stdout, "done");
+    // Each is looked at while others wait.
+    let many = "for i in $(seq 20); do (for j in $(seq 20); do cat /etc/hostname /root/x; done) & done >/dev/null 2>&1; wait; echo end";
+    assert_eq!(workspace.output(many).await, "end");
+    workspace.keeper.spawn(900, &command("sleep", &["1000"]), Stdio::default()).await.unwrap();
+    let began = std::time::Instant::now();
+    workspace.keeper.end(Duration::from_secs(60)).await.unwrap();
+    // The supervisor, which no SIGTERM ends, is not waited for.
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test]
+async fn commands_cannot_reach_the_supervisor() {
+    let mut workspace = Workspace::with(&explaining()).await;
+    let find = "for p in /proc/[0-9]*; do test \"$(cat $p/comm 2>/dev/null)\" = shipote-explain && echo ${p#/proc/}; done; true";
+    let pid = workspace.output(find).await;
+    assert!(pid.parse::<u32>().is_ok(), "{pid:?}");
+    let outcome = workspace.run(&shell(&format!("kill -9 {pid}; head -c 1 /proc/{pid}/mem; ls /proc/{pid}/fd"))).await;
+    assert_eq!(outcome.stdout, "");
+    assert_eq!(workspace.output(find).await, pid);
+}
