@@ -4,7 +4,6 @@
 {
   lib,
   rustPlatform,
-  installShellFiles,
 }:
 rustPlatform.buildRustPackage {
   pname = "shipote";
@@ -22,8 +21,6 @@ rustPlatform.buildRustPackage {
     ];
   };
   cargoLock.lockFile = ../Cargo.lock;
-
-  nativeBuildInputs = [ installShellFiles ];
 
   # As the profile `dist`, which is for what packages ship.
   env = {
@@ -49,13 +46,11 @@ rustPlatform.buildRustPackage {
     runHook postInstall
   '';
 
+  # Completions and manual pages are part of the installation; Nix has zsh look elsewhere.
   postInstall = ''
-    for shell in bash fish zsh; do
-      "$out/bin/shipote" completions "$shell" > "shipote.$shell"
-    done
-    installShellCompletion --cmd shipote --bash shipote.bash --fish shipote.fish --zsh shipote.zsh
-    "$out/bin/shipote" man man
-    installManPage man/*
+    mkdir -p "$out/share/zsh/site-functions"
+    mv "$out"/share/zsh/vendor-completions/* "$out/share/zsh/site-functions/"
+    rmdir "$out/share/zsh/vendor-completions"
   '';
 
   # The tests want a system of their own (buses, user namespaces, cgroups); `cargo xtask test` and the VM tests run them.

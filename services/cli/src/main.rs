@@ -10,6 +10,8 @@
 mod audit;
 mod capabilities;
 mod discern;
+mod doctor;
+mod events;
 mod explain;
 mod flow;
 mod generate;
@@ -75,6 +77,10 @@ enum Command {
     Health(health::HealthArgs),
     /// Show what this host lets Shipote enforce
     Capabilities(capabilities::CapabilitiesArgs),
+    /// Follow everything that happens
+    Events(events::EventsArgs),
+    /// Find what is wrong with this host, and say how to mend it
+    Doctor(doctor::DoctorArgs),
     /// Show who changed what
     Audit(audit::AuditArgs),
     /// Write completions for a shell to standard output
@@ -128,6 +134,8 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Machine(args) => machine::run(args).await,
         Command::Health(args) => health::run(args).await,
         Command::Capabilities(args) => capabilities::run(args).await,
+        Command::Events(args) => events::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Audit(args) => audit::run(args).await,
         Command::Completions(args) => Ok(generate::completions(&args)),
         Command::Man(args) => generate::man(&args),

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, bail};
 use clap::Parser;
 
-use crate::vm::repository;
+use crate::vm::{host, repository};
 
 /// Packages of the workspace whose binary, of the same name, is installed in `usr/bin`.
 const BINARIES: &[&str] = &["shipote", "shipote-machines", "shipote-plugins", "shipote-proxy", "shipote-workspaces"];
@@ -31,6 +31,13 @@ const DATA: &[(&str, &str, &str)] = &[
     ("policies/polkit", ".rules", "usr/share/polkit-1/rules.d"),
     ("policies/landlock", ".toml", "usr/share/shipote/policies/landlock"),
     ("policies/plugins", ".json", "usr/share/shipote/policies/plugins"),
+];
+
+/// Shell, file of its completions.
+const COMPLETIONS: &[(&str, &str)] = &[
+    ("bash", "usr/share/bash-completion/completions/shipote"),
+    ("fish", "usr/share/fish/vendor_completions.d/shipote.fish"),
+    ("zsh", "usr/share/zsh/vendor-completions/_shipote"),
 ];
 
 /// Arguments of `cargo xtask install`.
@@ -64,6 +71,7 @@ pub(crate) fn install(destdir: &Path, profile: Profile) -> anyhow::Result<()> {
     for built in compile(&root, profile)? {
         put(&built, &bin, 0o755)?;
     }
+    generated(&bin.join("shipote"), destdir)?;
     for (from, ending, to) in DATA {
         let from = root.join(from);
         let Ok(entries) = fs::read_dir(&from) else { continue };
@@ -73,6 +81,24 @@ pub(crate) fn install(destdir: &Path, profile: Profile) -> anyhow::Result<()> {
                 put(&path, &destdir.join(to), 0o644)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// What the command line writes about itself: manual pages, and completions where each shell looks for them.
+fn generated(shipote: &Path, destdir: &Path) -> anyhow::Result<()> {
+    let manual = destdir.join("usr/share/man/man1");
+    fs::create_dir_all(&manual).with_context(|| format!("create {}", manual.display()))?;
+    host::run(Command::new(shipote).arg("man").arg(&manual))?;
+    for (shell, file) in COMPLETIONS {
+        let file = destdir.join(file);
+        let folder = file.parent().context("completions lie in a folder")?;
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        let made = Command::new(shipote).args(["completions", shell]).output().context("run shipote completions")?;
+        if !made.status.success() {
+            bail!("shipote completions {shell} failed: {}", made.status);
+        }
+        fs::write(&file, made.stdout).with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
 }

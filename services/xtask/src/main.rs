@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 mod appliance;
 mod bench;
 mod bus_trial;
+mod deb;
 mod demo;
 mod image;
 mod install;
@@ -40,6 +41,8 @@ enum Task {
     BenchWorker(bench::WorkerArgs),
     /// Drive a message bus for a while and judge whether it can carry the embedded appliance.
     BusTrial(bus_trial::Args),
+    /// Pack the installation as a Debian package.
+    Deb(deb::Args),
     /// Start the appliance, do its main job on real data, show it, and clean up.
     Demo(demo::Args),
     /// Build the kernel, initramfs and tools that machines are started with.
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::BenchWorker(args) => args.worker.work(),
         Task::BusTrial(args) => bus_trial::run(&args),
+        Task::Deb(args) => deb::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Install(args) => install::run(&args),

@@ -13,3 +13,4 @@ mod pipelines;
 mod refusals;
 mod socket;
 mod support;
+mod watch;

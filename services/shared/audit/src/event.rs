@@ -42,6 +42,7 @@ macro_rules! events {
 events! {
     (ServiceStart, "service.start", 0x4181b3813351459fa653549639dfbffa, "a service started"),
     (ServiceStop, "service.stop", 0x27f6f53f2e8242ed9de265b454d083b6, "a service stopped"),
+    (AccessRefused, "access.refused", 0x92a6c2c8936b4f9d92694fb6ce81d174, "a caller was refused what it asked for"),
     (WorkspaceCreate, "workspace.create", 0x2a4219e04bb04e2d87e37f299518f0c1, "a workspace was created"),
     (WorkspaceChange, "workspace.change", 0x03a2bac88f2e4cec861009d1a5674359, "the limits or settings of a workspace were changed"),
     (WorkspaceFreeze, "workspace.freeze", 0x71a1c29117af46f1baca63013085e94e, "a workspace was frozen"),

@@ -2,12 +2,14 @@
 //!
 //! On the embedded bus only the owner's uid (and root) gets in. On the system bus root is let
 //! through and everyone else, the service's own user included, is polkit's decision
-//! (`policies/polkit/`); where polkit does not answer, the answer is no.
+//! (`policies/polkit/`); where polkit does not answer, the answer is no. Each no is an audit record.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use shipote_audit::{Audit, Door, Event, Record};
 use zbus::message::Header;
 use zbus::names::{BusName, OwnedUniqueName};
 use zbus_polkit::policykit1::{AuthorityProxy, CheckAuthorizationFlags, Subject};
@@ -39,15 +41,29 @@ pub struct Authority {
     embedded: bool,
     // unique names are never used again on a bus, so an entry never becomes wrong
     known: Arc<Mutex<HashMap<OwnedUniqueName, u32>>>,
+    audit: Arc<Audit>,
+    refusals: Arc<Mutex<HashMap<u32, Refusals>>>,
 }
+
+/// One user's refusals of late: whoever is refused must not be able to fill the journal with it.
+#[derive(Debug, Clone, Copy)]
+struct Refusals {
+    since: Instant,
+    recorded: u32,
+    unrecorded: u32,
+}
+
+/// Refusals of one user that are recorded in [`WINDOW`].
+const RECORDED_MAX: u32 = 32;
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// Names remembered before the table is begun anew.
 const KNOWN_MAX: usize = 1024;
 
 impl Authority {
-    pub(crate) fn new(connection: zbus::Connection, embedded: bool) -> Self {
+    pub(crate) fn new(connection: zbus::Connection, embedded: bool, audit: Arc<Audit>) -> Self {
         let own_uid = std::fs::metadata("/proc/self").map_or(u32::MAX, |m| m.uid());
-        Authority { connection, own_uid, embedded, known: Arc::default() }
+        Authority { connection, own_uid, embedded, known: Arc::default(), audit, refusals: Arc::default() }
     }
 
     /// The sender of a call, without a decision: for reads that everyone may do.
@@ -79,6 +95,36 @@ impl Authority {
     /// # Errors
     /// [`NotAuthorized`].
     pub async fn check(&self, header: &Header<'_>, action: &str) -> Result<Caller, NotAuthorized> {
+        let decided = self.decide(header, action).await;
+        if let Err(refused) = &decided {
+            self.record(header, refused);
+        }
+        decided
+    }
+
+    fn record(&self, header: &Header<'_>, refused: &NotAuthorized) {
+        let now = Instant::now();
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.len() >= KNOWN_MAX {
+            refusals.retain(|_, of| now.duration_since(of.since) < WINDOW);
+        }
+        let of = refusals.entry(refused.uid).or_insert(Refusals { since: now, recorded: 0, unrecorded: 0 });
+        let Some(unrecorded) = of.admit(now) else { return };
+        drop(refusals);
+        let object = match (header.interface(), header.member()) {
+            (Some(interface), Some(member)) => format!("{interface}.{member}"),
+            _ => refused.action.clone(),
+        };
+        let mut record = Record::new(Event::AccessRefused, object, refused.uid, Door::Bus).failed(refused);
+        if unrecorded > 0 {
+            record = record.field("UNRECORDED", unrecorded.to_string());
+        }
+        if let Err(error) = self.audit.record(&record) {
+            tracing::error!("record a refusal to uid {}: {error}", refused.uid);
+        }
+    }
+
+    async fn decide(&self, header: &Header<'_>, action: &str) -> Result<Caller, NotAuthorized> {
         let caller = self.identify(header).await?;
         // on the system bus the service's own user is nobody who asks: it would be a command that got out
         if caller.uid == 0 || (self.embedded && caller.uid == self.own_uid) {
@@ -106,5 +152,39 @@ impl Authority {
         } else {
             Err(refused("polkit says no; ask as root, or have the administrator allow the action".to_owned()))
         }
+    }
+}
+
+impl Refusals {
+    /// Whether one more is to be recorded, and how many before it were not.
+    fn admit(&mut self, now: Instant) -> Option<u32> {
+        if now.duration_since(self.since) >= WINDOW {
+            (self.since, self.recorded) = (now, 0);
+        }
+        if self.recorded >= RECORDED_MAX {
+            self.unrecorded = self.unrecorded.saturating_add(1);
+            return None;
+        }
+        self.recorded += 1;
+        Some(std::mem::take(&mut self.unrecorded))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_refusals_is_counted_where_it_is_not_recorded() {
+        let begun = Instant::now();
+        let mut of = Refusals { since: begun, recorded: 0, unrecorded: 0 };
+        for _ in 0..RECORDED_MAX {
+            assert_eq!(of.admit(begun), Some(0));
+        }
+        for _ in 0..5 {
+            assert_eq!(of.admit(begun + WINDOW / 2), None);
+        }
+        assert_eq!(of.admit(begun + WINDOW), Some(5), "the next says how many it stands for");
+        assert_eq!(of.admit(begun + WINDOW), Some(0));
     }
 }

@@ -49,10 +49,10 @@ where
             .build()
             .await
             .with_context(|| format!("connect to the bus {}", embedded.as_deref().unwrap_or("of the system")))?;
-        let audit = open_audit(service, &paths)?;
+        let audit = Arc::new(open_audit(service, &paths)?);
         let context = Context {
-            audit: Arc::new(audit),
-            authority: Authority::new(connection.clone(), embedded.is_some()),
+            authority: Authority::new(connection.clone(), embedded.is_some(), Arc::clone(&audit)),
+            audit,
             connection: connection.clone(),
             paths,
             confinement: Arc::clone(&confinement),

@@ -7,9 +7,9 @@ use std::process::Command;
 use anyhow::Context;
 
 use super::host;
-use crate::install;
+use crate::{deb, install};
 
-/// What a package's installation scripts would do, in the machine.
+/// Installs the package, in the machine.
 const PROVISION: &str = include_str!("provision.sh");
 
 /// What goes into the machine.
@@ -53,7 +53,9 @@ pub(super) fn build(options: &Options, tests: &[String]) -> anyhow::Result<Stage
     let files = dir.join("files");
     fs::create_dir_all(&files).with_context(|| format!("create {}", files.display()))?;
     if !options.bare {
-        install::install(&files.join("root"), options.profile)?;
+        let package = deb::build(&files, options.profile, deb::Compression::None)?;
+        // one name, whatever the version
+        fs::rename(&package, files.join("shipote.deb")).with_context(|| format!("rename {}", package.display()))?;
     }
     if !tests.is_empty() {
         install::tests(&files.join("tests"), tests)?;

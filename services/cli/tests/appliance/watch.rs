@@ -1,0 +1,90 @@
+//! `shipote events` and `shipote doctor`.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::Appliance;
+
+#[test]
+fn events_tell_what_comes_changes_and_goes() {
+    let appliance = Appliance::start();
+    let mut following =
+        appliance.shipote(&["events", "--json", "--service", "workspaces"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(next()["event"], "listening");
+
+    assert!(appliance.shipote(&["workspace", "create", "seen"]).status().unwrap().success());
+    let added = loop {
+        let event = next();
+        if event["event"] == "added" {
+            break event;
+        }
+    };
+    assert_eq!(added["service"], "workspaces");
+    assert_eq!(added["detail"]["Name"], "seen", "{added}");
+
+    assert!(appliance.shipote(&["workspace", "stop", "seen"]).status().unwrap().success());
+    let removed = loop {
+        let event = next();
+        if event["event"] == "removed" && event["object"] == added["object"] {
+            break event;
+        }
+    };
+    assert!(removed["time"].as_str().unwrap().contains('T'), "{removed}");
+
+    // a service that dies and one that comes are told, too
+    rustix::process::kill_process(appliance.service("workspaces"), rustix::process::Signal::KILL).unwrap();
+    for wanted in ["stopped", "started"] {
+        while next()["event"] != wanted {}
+    }
+    following.kill().unwrap();
+    following.wait().unwrap();
+}
+
+#[test]
+fn events_leave_after_as_many_as_were_asked_for() {
+    let appliance = Appliance::start();
+    let mut following = appliance.shipote(&["events", "--json", "-n", "1"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("listening"));
+    assert!(appliance.shipote(&["run", "--", "true"]).status().unwrap().success());
+    assert_eq!(lines.map_while(Result::ok).count(), 1);
+    assert!(following.wait().unwrap().success());
+}
+
+#[test]
+fn doctor_looks_at_the_host_and_every_service() {
+    let appliance = Appliance::start();
+    let output = appliance.shipote(&["doctor", "--json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let state = |subject: &str| {
+        let all = report["findings"].as_array().unwrap();
+        all.iter().find(|f| f["subject"] == subject).unwrap_or_else(|| panic!("{subject}: {report}"))["state"].clone()
+    };
+    for service in ["workspaces", "machines", "proxy", "plugins"] {
+        assert_ne!(state(service), "failed", "{report}");
+    }
+    assert_ne!(state("kernel"), "failed", "{report}");
+    assert_eq!(output.status.success(), report["state"] != "failed");
+    for finding in report["findings"].as_array().unwrap() {
+        assert!(finding["state"] == "ok" || finding["remedy"] != "", "{finding}");
+    }
+}
+
+#[test]
+fn doctor_works_where_nothing_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_shipote"))
+        .args(["doctor", "--json"])
+        .env("SHIPOTE_BUS_ADDRESS", format!("unix:path={}", folder.path().join("no-bus").display()))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    assert!(findings.iter().any(|f| f["subject"] == "bus" && f["state"] == "failed"), "{report}");
+    assert!(findings.iter().any(|f| f["subject"] == "kernel"), "{report}");
+}

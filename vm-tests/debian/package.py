@@ -1,0 +1,64 @@
+# The Debian package: what it installs, what an upgrade leaves alone, what removing and purging leave behind.
+# machine: fresh
+
+SERVICES = ("workspaces", "machines", "proxy", "plugins")
+PACKAGE = "/mnt/host/shipote.deb"
+
+start_all()
+machine.wait_for_unit("multi-user.target")
+for service in SERVICES:
+    machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
+
+with subtest("manual pages, completions and the libraries it names are there"):
+    files = machine.succeed("dpkg -L shipote").splitlines()
+    for name in (
+        "/usr/share/man/man1/shipote.1",
+        "/usr/share/man/man1/shipote-run.1",
+        "/usr/share/bash-completion/completions/shipote",
+        "/usr/share/zsh/vendor-completions/_shipote",
+        "/usr/share/fish/vendor_completions.d/shipote.fish",
+        "/usr/share/doc/shipote/copyright",
+    ):
+        assert name in files, name
+    depends = machine.succeed("dpkg-query -W -f '${Depends}' shipote")
+    assert "libc6 (>=" in depends and "polkitd" in depends, depends
+    assert "shipote" in machine.succeed("bash -c '. /usr/share/bash-completion/completions/shipote; complete -p shipote'")
+
+with subtest("the units are sound and start at boot"):
+    machine.succeed("systemd-analyze verify --man=no /usr/lib/systemd/system/shipote-*.service")
+    for service in SERVICES:
+        assert machine.succeed(f"systemctl is-enabled shipote-{service}.service").strip() == "enabled"
+
+with subtest("an upgrade leaves state and an administrator's choice alone"):
+    machine.succeed("shipote workspace create kept")
+    machine.succeed("systemctl disable --now shipote-machines.service")
+    before = machine.succeed("systemctl show -P MainPID shipote-proxy.service")
+    machine.succeed(f"dpkg --force-unsafe-io -i {PACKAGE}")
+    for service in ("workspaces", "proxy", "plugins"):
+        machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
+    assert machine.succeed("systemctl show -P MainPID shipote-proxy.service") != before, "the proxy was not restarted"
+    machine.fail("systemctl is-enabled shipote-machines.service")
+    machine.wait_until_succeeds("shipote workspace list | grep -qw kept", timeout=60)
+    machine.succeed("systemctl enable shipote-machines.service")
+
+with subtest("after a removal nothing runs, and configuration and state are kept"):
+    machine.succeed("echo '# mine' > /etc/shipote/shipote.toml")
+    machine.succeed("shipote run --detach -- sleep 54321")
+    machine.succeed("dpkg -r shipote")
+    machine.fail("pgrep -f 'sleep 54321'")
+    machine.fail("pgrep -f /usr/bin/shipote")
+    machine.fail("test -e /usr/bin/shipote")
+    assert machine.succeed("systemctl list-unit-files --no-legend 'shipote-*' | grep -v masked || true").strip() == ""
+    machine.succeed("test -e /etc/shipote/shipote.toml", "test -d /var/lib/shipote/workspaces")
+    assert machine.succeed("systemctl --failed --no-legend --plain").strip() == ""
+
+with subtest("it can be installed again, and works"):
+    machine.succeed(f"dpkg --force-unsafe-io -i {PACKAGE}")
+    machine.wait_for_unit("shipote-workspaces.service", timeout=120)
+    assert machine.succeed("echo hello | shipote run -- tr a-z A-Z").strip() == "HELLO"
+
+with subtest("a purge leaves nothing"):
+    machine.succeed("dpkg -P shipote")
+    machine.fail("test -e /etc/shipote")
+    machine.fail("test -e /var/lib/shipote")
+    machine.fail("find /etc/systemd /usr/lib /usr/share -name '*shipote*' ! -path '*/doc/*' | grep .")
