@@ -43,6 +43,13 @@ impl Series {
         self.walls.iter().min().copied().unwrap_or_default()
     }
 
+    /// Wall time that all but the slowest hundredth of the units stay below.
+    pub(crate) fn tail(&self) -> Duration {
+        let mut sorted = self.walls.clone();
+        sorted.sort_unstable();
+        sorted.get((sorted.len() * 99).div_ceil(100).saturating_sub(1)).copied().unwrap_or_default()
+    }
+
     /// CPU time of a unit, median of the rounds.
     pub(crate) fn cpu(&self) -> Duration {
         median(&self.cpus)
@@ -220,6 +227,14 @@ mod tests {
         {
             assert_eq!(series(samples, &[]).wall(), middle, "{samples:?}");
         }
+    }
+
+    #[test]
+    fn the_tail_is_the_ninety_ninth_of_a_hundred() {
+        let walls: Vec<u64> = (1..=200).rev().collect();
+        assert_eq!(series(&walls, &[]).tail(), ms(198));
+        assert_eq!(series(&[5], &[]).tail(), ms(5));
+        assert_eq!(series(&[], &[]).tail(), ms(0));
     }
 
     #[test]

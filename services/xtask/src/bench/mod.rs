@@ -18,7 +18,9 @@ use clap::builder::PossibleValuesParser;
 mod accounting;
 mod bubblewrap;
 mod flow;
+mod grown;
 mod harness;
+mod living;
 mod report;
 mod run;
 mod sandbox;
@@ -81,6 +83,12 @@ const ENTRIES: &[Entry] = &[
         name: "run",
         about: "`shipote run` and Workspaces1.Run through the bus, against bubblewrap",
         measure: run::measure,
+    },
+    Entry { name: "grown", about: "what a command costs a service that has grown", measure: grown::measure },
+    Entry {
+        name: "living",
+        about: "a run while a thousand commands live, and the memory they take",
+        measure: living::measure,
     },
     Entry { name: "flow", about: "a tapped edge of a pipeline, against a plain pipe", measure: flow::measure },
 ];

@@ -18,7 +18,7 @@ use crate::appliance::{self, Appliance};
 /// Commands a round: the services' CPU time is counted in ticks of 10 ms, so a block must take many.
 const UNITS: u32 = 50;
 /// Workspace of the contender that keeps one.
-const WORKSPACE: &str = "bench";
+pub(super) const WORKSPACE: &str = "bench";
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 const COMMAND_LINE: &str = "`shipote run -- true`, warm, end to end through the bus";
@@ -70,14 +70,14 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
 }
 
 /// A client that keeps its connection.
-struct Client {
+pub(super) struct Client {
     manager: ManagerProxy<'static>,
     null: File,
 }
 
 impl Client {
     /// Connects, and makes the workspace that lives through all rounds.
-    async fn connect(address: &str) -> anyhow::Result<Self> {
+    pub(super) async fn connect(address: &str) -> anyhow::Result<Self> {
         let connection = zbus::connection::Builder::address(address)
             .method_timeout(CALL_TIMEOUT)
             .build()
@@ -89,7 +89,7 @@ impl Client {
         Ok(Self { manager, null })
     }
 
-    async fn run(&self, workspace: &str) -> anyhow::Result<()> {
+    pub(super) async fn run(&self, workspace: &str) -> anyhow::Result<()> {
         let stdio = vec![self.null.as_fd().into(), self.null.as_fd().into(), self.null.as_fd().into()];
         let (_, _, descriptors) =
             self.manager.run(workspace, &["true"], &RunOptions::default(), stdio).await.context("Workspaces1.Run")?;
@@ -102,6 +102,12 @@ impl Client {
         if ended.exit_status != 0 {
             bail!("true in a workspace: {ended:?}");
         }
+        Ok(())
+    }
+
+    /// Starts a command in the workspace that is kept, and does not wait for its end: without descriptors of the caller it is detached.
+    pub(super) async fn detach(&self, argv: &[&str]) -> anyhow::Result<()> {
+        self.manager.run(WORKSPACE, argv, &RunOptions::default(), Vec::new()).await.context("Workspaces1.Run")?;
         Ok(())
     }
 

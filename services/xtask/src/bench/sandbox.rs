@@ -115,7 +115,8 @@ async fn one_each(spawner: &Spawner, units: u32) -> anyhow::Result<Vec<Duration>
     Ok(walls)
 }
 
-async fn command(keeper: &Keeper, events: &mut ExitStream, id: u64) -> anyhow::Result<()> {
+/// Runs `/bin/true` and waits for its end.
+pub(super) async fn command(keeper: &Keeper, events: &mut ExitStream, id: u64) -> anyhow::Result<()> {
     let command = CommandSpec { exec: "/bin/true".to_owned(), ..CommandSpec::default() };
     keeper.spawn(id, &command, Stdio::default()).await?;
     match events.next().await {
