@@ -14,7 +14,7 @@ use crate::figures::Figures;
 use crate::flows::{Flow, Flows};
 use crate::health::Health;
 use crate::plan::{LinkError, Plan, Plugins};
-use crate::plugin::{PluginCode, Runtime};
+use crate::plugin::{PluginCode, PoolInfo, Runtime};
 use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::upstream::Registry;
@@ -330,6 +330,12 @@ impl Engine {
             }
         }
         all
+    }
+
+    /// The call sites of plugins, as the plan that holds has them.
+    #[must_use]
+    pub fn pools(&self) -> Vec<PoolInfo> {
+        self.shared.plan().sites.iter().flatten().map(|site| site.info()).collect()
     }
 
     /// The last flows of all workers, oldest first.

@@ -8,6 +8,7 @@
 //! as a whole.
 #![deny(unsafe_code)]
 
+mod address;
 pub mod admin;
 mod engine;
 mod figures;
@@ -36,5 +37,5 @@ mod worker;
 pub use engine::{ApplyError, ConnectionInfo, Engine, Inherited, UpstreamInfo};
 pub use flows::Flow;
 pub use plan::LinkError;
-pub use plugin::PluginCode;
+pub use plugin::{PluginCode, PoolInfo};
 pub use settings::Settings;

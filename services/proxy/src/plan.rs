@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use shipote_plugin_abi::metadata::MiddlewareKind;
 use shipote_rules::{
-    Field, Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, NodeId, Terminator, TerminatorEntry,
-    TerminatorId, Transport, Upstream, UpstreamAddress,
+    Field, Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, Terminator, TerminatorEntry, TerminatorId,
+    Transport, Upstream, UpstreamAddress,
 };
 
 use crate::plugin::{PluginCode, Runtime, Site};
@@ -64,7 +65,9 @@ impl Plan {
             others.push(retries || linked.iter().any(|t| matches!(t.speak, Speak::Two | Speak::Either)));
             targets.push(linked);
         }
-        let body_limit = graph.terminators.iter().map(|t| t.request_body_limit).max().unwrap_or(0);
+        // What the compiler adds has no name, and no limit that somebody meant.
+        let named = graph.terminators.iter().filter(|t| !t.rule.is_empty());
+        let body_limit = named.map(|t| t.request_body_limit).max().unwrap_or(0);
         for check in &graph.checks {
             if let Field::PeerCertSubjectCn
             | Field::PeerCertSanDns
@@ -83,9 +86,15 @@ impl Plan {
             tls.push(configured.map_err(|reason| LinkError { rule, reason })?);
         }
         let mut sites = Vec::with_capacity(graph.middleware.len());
+        let mut seen = HashMap::new();
         let mut limiters = Vec::with_capacity(graph.middleware.len());
         for entry in &graph.middleware {
-            sites.push(plugins.site(entry)?);
+            let site = plugins.site(entry, before, &mut seen)?;
+            if let Some(site) = &site {
+                fits(&graph, sites.len(), site.kind)
+                    .map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
+            }
+            sites.push(site);
             limiters.push(match &entry.middleware {
                 Middleware::RateLimit { rate, burst, window, .. } => {
                     // The same limit of the same rule goes on counting across a reload.
@@ -123,12 +132,6 @@ impl Plan {
         matches!(terminator, Terminator::HttpProxy(spec) if spec.websocket && spec.version != HttpVersion::H2)
     }
 
-    /// Whether a response phase does more than edit headers.
-    #[allow(clippy::unused_self, reason = "plugins of that phase come here")]
-    pub(crate) fn changes_answers(&self, _response: Option<NodeId>) -> bool {
-        false
-    }
-
     pub(crate) fn listener(&self, transport: Transport, address: SocketAddr) -> Option<&Listener> {
         self.listeners.get(&(transport, address)).map(|&i| &self.graph.listeners[i])
     }
@@ -146,15 +149,66 @@ pub(crate) struct Plugins<'a> {
 }
 
 impl Plugins<'_> {
-    fn site(&self, entry: &MiddlewareEntry) -> Result<Option<Arc<Site>>, LinkError> {
-        let Middleware::Plugin { module, export, args } = &entry.middleware else { return Ok(None) };
+    /// The call site of a plugin. `seen` counts those that are alike, so that each finds its own in the plan before.
+    fn site(
+        &self,
+        entry: &MiddlewareEntry,
+        before: Option<&Plan>,
+        seen: &mut HashMap<(String, String, String, String), usize>,
+    ) -> Result<Option<Arc<Site>>, LinkError> {
+        let Middleware::Plugin { module, export, args, .. } = &entry.middleware else { return Ok(None) };
         let refuse = |reason: String| LinkError { rule: entry.rule.clone(), reason };
         let code = self.codes.iter().find(|c| c.name == *module);
         let (Some(code), Some(runtime)) = (code, self.runtime) else {
             return Err(refuse(format!("plugin {module:?} is not in the registry; add it with `shipote plugin add`")));
         };
+        let nth = seen.entry((entry.rule.clone(), module.clone(), export.clone(), args.clone())).or_insert(0);
+        let kept = before.and_then(|before| {
+            let places = before.graph.middleware.iter().zip(&before.sites);
+            let alike = places.filter(|(e, _)| {
+                e.rule == entry.rule
+                    && matches!(&e.middleware, Middleware::Plugin { module: m, export: x, args: a, .. }
+                        if m == module && x == export && a == args)
+            });
+            let site = alike.skip(*nth).find_map(|(_, site)| site.as_ref());
+            site.filter(|site| site.is_still(code, export, args)).cloned()
+        });
+        *nth += 1;
+        if kept.is_some() {
+            return Ok(kept);
+        }
         runtime.site(code, export, args).map(Some).map_err(refuse)
     }
+}
+
+/// Whether a plugin of this kind can stand where its middleware stands.
+fn fits(graph: &Graph, middleware: usize, kind: MiddlewareKind) -> Result<(), String> {
+    let bytes = matches!(kind, MiddlewareKind::L4Peek | MiddlewareKind::L4Bytes);
+    for node in &graph.nodes {
+        let Node::Middleware { middleware: id, next, .. } = node else { continue };
+        if id.index() != middleware {
+            continue;
+        }
+        let mut at = next;
+        let end = loop {
+            match graph.node(*at) {
+                Node::Middleware { next, .. } => at = next,
+                Node::Terminate { terminator, .. } => break &graph.terminator(*terminator).terminator,
+                _ => return Err("a chain does not end in a terminator".to_owned()),
+            }
+        };
+        let forwards = matches!(end, Terminator::TcpForward { .. } | Terminator::UdpForward { .. });
+        if bytes != forwards {
+            let (kind, end) = (kind.name(), end.name());
+            let why = if bytes {
+                "it looks at bytes, and HTTP is read there"
+            } else {
+                "it looks at HTTP, which is not read there"
+            };
+            return Err(format!("a plugin of the kind {kind} cannot stand before {end}: {why}"));
+        }
+    }
+    Ok(())
 }
 
 fn first_rule(graph: &Graph) -> String {

@@ -51,7 +51,7 @@ pub(crate) async fn receive(worker: Rc<Worker>, socket: UdpSocket, address: Sock
         let known = sessions.borrow().get(&from).cloned();
         let queue = match known {
             Some(queue) => queue,
-            None => match begin(&worker, &socket, &sessions, address, from) {
+            None => match begin(&worker, &socket, &sessions, address, from, &datagram) {
                 Some(queue) => queue,
                 None => continue,
             },
@@ -68,6 +68,7 @@ fn begin(
     sessions: &Sessions,
     address: SocketAddr,
     from: SocketAddr,
+    first: &[u8],
 ) -> Option<mpsc::Sender<Box<[u8]>>> {
     if sessions.borrow().len() >= worker.settings.udp_sessions {
         worker.figures.refused.add(1);
@@ -83,12 +84,17 @@ fn begin(
         remote_text: canonical(from.ip()).to_string(),
         local: socket.local_addr().unwrap_or(address),
         listener: address,
-        peeked: Box::default(),
+        peeked: first.into(),
         sni: None,
         tls: None,
         accepted_unix_ms: unix_ms(),
     };
-    let Arrival::Forward(terminator) = arrive(&plan, listener.entry, &peer, None) else { return None };
+    let arrival = arrive(&plan, listener.entry, &peer, Some(false), &worker.plugins);
+    if let Arrival::Refused { rule, error } = &arrival {
+        let (connection, client) = (peer.id, peer.remote_text.as_str());
+        worker.flows.push(&Entry { connection, client, rule, error, ..Entry::default() }, Instant::now());
+    }
+    let Arrival::Forward(terminator) = arrival else { return None };
     let (queue, queued) = mpsc::channel(QUEUE);
     sessions.borrow_mut().insert(from, queue.clone());
     let session = Session { worker: Rc::clone(worker), socket: Rc::clone(socket), plan, terminator, peer };

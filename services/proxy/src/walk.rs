@@ -1,8 +1,11 @@
 //! Walking the graph for a connection and for each of its requests.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
+use shipote_plugin_abi::handlers::L7RequestInput;
+use shipote_plugin_abi::metadata::MiddlewareKind;
 use shipote_rules::{
     Field, HeaderEdit, LimitKey, Middleware, MiddlewareId, Node, NodeId, OnError, Phase, Response, TerminatorId,
     Transport, Value, View,
@@ -10,7 +13,7 @@ use shipote_rules::{
 
 use crate::http1::request::RequestHead;
 use crate::plan::Plan;
-use crate::plugin::{Called, Instances};
+use crate::plugin::{self, Called, Instances, Passed, Site};
 use crate::rate::Key;
 use crate::tls::Settled;
 
@@ -92,6 +95,17 @@ struct RequestView<'a> {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) bytes: Vec<u8>,
+    /// There was more.
+    pub(crate) truncated: bool,
+    /// How many bytes were asked for.
+    pub(crate) limit: u64,
+}
+
+impl Held {
+    /// Whether `limit` bytes, or all there are, are held.
+    fn has(&self, limit: u64) -> bool {
+        !self.truncated || self.limit >= limit
+    }
 }
 
 impl View for RequestView<'_> {
@@ -110,7 +124,7 @@ impl View for RequestView<'_> {
 }
 
 /// Where a connection goes before any request was read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Arrival {
     /// The first bytes are needed to decide.
     Peek,
@@ -122,11 +136,14 @@ pub(crate) enum Arrival {
     Forward(TerminatorId),
     /// Nobody wants it.
     Close,
+    /// A plugin refused it, or failed.
+    Refused { rule: String, error: String },
 }
 
 /// Walks until bytes are needed; `peeked` says that the first ones are there, and whether they look like HTTP.
-pub(crate) fn arrive(plan: &Plan, entry: NodeId, peer: &Peer, peeked: Option<bool>) -> Arrival {
+pub(crate) fn arrive(plan: &Plan, entry: NodeId, peer: &Peer, peeked: Option<bool>, plugins: &Instances) -> Arrival {
     let mut at = entry;
+    let mut tunnel = false;
     loop {
         at = match plan.graph.node(at) {
             Node::Check { check, yes, no } => {
@@ -147,7 +164,25 @@ pub(crate) fn arrive(plan: &Plan, entry: NodeId, peer: &Peer, peeked: Option<boo
                     *other
                 }
             }
-            Node::Middleware { next, .. } => *next,
+            Node::Middleware { next, .. } if tunnel => *next,
+            Node::Middleware { middleware, next, .. } => {
+                // Of rules that forward bytes; those of HTTP come once a request is read.
+                let Some(site) = &plan.sites[middleware.index()] else { return Arrival::Close };
+                if peeked.is_none() {
+                    return Arrival::Peek;
+                }
+                let refused = |error: String| {
+                    let rule = plan.graph.middleware[middleware.index()].rule.clone();
+                    Arrival::Refused { rule, error }
+                };
+                match plugins.connection(site, peer) {
+                    Passed::On => {}
+                    Passed::Tunnel => tunnel = true,
+                    Passed::Close => return refused("closed by a plugin".to_owned()),
+                    Passed::Failed(error) => return refused(error),
+                }
+                *next
+            }
             Node::Terminate { terminator, .. } => {
                 return match plan.graph.terminator(*terminator).terminator {
                     shipote_rules::Terminator::TcpForward { .. } | shipote_rules::Terminator::UdpForward { .. } => {
@@ -167,6 +202,15 @@ pub(crate) struct Edits<'p> {
     pub(crate) real_ip: bool,
     pub(crate) headers: Vec<&'p HeaderEdit>,
     pub(crate) rewrite: Option<(&'p str, &'p str)>,
+    /// Plugins that look at the answer.
+    pub(crate) after: Vec<After<'p>>,
+}
+
+/// A plugin of the response phase.
+#[derive(Debug)]
+pub(crate) struct After<'p> {
+    pub(crate) site: &'p Arc<Site>,
+    pub(crate) on_error: Option<&'p OnError>,
 }
 
 /// What becomes of a request.
@@ -187,12 +231,21 @@ pub(crate) enum Verdict<'p> {
 /// What a walk waits for.
 #[derive(Debug)]
 pub(crate) enum Need {
-    /// The request's body, at most so many bytes of it.
-    Body { limit: u64 },
+    /// The request's body, at most so many bytes of it; with `whole`, a larger one is refused.
+    Body { limit: u64, whole: bool },
+    /// A plugin's answer that takes its time.
+    Call { site: Arc<Site>, input: Box<L7RequestInput> },
+}
+
+/// Where a walk goes on, and what it got meanwhile.
+#[derive(Debug)]
+pub(crate) struct Resume<'a> {
+    pub(crate) at: NodeId,
+    pub(crate) held: Option<&'a Held>,
+    pub(crate) called: Option<Called>,
 }
 
 /// Walks the graph for one request, from the beginning or from where it paused.
-#[allow(clippy::too_many_arguments, reason = "a walk needs to know all there is")]
 pub(crate) fn route<'p>(
     plan: &'p Plan,
     peer: &Peer,
@@ -200,12 +253,13 @@ pub(crate) fn route<'p>(
     bytes: &[u8],
     edits: &mut Edits<'p>,
     plugins: &Instances,
-    from: Option<NodeId>,
-    held: Option<&Held>,
+    resume: Option<Resume<'_>>,
 ) -> Verdict<'p> {
     let Some(listener) = plan.listener(Transport::Tcp, peer.listener) else { return Verdict::Close { rule: "" } };
+    let mut at = resume.as_ref().map_or(listener.entry, |r| r.at);
+    let held = resume.as_ref().and_then(|r| r.held);
+    let mut called = resume.and_then(|r| r.called);
     let view = RequestView { peer, head, bytes, held };
-    let mut at = from.unwrap_or(listener.entry);
     loop {
         at = match plan.graph.node(at) {
             Node::Check { check, yes, no } => {
@@ -216,38 +270,41 @@ pub(crate) fn route<'p>(
                 }
             }
             Node::Detect { http, .. } => *http,
-            Node::Upgrade { to: Phase::Body, next } if held.is_none() => {
-                return Verdict::Pause { need: Need::Body { limit: plan.body_limit }, at: *next };
+            Node::Upgrade { to: Phase::Body, next } if !held.is_some_and(|h| h.has(plan.body_limit)) => {
+                return Verdict::Pause { need: Need::Body { limit: plan.body_limit, whole: true }, at: *next };
             }
             Node::Upgrade { next, .. } => *next,
-            Node::Middleware { middleware, next, on_error } => match run(plan, *middleware, &view, edits, plugins) {
-                Ran::On => *next,
-                Ran::Answer(response) => {
-                    let rule = &plan.graph.middleware[middleware.index()].rule;
-                    return Verdict::Answer { response, rule, limited: true };
+            Node::Middleware { middleware, next, on_error } => {
+                match run(plan, (*middleware, on_error.as_ref()), &view, edits, plugins, called.take()) {
+                    Ran::On => *next,
+                    Ran::Pause(need) => return Verdict::Pause { need, at },
+                    Ran::Answer(response) => {
+                        let rule = &plan.graph.middleware[middleware.index()].rule;
+                        return Verdict::Answer { response, rule, limited: true };
+                    }
+                    Ran::Made(response) => {
+                        let rule = &plan.graph.middleware[middleware.index()].rule;
+                        return Verdict::Made { response, rule, error: None };
+                    }
+                    Ran::Closed => return Verdict::Close { rule: &plan.graph.middleware[middleware.index()].rule },
+                    Ran::Failed { error, rule_decides } => {
+                        let rule = &plan.graph.middleware[middleware.index()].rule;
+                        let response = match on_error {
+                            Some(OnError::Close) if rule_decides => return Verdict::Close { rule },
+                            Some(OnError::Respond(response)) if rule_decides => response.clone(),
+                            _ => Response::empty(500),
+                        };
+                        return Verdict::Made { response: Box::new(response), rule, error: Some(error) };
+                    }
+                    Ran::Refused => {
+                        let rule = &plan.graph.middleware[middleware.index()].rule;
+                        return match on_error {
+                            Some(OnError::Respond(response)) => Verdict::Answer { response, rule, limited: false },
+                            Some(OnError::Close) | None => Verdict::Close { rule },
+                        };
+                    }
                 }
-                Ran::Made(response) => {
-                    let rule = &plan.graph.middleware[middleware.index()].rule;
-                    return Verdict::Made { response, rule, error: None };
-                }
-                Ran::Closed => return Verdict::Close { rule: &plan.graph.middleware[middleware.index()].rule },
-                Ran::Failed { error, rule_decides } => {
-                    let rule = &plan.graph.middleware[middleware.index()].rule;
-                    let response = match on_error {
-                        Some(OnError::Close) if rule_decides => return Verdict::Close { rule },
-                        Some(OnError::Respond(response)) if rule_decides => response.clone(),
-                        _ => Response::empty(500),
-                    };
-                    return Verdict::Made { response: Box::new(response), rule, error: Some(error) };
-                }
-                Ran::Refused => {
-                    let rule = &plan.graph.middleware[middleware.index()].rule;
-                    return match on_error {
-                        Some(OnError::Respond(response)) => Verdict::Answer { response, rule, limited: false },
-                        Some(OnError::Close) | None => Verdict::Close { rule },
-                    };
-                }
-            },
+            }
             Node::Terminate { terminator, response } => {
                 return Verdict::Take { terminator: *terminator, response: *response };
             }
@@ -257,19 +314,25 @@ pub(crate) fn route<'p>(
 
 enum Ran<'p> {
     On,
+    /// It runs again once this is there.
+    Pause(Need),
     Refused,
     Answer(&'p Response),
     Made(Box<Response>),
     Closed,
-    Failed { error: String, rule_decides: bool },
+    Failed {
+        error: String,
+        rule_decides: bool,
+    },
 }
 
 fn run<'p>(
     plan: &'p Plan,
-    id: MiddlewareId,
+    (id, on_error): (MiddlewareId, Option<&'p OnError>),
     view: &RequestView<'_>,
     edits: &mut Edits<'p>,
     plugins: &Instances,
+    called: Option<Called>,
 ) -> Ran<'p> {
     let pass = |yes: bool| if yes { Ran::On } else { Ran::Refused };
     match &plan.graph.middleware[id.index()].middleware {
@@ -312,13 +375,31 @@ fn run<'p>(
         Middleware::Plugin { .. } => match &plan.sites[id.index()] {
             // Linking gives every plugin its site.
             None => Ran::Failed { error: "the plugin is not linked".to_owned(), rule_decides: true },
-            Some(site) => match plugins.request(site, view.peer, view.head, view.bytes) {
-                Called::On => Ran::On,
-                Called::Answer(response) => Ran::Made(response),
-                Called::Close => Ran::Closed,
-                Called::Failed(error) => Ran::Failed { error, rule_decides: true },
-                Called::Internal(error) => Ran::Failed { error, rule_decides: false },
-            },
+            Some(site) if site.kind == MiddlewareKind::L7Response => {
+                edits.after.push(After { site, on_error });
+                Ran::On
+            }
+            Some(site) => {
+                let limit = u64::from(site.limits.request_body);
+                if site.needs_body && !view.held.is_some_and(|h| h.has(limit)) {
+                    return Ran::Pause(Need::Body { limit, whole: false });
+                }
+                let input = || plugin::input::request(site, view.peer, view.head, view.bytes, view.held);
+                let called = match called {
+                    Some(called) => called,
+                    None if site.fetches() => {
+                        return Ran::Pause(Need::Call { site: Arc::clone(site), input: Box::new(input()) });
+                    }
+                    None => plugins.request(site, input()),
+                };
+                match called {
+                    Called::On => Ran::On,
+                    Called::Answer(response) => Ran::Made(response),
+                    Called::Close => Ran::Closed,
+                    Called::Failed(error) => Ran::Failed { error, rule_decides: true },
+                    Called::Internal(error) => Ran::Failed { error, rule_decides: false },
+                }
+            }
         },
         // It stands in the response phase.
         Middleware::ResponseHeaders(_) => Ran::On,

@@ -338,11 +338,16 @@ impl Drop for Leave {
 async fn greet(worker: &Rc<Worker>, stream: TcpStream, mut peer: Peer, slot: Rc<Slot>, idle: Rc<Cell<bool>>) {
     let plan = worker.plan();
     let Some(listener) = plan.listener(Transport::Tcp, peer.listener) else { return };
-    let mut arrival = arrive(&plan, listener.entry, &peer, None);
+    let mut arrival = arrive(&plan, listener.entry, &peer, None, &worker.plugins);
     if arrival == Arrival::Peek {
         let began = Instant::now();
         let first = look(worker, &stream, &mut peer).await;
-        arrival = arrive(&plan, listener.entry, &peer, Some(first == First::Http));
+        arrival = arrive(&plan, listener.entry, &peer, Some(first == First::Http), &worker.plugins);
+        if let Arrival::Refused { rule, error } = &arrival {
+            let (connection, client) = (peer.id, peer.remote_text.as_str());
+            let entry = Entry { connection, client, rule, error, duration: began.elapsed(), ..Entry::default() };
+            worker.flows.push(&entry, Instant::now());
+        }
         if arrival == Arrival::Close {
             let entry = Entry {
                 connection: peer.id,
@@ -391,7 +396,7 @@ async fn greet(worker: &Rc<Worker>, stream: TcpStream, mut peer: Peer, slot: Rc<
             connection::serve(Rc::clone(worker), client, peer, idle).await;
         }
         Arrival::Forward(terminator) => forward::forward(worker, &plan, terminator, client, &peer).await,
-        Arrival::Close | Arrival::Peek | Arrival::Tls => {}
+        Arrival::Close | Arrival::Refused { .. } | Arrival::Peek | Arrival::Tls => {}
     }
 }
 

@@ -269,6 +269,11 @@ impl<'a> Body<'a> {
         Ok(piece)
     }
 
+    /// Something else takes its place; what it was is not read on.
+    pub(crate) fn replace(&mut self, source: Source<'a>) {
+        *self = Self { bytes: self.bytes, ..Self::new(source) };
+    }
+
     /// What follows the data.
     pub(crate) async fn trailers(&mut self) -> Result<Option<HeaderMap>, SourceError> {
         self.source.trailers().await

@@ -8,8 +8,9 @@
 use std::cell::Cell;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use shipote_rules::{NodeId, ProxySpec, TerminatorId};
+use shipote_rules::{NodeId, OnError, ProxySpec, Response, TerminatorId};
 
 use super::acquire::{Link, Want, acquire, key};
 use super::body::within;
@@ -24,8 +25,9 @@ use crate::http1::exchange::{Ended, InFlight, broken_body, read_head};
 use crate::http1::{Framing, Refusal};
 use crate::http2;
 use crate::io::{Io, IoError};
+use crate::plugin::{self, Answered};
 use crate::upstream::{Multiplexed, Target, Used};
-use crate::walk::{Edits, response_edits};
+use crate::walk::{After, Edits, response_edits};
 
 /// A body of known length up to this is read before an upstream is chosen, so that the request can go on a connection
 /// that is there and can be repeated.
@@ -96,7 +98,7 @@ pub(crate) async fn pass(
         let limits = &way.spec.limits;
         request.slot.set(if body.is_over() { limits.response } else { request.worker.settings.body_time });
         let try_status = elsewhere > 0 && whole;
-        let result = attempt(request, way, link, &text, try_status, body, client).await;
+        let result = attempt(request, way, edits, link, &text, try_status, body, client).await;
         let passive = way.spec.care.passive.as_ref();
         let mut ended = match result {
             Ok(ended) | Err(Failed::For(ended)) => {
@@ -144,9 +146,11 @@ fn taken_back() -> Ended {
     Ended::broken(0, &http2::server::TOOK_BACK)
 }
 
+#[allow(clippy::too_many_arguments, reason = "one step of an exchange needs what the exchange needs")]
 async fn attempt(
     request: &Request<'_, '_>,
     way: &Way<'_>,
+    edits: &Edits<'_>,
     link: Link,
     text: &[u8],
     try_status: bool,
@@ -155,19 +159,21 @@ async fn attempt(
 ) -> Result<Ended, Failed> {
     match link {
         Link::One { io, target, served } => {
-            one(request, way, (io, &target, served), text, try_status, body, client).await
+            one(request, way, edits, (io, &target, served), text, try_status, body, client).await
         }
         Link::Two { place, target } => {
             let scheme = if target.secure().is_some() { "https" } else { "http" };
             let asked = http2::head::request(text, scheme, request.wants_trailers()).map_err(refused)?;
-            two(request, way, place, asked, try_status, body, client).await
+            two(request, way, edits, place, asked, try_status, body, client).await
         }
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "one step of an exchange needs what the exchange needs")]
 async fn one(
     request: &Request<'_, '_>,
     way: &Way<'_>,
+    edits: &Edits<'_>,
     (io, target, served): (Io, &Target, u32),
     text: &[u8],
     try_status: bool,
@@ -201,7 +207,8 @@ async fn one(
             answer.consume(head.lines.length);
             let framing = head.framing.unwrap_or(Framing::Empty);
             let source = Source::one(&io, &mut answer, framing, false);
-            Ok(deliver(request, way.response, way.spec, reply, source, client, &progress).await)
+            let phase = (way.response, way.spec.limits.idle);
+            Ok(deliver(request, phase, edits, reply, source, client, progress.sent.get()).await)
         };
         both(request, way, sending, receiving, &progress).await
     };
@@ -219,9 +226,11 @@ async fn one(
     result
 }
 
+#[allow(clippy::too_many_arguments, reason = "one step of an exchange needs what the exchange needs")]
 async fn two(
     request: &Request<'_, '_>,
     way: &Way<'_>,
+    edits: &Edits<'_>,
     mut place: Multiplexed,
     asked: http::Request<()>,
     try_status: bool,
@@ -271,7 +280,8 @@ async fn two(
         progress.started.set(true);
         let (parts, stream) = answer.into_parts();
         let source = Source::two(stream, request.slot);
-        Ok(deliver(request, way.response, way.spec, Reply::two(parts), source, client, &progress).await)
+        let phase = (way.response, way.spec.limits.idle);
+        Ok(deliver(request, phase, edits, Reply::two(parts), source, client, progress.sent.get()).await)
     };
     both(request, way, sending, receiving, &progress).await
 }
@@ -338,17 +348,89 @@ async fn both(
 /// The response phase, and the answer to the client.
 pub(crate) async fn deliver(
     request: &Request<'_, '_>,
-    response: Option<NodeId>,
-    spec: &ProxySpec,
+    (response, idle): (Option<NodeId>, Duration),
+    edits: &Edits<'_>,
     mut reply: Reply,
     source: Source<'_>,
     client: &mut Client<'_>,
-    progress: &Progress,
+    may_keep: bool,
 ) -> Ended {
-    request.slot.set(spec.limits.idle);
-    reply.edit(&response_edits(request.plan, response));
+    request.slot.set(idle);
     let mut body = Body::new(source);
-    send_reply(request, reply, &mut body, client, progress.sent.get()).await
+    let mut error = None;
+    for after in &edits.after {
+        match look(request, after, &mut reply, &mut body).await {
+            Looked::On => {}
+            Looked::Failed(text) => error = Some(text),
+            Looked::Close(text) => return Ended::broken(0, &text),
+        }
+    }
+    reply.edit(&response_edits(request.plan, response));
+    let mut ended = send_reply(request, reply, &mut body, client, may_keep).await;
+    ended.error = ended.error.or(error);
+    ended
+}
+
+/// What came of a plugin that looked at an answer.
+enum Looked {
+    On,
+    /// The answer was replaced by what the rule says.
+    Failed(String),
+    Close(String),
+}
+
+/// Lets a plugin look at an answer, and does what it says.
+async fn look(request: &Request<'_, '_>, after: &After<'_>, reply: &mut Reply, body: &mut Body<'_>) -> Looked {
+    let site = after.site;
+    let mut view = None;
+    if site.needs_body {
+        let limit = u64::from(site.limits.response_body);
+        if let Err(e) = body.hold(limit).await {
+            return replace(reply, body, Response::empty(502), e.to_string());
+        }
+        view = Some(body.view(usize::try_from(limit).unwrap_or(usize::MAX)));
+    }
+    let input = plugin::input::response(site, request.peer, reply, view);
+    let answered = if site.fetches() {
+        let site = Arc::clone(site);
+        let call = tokio::task::spawn_blocking(move || plugin::response_apart(&site, input));
+        call.await.unwrap_or_else(|e| Answered::Failed(format!("the call broke off: {e}")))
+    } else {
+        request.worker.plugins.response(site, input)
+    };
+    match answered {
+        Answered::On => Looked::On,
+        Answered::Close => Looked::Close("closed by a plugin".to_owned()),
+        Answered::Changed { status, headers, body: content } => {
+            reply.status = status.unwrap_or(reply.status);
+            if let Some(headers) = headers {
+                reply.set_headers(&headers);
+            }
+            if let Some(content) = content {
+                let bodiless = request.head.facts.is_head || matches!(reply.status, 204 | 304);
+                reply.length = (!matches!(reply.status, 204 | 304)).then_some(content.len() as u64);
+                let over = bodiless || content.is_empty();
+                body.replace(if over { Source::Empty } else { Source::Whole(content.into()) });
+            } else if matches!(reply.status, 204 | 304) {
+                reply.length = None;
+                body.replace(Source::Empty);
+            }
+            Looked::On
+        }
+        Answered::Failed(error) => match after.on_error {
+            Some(OnError::Close) => Looked::Close(error),
+            Some(OnError::Respond(response)) => replace(reply, body, response.clone(), error),
+            None => replace(reply, body, Response::empty(500), error),
+        },
+        Answered::Internal(error) => replace(reply, body, Response::empty(500), error),
+    }
+}
+
+fn replace(reply: &mut Reply, body: &mut Body<'_>, response: Response, error: String) -> Looked {
+    *reply = Reply::own(&response);
+    let source = if response.body.is_empty() { Source::Empty } else { Source::Whole(response.body.into()) };
+    body.replace(source);
+    Looked::Failed(error)
 }
 
 /// Sends an answer to the client. `may_keep`: the request was read to its end.

@@ -2,10 +2,11 @@
 //! any version.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use shipote_rules::{HeaderEdit, Response, Terminator, TimeLimits};
 
-use super::exchange::{self, Way};
+use super::exchange::{self, Way, deliver};
 use super::reply::Reply;
 use super::{Body, Client};
 use crate::http1::compose;
@@ -13,8 +14,12 @@ use crate::http1::exchange::{Ended, broken_body};
 use crate::http1::request::RequestHead;
 use crate::io::Slot;
 use crate::plan::Plan;
-use crate::walk::{Edits, Held, Need, Peer, Verdict, response_edits, route};
+use crate::plugin::{Called, request_apart};
+use crate::walk::{Edits, Held, Need, Peer, Resume, Verdict, response_edits, route};
 use crate::worker::Worker;
+
+/// How long a call that fetches may take: longer than any policy should let it.
+const APART: Duration = Duration::from_secs(300);
 
 /// A request, its head as the text of HTTP/1.1 whichever version it came in.
 pub(crate) struct Request<'a, 'p> {
@@ -52,32 +57,40 @@ pub(crate) async fn run<'p>(
     body: &mut Body<'_>,
     client: &mut Client<'_>,
 ) -> Outcome<'p> {
+    let mut held: Option<Held> = None;
     loop {
         let (need, at) = match verdict {
             Verdict::Pause { need, at } => (need, at),
             decided => return finish(request, decided, edits, body, client).await,
         };
-        let held = match need {
-            Need::Body { limit } => {
+        let mut called = None;
+        match need {
+            Need::Body { limit, whole } => {
                 request.slot.set(request.worker.settings.body_time);
-                let whole = match body.hold(limit).await {
-                    Ok(whole) => whole,
+                let complete = match body.hold(limit).await {
+                    Ok(complete) => complete,
                     Err(e) => {
                         let ended = broken_body(&e, false);
                         let ended = if ended.refuse { own(request, ended, body, client).await } else { ended };
                         return Outcome { ended, rule: "" };
                     }
                 };
-                if !whole {
+                if whole && !complete {
                     let ended = Ended::refuse(413, &"the body is larger than what rules may hold in memory");
                     return Outcome { ended: own(request, ended, body, client).await, rule: "" };
                 }
-                let (bytes, _) = body.view(usize::try_from(limit).unwrap_or(usize::MAX));
-                Some(Held { bytes })
+                let (bytes, truncated) = body.view(usize::try_from(limit).unwrap_or(usize::MAX));
+                held = Some(Held { bytes, truncated, limit });
             }
-        };
+            Need::Call { site, input } => {
+                request.slot.set(APART);
+                let call = tokio::task::spawn_blocking(move || request_apart(&site, *input));
+                called = Some(call.await.unwrap_or_else(|e| Called::Failed(format!("the call broke off: {e}"))));
+            }
+        }
         let Request { plan, peer, head, bytes, worker, .. } = request;
-        verdict = route(plan, peer, head, bytes, edits, &worker.plugins, Some(at), held.as_ref());
+        verdict =
+            route(plan, peer, head, bytes, edits, &worker.plugins, Some(Resume { at, held: held.as_ref(), called }));
     }
 }
 
@@ -112,7 +125,12 @@ async fn finish<'p>(
                     if ended.refuse { own(request, ended, body, client).await } else { ended }
                 }
                 Terminator::Static(fixed) => {
-                    answer(request, fixed, &response_edits(request.plan, response), body, client).await
+                    let content = if request.head.facts.is_head { Vec::new() } else { fixed.body.clone() };
+                    let source =
+                        if content.is_empty() { super::Source::Empty } else { super::Source::Whole(content.into()) };
+                    let way = (response, TimeLimits::default().idle);
+                    let ended = deliver(request, way, edits, Reply::own(fixed), source, client, body.is_read()).await;
+                    Ended { unread: !body.is_read(), ..ended }
                 }
                 Terminator::RedirectHttps(spec) => {
                     let edits = response_edits(request.plan, response);

@@ -57,6 +57,16 @@ impl Reply {
         Self { status: response.status, headers, length }
     }
 
+    /// Headers that a plugin gives in place of those that were there.
+    pub(crate) fn set_headers(&mut self, headers: &[(String, String)]) {
+        self.headers.clear();
+        for (name, value) in headers {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                self.headers.append(name, value);
+            }
+        }
+    }
+
     pub(crate) fn edit(&mut self, edits: &[&HeaderEdit]) {
         for edit in edits {
             for name in edit.remove.iter().chain(edit.set.iter().map(|(name, _)| name)) {

@@ -113,8 +113,8 @@ impl Connection {
         let plan = worker.plan();
         let marks = self.note(buf);
         let mut edits = Edits::default();
-        let verdict = route(&plan, &self.peer, &self.head, buf.filled(), &mut edits, &worker.plugins, None, None);
-        if self.takes_more(&plan, &verdict) {
+        let verdict = route(&plan, &self.peer, &self.head, buf.filled(), &mut edits, &worker.plugins, None);
+        if self.takes_more(&plan, &verdict, &edits) {
             let outcome = self.general(&worker, &plan, verdict, &mut edits, buf).await;
             self.record(&outcome.ended, outcome.rule, marks, began);
             return match outcome.ended {
@@ -182,12 +182,12 @@ impl Connection {
     }
 
     /// Whether this takes more than one version of HTTP passed on as it is.
-    fn takes_more(&self, plan: &Plan, verdict: &Verdict<'_>) -> bool {
+    fn takes_more(&self, plan: &Plan, verdict: &Verdict<'_>, edits: &Edits<'_>) -> bool {
         match verdict {
             Verdict::Pause { .. } => true,
-            Verdict::Take { terminator, response } => {
+            Verdict::Take { terminator, .. } => {
                 let websocket = self.head.facts.websocket && plan.takes_websocket(*terminator);
-                !websocket && (plan.takes_more(*terminator) || plan.changes_answers(*response))
+                !websocket && (plan.takes_more(*terminator) || !edits.after.is_empty())
             }
             _ => false,
         }

@@ -171,7 +171,7 @@ async fn stream_task(connection: Rc<Connection>, request: http::Request<RecvStre
         Ok(true) => {
             let peer = &connection.peer;
             let mut edits = Edits::default();
-            let verdict = route(&plan, peer, &head, &bytes, &mut edits, &worker.plugins, None, None);
+            let verdict = route(&plan, peer, &head, &bytes, &mut edits, &worker.plugins, None);
             let request = Request { worker, plan: &plan, peer, head: &head, bytes: &bytes, slot: &slot };
             let mut body = Body::new(Source::two(incoming, &slot));
             let mut client = Client::Two { respond: &mut respond, slot: &slot, is_head: head.facts.is_head };

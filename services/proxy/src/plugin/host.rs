@@ -7,7 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use shipote_plugin_abi::host::{
     Host, HttpFetchRequest, HttpFetchResponse, LogField, LogLevel, MAX_METRIC_SERIES, MetricLabel, NetError,
 };
+use shipote_plugin_abi::policy::HttpPolicy;
 use wasmtime::{ResourceLimiter, bail};
+
+use super::{Site, fetch};
 
 /// Figures that plugins made, by series; at most [`MAX_METRIC_SERIES`] of each plugin.
 #[derive(Debug, Default)]
@@ -23,6 +26,9 @@ pub(crate) struct State {
     pub(crate) args: String,
     pub(crate) memory: usize,
     pub(crate) series: Arc<Mutex<Series>>,
+    policy: HttpPolicy,
+    /// Milliseconds that it waited for others in this call.
+    waited: u64,
 }
 
 /// Longest message of a plugin in the log, bytes.
@@ -31,6 +37,22 @@ const MESSAGE: usize = 4096;
 const TABLE: usize = 100_000;
 
 impl State {
+    pub(super) fn new(site: &Site) -> Self {
+        Self {
+            plugin: site.plugin.clone(),
+            args: site.args.clone(),
+            memory: usize::try_from(site.policy.memory_bytes).unwrap_or(usize::MAX),
+            series: Arc::clone(&site.series),
+            policy: site.policy.http.clone(),
+            waited: 0,
+        }
+    }
+
+    /// The time that it waited since this was last asked.
+    pub(super) fn take_waited(&mut self) -> u64 {
+        std::mem::take(&mut self.waited)
+    }
+
     fn measure(&self, name: &str, labels: &[MetricLabel], change: impl FnOnce(&mut i128)) {
         let mut key = name.to_owned();
         for label in labels {
@@ -84,8 +106,13 @@ impl Host for State {
     }
 
     fn http_fetch(&mut self, request: HttpFetchRequest) -> wasmtime::Result<Result<HttpFetchResponse, NetError>> {
-        // Linking refuses plugins whose policy allows hosts, so denying all is what the policy says.
-        Ok(Err(NetError::NotAllowed(request.url)))
+        if self.policy.allowed_hosts.is_empty() {
+            return Ok(Err(NetError::NotAllowed(request.url)));
+        }
+        let began = std::time::Instant::now();
+        let result = fetch::fetch(&self.policy, &request);
+        self.waited += u64::try_from(began.elapsed().as_millis()).unwrap_or(0) + 1;
+        result.map_or_else(|malformed| bail!("{malformed}"), Ok)
     }
 }
 

@@ -1,27 +1,38 @@
-//! A worker's live instances, and calls.
+//! Live instances, and calls.
+//!
+//! A stateless export has one instance for each worker, which calls it on its own thread without a lock. A stateful
+//! one, and one that may fetch, has a pool for its call site that all workers share: its instances keep what they
+//! know, and a call that fetches runs apart from the workers.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 
 use shipote_plugin_abi::handlers::{
-    ContextEntry, ContextValue, Header, L7RequestDecision, L7RequestInput, SynthResponse,
+    BytesView, Header, L4BytesDecision, L4BytesInput, L4PeekDecision, L4PeekInput, L7RequestDecision, L7RequestInput,
+    L7ResponseDecision, L7ResponseInput, ModifiedResponse, SynthResponse,
 };
-use shipote_plugin_abi::metadata::{ErrorHint, PluginError};
+use shipote_plugin_abi::metadata::{ErrorHint, MiddlewareKind, PluginError};
 use shipote_rules::Response;
 use wasmtime::component::TypedFunc;
-use wasmtime::{Store, Trap};
+use wasmtime::{Store, Trap, UpdateDeadline};
 
 use super::Site;
 use super::host::State;
-use crate::http1::request::RequestHead;
+use super::input::context_of;
 use crate::walk::Peer;
 
-type Handle = TypedFunc<(String, L7RequestInput), (Result<L7RequestDecision, PluginError>,)>;
+type Func<In, Out> = TypedFunc<(String, In), (Result<Out, PluginError>,)>;
 
-struct Live {
-    site: Arc<Site>,
+enum Handle {
+    Peek(Func<L4PeekInput, L4PeekDecision>),
+    Bytes(Func<L4BytesInput, L4BytesDecision>),
+    Request(Func<L7RequestInput, L7RequestDecision>),
+    Response(Func<L7ResponseInput, L7ResponseDecision>),
+}
+
+pub(super) struct Live {
     store: Store<State>,
     handle: Handle,
 }
@@ -29,10 +40,10 @@ struct Live {
 /// The instances of one worker, one for each call site that it has come by.
 #[derive(Default)]
 pub(crate) struct Instances {
-    live: RefCell<HashMap<*const Site, Live>>,
+    live: RefCell<HashMap<*const Site, (Arc<Site>, Live)>>,
 }
 
-/// What a call came to.
+/// What a call of a request's handler came to.
 #[derive(Debug)]
 pub(crate) enum Called {
     /// The request goes on.
@@ -47,95 +58,338 @@ pub(crate) enum Called {
     Internal(String),
 }
 
+/// What a call of a response's handler came to.
+#[derive(Debug)]
+pub(crate) enum Answered {
+    /// The answer goes on as it is.
+    On,
+    /// It is changed: status, headers, body.
+    Changed { status: Option<u16>, headers: Option<Vec<(String, String)>>, body: Option<Vec<u8>> },
+    /// The client gets nothing.
+    Close,
+    /// The rule's `on_error` applies.
+    Failed(String),
+    /// As to an internal error, whatever the rule says.
+    Internal(String),
+}
+
+/// What a call of a handler of connections came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Passed {
+    On,
+    /// The rest of the chain is passed by.
+    Tunnel,
+    Close,
+    Failed(String),
+}
+
+/// Why a call has no answer.
+#[derive(Debug)]
+enum Trouble {
+    /// Of the site: it was counted there.
+    Own(String),
+    /// The plugin said so.
+    Said(PluginError),
+}
+
 impl Instances {
-    /// Calls a request handler.
-    pub(crate) fn request(&self, site: &Arc<Site>, peer: &Peer, head: &RequestHead, bytes: &[u8]) -> Called {
-        site.calls.fetch_add(1, Relaxed);
-        site.ticker.begin();
+    /// Calls a handler of first bytes.
+    pub(crate) fn connection(&self, site: &Arc<Site>, peer: &Peer) -> Passed {
+        let context = context_of(&site.inspects, peer);
+        let cut = |limit: u32| &peer.peeked[..peer.peeked.len().min(limit as usize)];
+        if site.kind == MiddlewareKind::L4Peek {
+            let input = L4PeekInput { peek: cut(site.limits.peek).to_vec(), context };
+            let answer = self.call(site, |live| match &live.handle {
+                Handle::Peek(f) => run(f, &mut live.store, site, input),
+                _ => Err(mixed_up()),
+            });
+            return match answer {
+                Ok(L4PeekDecision::Continue) => Passed::On,
+                Ok(L4PeekDecision::Close) => Passed::Close,
+                Err(trouble) => refused(site, trouble),
+            };
+        }
+        let data = cut(site.limits.l4_bytes).to_vec();
+        let truncated = data.len() < peer.peeked.len();
+        let input = L4BytesInput { bytes: BytesView { data, truncated }, context };
+        let answer = self.call(site, |live| match &live.handle {
+            Handle::Bytes(f) => run(f, &mut live.store, site, input),
+            _ => Err(mixed_up()),
+        });
+        match answer {
+            Ok(L4BytesDecision::Continue) => Passed::On,
+            Ok(L4BytesDecision::Tunnel) => Passed::Tunnel,
+            Ok(L4BytesDecision::Close) => Passed::Close,
+            Err(trouble) => refused(site, trouble),
+        }
+    }
+
+    /// Calls a request's handler.
+    pub(crate) fn request(&self, site: &Arc<Site>, input: L7RequestInput) -> Called {
+        decide(site, self.call(site, |live| ask(live, site, input)))
+    }
+
+    /// Calls a response's handler.
+    pub(crate) fn response(&self, site: &Arc<Site>, input: L7ResponseInput) -> Answered {
+        judge(site, self.call(site, |live| tell(live, site, input)))
+    }
+
+    fn call<T>(
+        &self,
+        site: &Arc<Site>,
+        f: impl FnOnce(&mut Live) -> wasmtime::Result<Result<T, PluginError>>,
+    ) -> Result<T, Trouble> {
+        if site.is_shared() {
+            return call_shared(site, f);
+        }
         let key = Arc::as_ptr(site);
         let taken = self.live.borrow_mut().remove(&key);
-        let mut live = match taken.map_or_else(|| start(site), Ok) {
-            Ok(live) => live,
-            Err(e) => {
-                site.failures.fetch_add(1, Relaxed);
-                return Called::Failed(format!("start {}: {e:#}", site.plugin));
-            }
+        let mut live = match taken {
+            Some((_, live)) => live,
+            None => start(site)?,
         };
-        // The epoch may move on at once, so one tick more is what makes it at least the deadline.
-        live.store.set_epoch_deadline(site.deadline + 1);
-        let input = input(site, peer, head, bytes);
-        match live.handle.call(&mut live.store, (site.export.clone(), input)) {
-            Ok((answer,)) => {
-                let called = decide(site, answer);
-                self.live.borrow_mut().insert(key, live);
-                called
-            }
-            // The instance stopped somewhere in the middle: it goes with the store.
-            Err(e) if e.downcast_ref::<Trap>() == Some(&Trap::Interrupt) => {
-                site.timeouts.fetch_add(1, Relaxed);
-                Called::Failed(format!("{}:{} took more than {} ms", site.plugin, site.export, site.deadline))
-            }
-            Err(e) => {
-                site.traps.fetch_add(1, Relaxed);
-                Called::Failed(format!("{}:{} trapped: {}", site.plugin, site.export, e.root_cause()))
-            }
+        let (answer, whole) = guarded(site, &mut live, f);
+        if whole {
+            self.live.borrow_mut().insert(key, (Arc::clone(site), live));
+        } else {
+            site.alive.fetch_sub(1, Relaxed);
         }
+        answer
     }
 
     /// Ends the instances of sites that no plan has any more.
     pub(crate) fn sweep(&self) {
-        self.live.borrow_mut().retain(|_, live| Arc::strong_count(&live.site) > 1);
+        self.live.borrow_mut().retain(|_, (site, _)| Arc::strong_count(site) > 1);
     }
 }
 
-fn start(site: &Arc<Site>) -> wasmtime::Result<Live> {
-    let state = State {
-        plugin: site.plugin.clone(),
-        args: site.args.clone(),
-        memory: site.memory,
-        series: Arc::clone(&site.series),
-    };
-    let mut store = Store::new(site.pre.engine(), state);
-    store.limiter(|state| state);
-    store.set_epoch_deadline(site.deadline + 1);
-    let instance = site.pre.instantiate(&mut store)?;
-    let handle = instance.get_typed_func(&mut store, site.handle)?;
-    Ok(Live { site: Arc::clone(site), store, handle })
+/// Calls a request's handler that may take its time; not on a worker's thread.
+pub(crate) fn request_apart(site: &Arc<Site>, input: L7RequestInput) -> Called {
+    decide(site, call_shared(site, |live| ask(live, site, input)))
 }
 
-fn decide(site: &Site, answer: Result<L7RequestDecision, PluginError>) -> Called {
-    let malformed = |what: &str| {
-        site.traps.fetch_add(1, Relaxed);
-        Called::Failed(format!("{}:{}: {what}", site.plugin, site.export))
+/// Calls a response's handler that may take its time; not on a worker's thread.
+pub(crate) fn response_apart(site: &Arc<Site>, input: L7ResponseInput) -> Answered {
+    judge(site, call_shared(site, |live| tell(live, site, input)))
+}
+
+fn mixed_up() -> wasmtime::Error {
+    wasmtime::Error::msg("the handler is of another kind")
+}
+
+fn run<In, Out>(
+    f: &Func<In, Out>,
+    store: &mut Store<State>,
+    site: &Site,
+    input: In,
+) -> wasmtime::Result<Result<Out, PluginError>>
+where
+    (String, In): wasmtime::component::ComponentNamedList + wasmtime::component::Lower,
+    (Result<Out, PluginError>,): wasmtime::component::ComponentNamedList + wasmtime::component::Lift,
+{
+    f.call(store, (site.export.clone(), input)).map(|(answer,)| answer)
+}
+
+fn ask(
+    live: &mut Live,
+    site: &Site,
+    input: L7RequestInput,
+) -> wasmtime::Result<Result<L7RequestDecision, PluginError>> {
+    match &live.handle {
+        Handle::Request(f) => run(f, &mut live.store, site, input),
+        _ => Err(mixed_up()),
+    }
+}
+
+fn tell(
+    live: &mut Live,
+    site: &Site,
+    input: L7ResponseInput,
+) -> wasmtime::Result<Result<L7ResponseDecision, PluginError>> {
+    match &live.handle {
+        Handle::Response(f) => run(f, &mut live.store, site, input),
+        _ => Err(mixed_up()),
+    }
+}
+
+/// One call; the second is whether the instance is still whole.
+fn guarded<T>(
+    site: &Arc<Site>,
+    live: &mut Live,
+    f: impl FnOnce(&mut Live) -> wasmtime::Result<Result<T, PluginError>>,
+) -> (Result<T, Trouble>, bool) {
+    site.calls.fetch_add(1, Relaxed);
+    site.ticker.begin();
+    // The epoch may move on at once, so one tick more is what makes it at least the deadline.
+    live.store.set_epoch_deadline(site.deadline + 1);
+    site.busy.fetch_add(1, Relaxed);
+    let answer = f(live);
+    site.busy.fetch_sub(1, Relaxed);
+    match answer {
+        Ok(Ok(answer)) => (Ok(answer), true),
+        Ok(Err(error)) => {
+            site.errors.fetch_add(1, Relaxed);
+            (Err(Trouble::Said(error)), true)
+        }
+        // The instance stopped somewhere in the middle: it goes with the store.
+        Err(e) if e.downcast_ref::<Trap>() == Some(&Trap::Interrupt) => {
+            site.timeouts.fetch_add(1, Relaxed);
+            let text = format!("{}:{} took more than {} ms", site.plugin, site.export, site.deadline);
+            (Err(Trouble::Own(text)), false)
+        }
+        Err(e) => {
+            site.traps.fetch_add(1, Relaxed);
+            (Err(Trouble::Own(format!("{}:{} trapped: {}", site.plugin, site.export, e.root_cause()))), false)
+        }
+    }
+}
+
+/// A call on an instance of the site's pool.
+fn call_shared<T>(
+    site: &Arc<Site>,
+    f: impl FnOnce(&mut Live) -> wasmtime::Result<Result<T, PluginError>>,
+) -> Result<T, Trouble> {
+    let taken = site.pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let mut live = match taken {
+        Some(live) => live,
+        None => {
+            let more = |n: usize| (n < site.capacity).then_some(n + 1);
+            if site.alive.fetch_update(Relaxed, Relaxed, more).is_err() {
+                site.exhausted.fetch_add(1, Relaxed);
+                let text = format!("{}:{}: all {} instances are in use", site.plugin, site.export, site.capacity);
+                return Err(Trouble::Own(text));
+            }
+            // Starting counts it once more.
+            site.alive.fetch_sub(1, Relaxed);
+            start(site)?
+        }
     };
+    let (answer, whole) = guarded(site, &mut live, f);
+    if whole {
+        site.pool.lock().unwrap_or_else(PoisonError::into_inner).push(live);
+    } else {
+        site.alive.fetch_sub(1, Relaxed);
+    }
+    answer
+}
+
+/// Fills a stateful site's pool; the error is the first instance's that did not start.
+pub(super) fn fill(site: &Arc<Site>) -> Result<(), String> {
+    for _ in 0..site.capacity {
+        match start(site) {
+            Ok(live) => site.pool.lock().unwrap_or_else(PoisonError::into_inner).push(live),
+            Err(Trouble::Own(text)) => return Err(text),
+            Err(Trouble::Said(error)) => return Err(error.to_string()),
+        }
+    }
+    Ok(())
+}
+
+fn start(site: &Arc<Site>) -> Result<Live, Trouble> {
+    let failed = |e: wasmtime::Error| {
+        site.failures.fetch_add(1, Relaxed);
+        Trouble::Own(format!("start {}: {e:#}", site.plugin))
+    };
+    site.ticker.begin();
+    let state = State::new(site);
+    let mut store = Store::new(site.pre.engine(), state);
+    store.limiter(|state| state);
+    // What a plugin waits for is not its own time.
+    store.epoch_deadline_callback(|mut store| match store.data_mut().take_waited() {
+        0 => Ok(UpdateDeadline::Interrupt),
+        ticks => Ok(UpdateDeadline::Continue(ticks)),
+    });
+    store.set_epoch_deadline(site.deadline + 1);
+    let instance = site.pre.instantiate(&mut store).map_err(failed)?;
+    let index = site.handle;
+    let handle = match site.kind {
+        MiddlewareKind::L4Peek => instance.get_typed_func(&mut store, index).map(Handle::Peek),
+        MiddlewareKind::L4Bytes => instance.get_typed_func(&mut store, index).map(Handle::Bytes),
+        MiddlewareKind::L7Request => instance.get_typed_func(&mut store, index).map(Handle::Request),
+        MiddlewareKind::L7Response => instance.get_typed_func(&mut store, index).map(Handle::Response),
+    };
+    let handle = handle.map_err(failed)?;
+    site.alive.fetch_add(1, Relaxed);
+    site.allocations.fetch_add(1, Relaxed);
+    Ok(Live { store, handle })
+}
+
+/// What an error of the plugin's own asks for.
+enum Wish {
+    Rule(String),
+    Close,
+    Internal(String),
+}
+
+fn wish(site: &Site, trouble: Trouble) -> Wish {
+    match trouble {
+        Trouble::Own(text) => Wish::Rule(text),
+        Trouble::Said(error) => {
+            let text = format!("{}:{}: {error}", site.plugin, site.export);
+            match error.hint() {
+                Some(ErrorHint::Rule) => Wish::Rule(text),
+                Some(ErrorHint::ForceClose) => Wish::Close,
+                Some(ErrorHint::Internal) => Wish::Internal(text),
+                None => Wish::Rule(malformed(site, "an unknown on-error-hint")),
+            }
+        }
+    }
+}
+
+/// Counts output that the ABI does not allow: it is as bad as a trap.
+fn malformed(site: &Site, what: &str) -> String {
+    site.traps.fetch_add(1, Relaxed);
+    format!("{}:{}: {what}", site.plugin, site.export)
+}
+
+fn refused(site: &Site, trouble: Trouble) -> Passed {
+    match wish(site, trouble) {
+        Wish::Close => Passed::Close,
+        Wish::Rule(text) | Wish::Internal(text) => Passed::Failed(text),
+    }
+}
+
+fn decide(site: &Site, answer: Result<L7RequestDecision, Trouble>) -> Called {
     match answer {
         Ok(L7RequestDecision::Continue) => Called::On,
         Ok(L7RequestDecision::Close) => Called::Close,
         Ok(L7RequestDecision::Short(made)) => match response(made) {
             Ok(response) => Called::Answer(Box::new(response)),
-            Err(what) => malformed(what),
+            Err(what) => Called::Failed(malformed(site, what)),
         },
-        Err(error) => {
-            site.failures.fetch_add(1, Relaxed);
-            let text = format!("{}:{}: {error}", site.plugin, site.export);
-            match error.hint() {
-                Some(ErrorHint::Rule) => Called::Failed(text),
-                Some(ErrorHint::ForceClose) => Called::Close,
-                Some(ErrorHint::Internal) => Called::Internal(text),
-                None => malformed("an unknown on-error-hint"),
-            }
-        }
+        Err(trouble) => match wish(site, trouble) {
+            Wish::Rule(text) => Called::Failed(text),
+            Wish::Close => Called::Close,
+            Wish::Internal(text) => Called::Internal(text),
+        },
     }
 }
 
-/// A plugin's response as one that can be sent: nothing in it can end a head early or frame the body.
-fn response(made: SynthResponse) -> Result<Response, &'static str> {
-    // An interim status would leave the client waiting for the final one.
-    if !(200..=599).contains(&made.status) {
-        return Err("a status that is no final one");
+fn judge(site: &Site, answer: Result<L7ResponseDecision, Trouble>) -> Answered {
+    match answer {
+        Ok(L7ResponseDecision::Continue) => Answered::On,
+        Ok(L7ResponseDecision::Abort) => Answered::Close,
+        Ok(L7ResponseDecision::Modify(ModifiedResponse { status, headers: new, body })) => {
+            if status.is_some_and(|s| !(200..=599).contains(&s)) {
+                return Answered::Failed(malformed(site, "a status that is no final one"));
+            }
+            match new.map(headers).transpose() {
+                Ok(headers) => Answered::Changed { status, headers, body },
+                Err(what) => Answered::Failed(malformed(site, what)),
+            }
+        }
+        Err(trouble) => match wish(site, trouble) {
+            Wish::Rule(text) => Answered::Failed(text),
+            Wish::Close => Answered::Close,
+            Wish::Internal(text) => Answered::Internal(text),
+        },
     }
-    let mut headers = Vec::with_capacity(made.headers.len());
-    for Header { name, value } in made.headers {
+}
+
+/// A plugin's headers as ones that can be sent: nothing in them can end a head early or frame the body.
+fn headers(made: Vec<Header>) -> Result<Vec<(String, String)>, &'static str> {
+    let mut headers = Vec::with_capacity(made.len());
+    for Header { name, value } in made {
         let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
         if name.is_empty() || !name.bytes().all(token) {
             return Err("a header name that is none");
@@ -148,61 +402,18 @@ fn response(made: SynthResponse) -> Result<Response, &'static str> {
             headers.push((name, value));
         }
     }
+    Ok(headers)
+}
+
+/// A plugin's response as one that can be sent.
+fn response(made: SynthResponse) -> Result<Response, &'static str> {
+    // An interim status would leave the client waiting for the final one.
+    if !(200..=599).contains(&made.status) {
+        return Err("a status that is no final one");
+    }
+    let headers = headers(made.headers)?;
     let body = if matches!(made.status, 204 | 304) { Vec::new() } else { made.body };
     Ok(Response { status: made.status, headers, body })
-}
-
-fn input(site: &Site, peer: &Peer, head: &RequestHead, bytes: &[u8]) -> L7RequestInput {
-    let mut uri = text(head.path(bytes));
-    if let Some(query) = head.query(bytes) {
-        uri.push('?');
-        uri.push_str(&text(query));
-    }
-    let header =
-        |(_, name, value): (_, &[u8], &[u8])| Header { name: text(name).to_ascii_lowercase(), value: text(value) };
-    L7RequestInput {
-        method: text(head.method(bytes)),
-        uri,
-        headers: head.lines.iter(bytes).map(header).collect(),
-        body: None,
-        context: site.inspects.iter().filter_map(|path| context(path, peer)).collect(),
-    }
-}
-
-/// Text as the ABI wants it: what is not UTF-8 is written `\x{HH}`.
-fn text(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => {
-            let mut out = String::with_capacity(bytes.len() + 16);
-            for chunk in bytes.utf8_chunks() {
-                out.push_str(chunk.valid());
-                chunk.invalid().iter().for_each(|b| out.push_str(&format!("\\x{{{b:02X}}}")));
-            }
-            out
-        }
-    }
-}
-
-/// What a path is on this connection; nothing where the connection does not have it.
-fn context(path: &str, peer: &Peer) -> Option<ContextEntry> {
-    let tls = peer.tls.as_ref();
-    let value = match path {
-        "conn.peer_ip" => ContextValue::Text(peer.remote_text.clone()),
-        "conn.peer_port" => ContextValue::Uint64(peer.remote.port().into()),
-        "conn.local_ip" => ContextValue::Text(crate::walk::canonical(peer.local.ip()).to_string()),
-        "conn.local_port" => ContextValue::Uint64(peer.local.port().into()),
-        "conn.transport" => ContextValue::Text("tcp".to_owned()),
-        "conn.alpn" => ContextValue::Text(text(tls?.alpn.as_deref()?)),
-        "conn.id" => ContextValue::Text(peer.id.to_string()),
-        "conn.accept_unix_ms" => ContextValue::Uint64(peer.accepted_unix_ms),
-        "conn.tls.version" => ContextValue::Text(tls?.version.to_owned()),
-        "conn.tls.sni" => ContextValue::Text(peer.sni.clone()?),
-        "conn.tls.peer_cert.present" => ContextValue::Boolean(tls?.fingerprint.is_some()),
-        "conn.tls.peer_cert.fingerprint_sha256" => ContextValue::Text(tls?.fingerprint.clone()?),
-        _ => return None,
-    };
-    Some(ContextEntry { path: path.to_owned(), value })
 }
 
 #[cfg(test)]
@@ -229,10 +440,5 @@ mod tests {
         }
         assert!(response(made(200, "Content-Length", "99")).unwrap().headers.is_empty());
         assert!(response(made(204, "a", "b")).unwrap().body.is_empty());
-    }
-
-    #[test]
-    fn bytes_that_are_no_text_are_escaped() {
-        assert_eq!(text(b"a\xffb"), "a\\x{FF}b");
     }
 }

@@ -1,10 +1,12 @@
 //! Plugins in the proxy: code that the registry compiled, called in place.
 //!
-//! There is no compiler here. A call site of the rules is a [`Site`]; each worker keeps one live instance of it and
-//! calls it on its own thread, so that a call needs no lock and no hand-over. A call that overruns its deadline is
+//! There is no compiler here. A call site of the rules is a [`Site`]; each worker keeps one live instance of a
+//! stateless one and calls it on its own thread, so that a call needs no lock and no hand-over. A call that overruns its deadline is
 //! stopped by the engine's epoch, and an instance that was stopped or trapped is thrown away.
 
+mod fetch;
 mod host;
+pub(crate) mod input;
 mod instances;
 mod site;
 mod ticker;
@@ -16,7 +18,8 @@ use shipote_plugin_abi::metadata::Metadata;
 use shipote_plugin_abi::policy::Policy;
 use wasmtime::component::{Component, Linker};
 
-pub(crate) use instances::{Called, Instances};
+pub(crate) use instances::{Answered, Called, Instances, Passed, request_apart, response_apart};
+pub use site::PoolInfo;
 pub(crate) use site::Site;
 
 use crate::plugin::host::State;
@@ -71,7 +74,7 @@ impl Runtime {
     /// Links a call site.
     pub(crate) fn site(&self, plugin: &PluginCode, export: &str, args: &str) -> Result<Arc<Site>, String> {
         let component = self.component(plugin)?;
-        Site::link(&self.linker, &component, plugin, export, args, &self.ticker).map(Arc::new)
+        Site::link(&self.linker, &component, plugin, export, args, &self.ticker)
     }
 
     /// Forgets code that no call site uses any more.

@@ -1,32 +1,78 @@
 //! A place in the rules where a plugin's export is called.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use shipote_plugin_abi::metadata::MiddlewareKind;
+use shipote_plugin_abi::policy::{InputLimits, Policy};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
 use super::PluginCode;
 use super::host::{Series, State};
+use super::instances::{self, Live};
 use super::ticker::Ticker;
 
-/// A call site: linked, and instantiated by each worker when it first calls.
+/// A call site: linked, and instantiated by each worker when it first calls, or beforehand where all workers share
+/// its instances.
 pub(crate) struct Site {
-    pub(super) plugin: String,
-    pub(super) export: String,
+    pub(crate) plugin: String,
+    pub(crate) digest: String,
+    pub(crate) export: String,
+    pub(crate) kind: MiddlewareKind,
+    pub(crate) needs_body: bool,
+    pub(crate) limits: InputLimits,
+    /// It keeps something from one call to the next.
+    pub(super) stateful: bool,
     pub(super) args: String,
     pub(super) inspects: Vec<String>,
+    pub(super) policy: Policy,
     /// Milliseconds.
     pub(super) deadline: u64,
-    pub(super) memory: usize,
+    /// Most instances of a shared pool.
+    pub(super) capacity: usize,
     pub(super) pre: InstancePre<State>,
     pub(super) handle: ComponentExportIndex,
     pub(super) ticker: Arc<Ticker>,
     pub(super) series: Arc<Mutex<Series>>,
+    pub(super) pool: Mutex<Vec<Live>>,
+    pub(super) alive: AtomicUsize,
+    pub(super) busy: AtomicUsize,
+    pub(super) allocations: AtomicU64,
     pub(super) calls: AtomicU64,
+    /// Instances that did not start.
     pub(super) failures: AtomicU64,
+    /// Errors that the plugin answered.
+    pub(super) errors: AtomicU64,
+    pub(super) exhausted: AtomicU64,
     pub(super) traps: AtomicU64,
     pub(super) timeouts: AtomicU64,
+}
+
+/// The figures of a call site.
+#[derive(Debug, Clone)]
+pub struct PoolInfo {
+    /// `stateful` or `stateless`.
+    pub kind: String,
+    /// The plugin, and the version that is in use by its digest.
+    pub key: String,
+    /// The export.
+    pub export: String,
+    /// Most instances where all workers share them; else how many there are.
+    pub capacity: u64,
+    /// Instances that no call uses now.
+    pub available: u64,
+    /// Instances started.
+    pub total_allocations: u64,
+    /// Calls that found no instance: none was free, or none could be started.
+    pub failures: u64,
+    /// Calls.
+    pub calls: u64,
+    /// Errors that the plugin answered.
+    pub errors: u64,
+    /// Calls that trapped or answered what the ABI does not allow.
+    pub traps: u64,
+    /// Calls stopped at their deadline.
+    pub timeouts: u64,
 }
 
 impl Site {
@@ -37,46 +83,89 @@ impl Site {
         export: &str,
         args: &str,
         ticker: &Arc<Ticker>,
-    ) -> Result<Self, String> {
+    ) -> Result<Arc<Self>, String> {
         let name = &plugin.name;
         let found = plugin.metadata.exports.iter().find(|e| e.name == export).ok_or_else(|| {
             let known: Vec<&str> = plugin.metadata.exports.iter().map(|e| e.name.as_str()).collect();
             format!("plugin {name} has no export {export:?}; it has {}", known.join(", "))
         })?;
-        let missing = |what: &str| Err(format!("{name}:{export}: {what} is not built into this version of the proxy"));
-        if found.kind != MiddlewareKind::L7Request {
-            return missing(&format!("the kind {}", found.kind.name()));
-        }
-        if !found.stateless {
-            return missing("a stateful export");
-        }
-        if found.needs_body || found.needs_streaming_body {
-            return missing("a plugin that reads bodies");
-        }
-        if !plugin.policy.http.allowed_hosts.is_empty() {
-            return missing("http-fetch (the plugin's policy allows hosts)");
+        if found.needs_streaming_body {
+            return Err(format!("{name}:{export}: a streaming body is not part of this version of the ABI"));
         }
         let handle = component
             .get_export_index(None, found.kind.interface())
             .and_then(|interface| component.get_export_index(Some(&interface), "handle"))
             .ok_or_else(|| format!("{name}: the compiled code has no {}", found.kind.interface()))?;
         let pre = linker.instantiate_pre(component).map_err(|e| format!("{name}: {e:#}"))?;
-        Ok(Self {
+        let site = Arc::new(Self {
             plugin: name.clone(),
+            digest: plugin.digest.clone(),
             export: export.to_owned(),
+            kind: found.kind,
+            needs_body: found.needs_body,
+            limits: plugin.policy.limits.clone(),
+            stateful: !found.stateless,
             args: args.to_owned(),
             inspects: found.inspects.clone(),
             deadline: u64::from(plugin.policy.deadline_ms.max(1)),
-            memory: usize::try_from(plugin.policy.memory_bytes).unwrap_or(usize::MAX),
+            capacity: plugin.policy.instances.clamp(1, 1024) as usize,
+            policy: plugin.policy.clone(),
             pre,
             handle,
             ticker: Arc::clone(ticker),
             series: Arc::default(),
+            pool: Mutex::default(),
+            alive: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
+            allocations: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            exhausted: AtomicU64::new(0),
             traps: AtomicU64::new(0),
             timeouts: AtomicU64::new(0),
-        })
+        });
+        if site.is_shared() {
+            instances::fill(&site)?;
+        }
+        Ok(site)
+    }
+
+    /// Calls may take longer than a worker can wait.
+    pub(crate) fn fetches(&self) -> bool {
+        !self.policy.http.allowed_hosts.is_empty()
+            && matches!(self.kind, MiddlewareKind::L7Request | MiddlewareKind::L7Response)
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.stateful || self.fetches()
+    }
+
+    /// Whether linking this call anew would give the same: then it is kept, with all that its instances know.
+    pub(crate) fn is_still(&self, plugin: &PluginCode, export: &str, args: &str) -> bool {
+        self.plugin == plugin.name
+            && self.digest == plugin.digest
+            && self.policy == plugin.policy
+            && self.export == export
+            && self.args == args
+    }
+
+    pub(crate) fn info(&self) -> PoolInfo {
+        let alive = self.alive.load(Relaxed);
+        let free = alive.saturating_sub(self.busy.load(Relaxed));
+        PoolInfo {
+            kind: if self.stateful { "stateful" } else { "stateless" }.to_owned(),
+            key: format!("{}@{}", self.plugin, self.digest),
+            export: self.export.clone(),
+            capacity: if self.is_shared() { self.capacity } else { alive } as u64,
+            available: free as u64,
+            total_allocations: self.allocations.load(Relaxed),
+            failures: self.failures.load(Relaxed) + self.exhausted.load(Relaxed),
+            calls: self.calls.load(Relaxed),
+            errors: self.errors.load(Relaxed),
+            traps: self.traps.load(Relaxed),
+            timeouts: self.timeouts.load(Relaxed),
+        }
     }
 }
 

@@ -59,6 +59,11 @@ fn system_roots() -> &'static RootCertStore {
     })
 }
 
+/// A client's configuration that trusts the system's authorities.
+pub(crate) fn trusting_the_system(verify: bool) -> Result<ClientConfig, String> {
+    configure(&UpstreamTls { insecure_skip_verify: !verify, ..UpstreamTls::default() })
+}
+
 fn configure(tls: &UpstreamTls) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))

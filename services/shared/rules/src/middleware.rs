@@ -99,6 +99,8 @@ pub enum Middleware {
         export: String,
         /// The call site's arguments as JSON, at least `{}`.
         args: String,
+        /// Tells apart call sites that are written alike: a plugin that keeps state keeps it for each.
+        site: u32,
     },
 }
 
@@ -137,7 +139,12 @@ impl Middleware {
                 let message = "a plugin is used as \"<plugin>:<export>\" with an object of args";
                 return Err(Problem::new(format!("{path}.use"), message));
             }
-            return Ok(Self::Plugin { module: module.to_owned(), export: export.to_owned(), args: args.to_string() });
+            return Ok(Self::Plugin {
+                module: module.to_owned(),
+                export: export.to_owned(),
+                args: args.to_string(),
+                site,
+            });
         }
         let mut section = Section::new(args, at)?;
         let middleware = match name {
@@ -326,7 +333,7 @@ mod tests {
     fn a_plugin_keeps_its_arguments_and_on_error() {
         let value = json!({"use": "edge:auth", "args": {"k": 1}, "on_error": {"response": {"status": 503}}});
         let (middleware, on_error) = parse(&value).unwrap();
-        let Middleware::Plugin { module, export, args } = middleware else { panic!() };
+        let Middleware::Plugin { module, export, args, .. } = middleware else { panic!() };
         assert_eq!((module.as_str(), export.as_str(), args.as_str()), ("edge", "auth", r#"{"k":1}"#));
         assert_eq!(on_error, Some(OnError::Respond(Response::empty(503))));
         assert_eq!(parse(&json!({"use": "edge:auth", "on_error": "close"})).unwrap().1, Some(OnError::Close));
