@@ -11,6 +11,7 @@ use crate::files::Tree;
 use crate::images::Store;
 use crate::power::Power;
 use crate::reaper::Reaper;
+use crate::workload::Workload;
 
 /// Connections served at once.
 const CONNECTIONS: usize = 64;
@@ -27,17 +28,26 @@ pub(crate) struct Agent {
     pub(crate) power: Power,
     /// Only a machine keeps images: they need mounts.
     pub(crate) images: Option<Arc<Store>>,
+    /// Whether they are on a disk that stays.
+    pub(crate) disk: bool,
+    /// Whether the host lets anything be reached.
+    pub(crate) egress: bool,
+    /// What ports 5000 and 5001 share.
+    pub(crate) workload: Workload,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) bodies: Arc<Semaphore>,
 }
 
 impl Agent {
+    #[allow(clippy::too_many_arguments, reason = "each is a part of its own")]
     pub(crate) fn new(
         root: &Path,
         secret: Option<String>,
         cgroups: Cgroups,
         power: Power,
         images: Option<Arc<Store>>,
+        disk: bool,
+        egress: bool,
     ) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             secret,
@@ -46,6 +56,9 @@ impl Agent {
             cgroups,
             power,
             images,
+            disk,
+            egress,
+            workload: Workload::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             bodies: Arc::new(Semaphore::new(BODIES_KIB)),
         }))

@@ -108,7 +108,9 @@ impl Connection {
                 let command = Command { argv: command, env, workdir, timeout, ..Command::default() };
                 return exec::run(self, command, exec::Mode::of(interactive, tty, background)).await;
             }
-            AgentRequest::Run { .. } | AgentRequest::Pull { .. } if self.agent.images.is_some() => {
+            AgentRequest::Run { .. } | AgentRequest::Pull { .. } | AgentRequest::ExportLayer { .. }
+                if self.agent.images.is_some() =>
+            {
                 return self.image(request).await;
             }
             AgentRequest::FileRead { path } => return files::read(&self.agent.tree, &self.outbox, path).await,
@@ -145,7 +147,12 @@ impl Connection {
         let Some(store) = self.agent.images.clone() else { return Err(Gone) };
         store.is_open().await;
         match request {
-            AgentRequest::Pull { image, .. } => images::pull(&store, &self.outbox, image).await,
+            AgentRequest::Pull { image, oci_platform, auth } => {
+                images::pull(&store, &self.outbox, image, oci_platform, auth).await
+            }
+            AgentRequest::ExportLayer { image_digest, layer_index } => {
+                images::export(&store, &self.outbox, &image_digest, layer_index).await
+            }
             AgentRequest::Run {
                 image,
                 command,

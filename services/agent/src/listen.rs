@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use crate::agent::Agent;
-use crate::connection;
+use crate::{connection, workload};
 
 /// A listening stream socket of either family.
 pub(crate) struct Listener(AsyncFd<OwnedFd>);
@@ -45,6 +45,18 @@ pub(crate) fn knock(port: u32) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Connects to a vsock port of the host.
+pub(crate) async fn dial(port: u32) -> std::io::Result<UnixStream> {
+    let connecting = tokio::task::spawn_blocking(move || -> std::io::Result<OwnedFd> {
+        let fd = socket(AddressFamily::Vsock, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(fd.as_raw_fd(), &VsockAddr::new(cid::HOST, port))?;
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        Ok(fd)
+    });
+    // See `Listener::accept`.
+    UnixStream::from_std(std::os::unix::net::UnixStream::from(connecting.await??))
+}
+
 impl Listener {
     async fn accept(&self) -> std::io::Result<UnixStream> {
         let fd = self
@@ -61,8 +73,19 @@ impl Listener {
     }
 }
 
+/// What is spoken on a listener's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// Port 6000.
+    Control,
+    /// Port 5000.
+    Workload,
+    /// Port 5001.
+    Logs,
+}
+
 /// Serves connections until the process ends.
-pub(crate) async fn serve(listener: &Listener, agent: &Arc<Agent>) {
+pub(crate) async fn serve(listener: &Listener, agent: &Arc<Agent>, door: Door) {
     loop {
         let mut stream = match listener.accept().await {
             Ok(stream) => stream,
@@ -76,10 +99,14 @@ pub(crate) async fn serve(listener: &Listener, agent: &Arc<Agent>) {
         if let Ok(permit) = Arc::clone(&agent.connections).try_acquire_owned() {
             let agent = Arc::clone(agent);
             tokio::spawn(async move {
-                connection::serve(stream, agent).await;
+                match door {
+                    Door::Control => connection::serve(stream, agent).await,
+                    Door::Workload => workload::serve(stream, agent).await,
+                    Door::Logs => workload::serve_logs(stream, agent).await,
+                }
                 drop(permit);
             });
-        } else {
+        } else if door == Door::Control {
             let refusal = AgentResponse::error(codes::TOO_MANY_CONNECTIONS, "too many connections; close one");
             let wait = std::time::Duration::from_secs(1);
             tokio::spawn(async move { tokio::time::timeout(wait, write_message(&mut stream, &refusal)).await });

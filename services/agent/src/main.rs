@@ -17,10 +17,12 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
+use listen::Door;
 
 mod agent;
 mod boot;
 mod connection;
+mod egress;
 mod exec;
 mod files;
 mod images;
@@ -30,6 +32,7 @@ mod outbox;
 mod power;
 mod reaper;
 mod requests;
+mod workload;
 
 /// The agent inside a machine. As PID 1 it takes no arguments.
 #[derive(Debug, Parser)]
@@ -38,6 +41,12 @@ struct Args {
     /// Serve the protocol on a Unix socket, as an ordinary process: `unix:PATH`.
     #[arg(long, value_name = "unix:PATH")]
     listen: String,
+    /// Serve the workload protocol (port 5000 of a machine) on this Unix socket.
+    #[arg(long, value_name = "PATH")]
+    workload: Option<PathBuf>,
+    /// Serve its logs (port 5001) on this one.
+    #[arg(long, value_name = "PATH")]
+    logs: Option<PathBuf>,
     /// Directory that file requests take for `/`.
     #[arg(long, default_value = "/")]
     root: PathBuf,
@@ -70,11 +79,25 @@ fn ordinary(args: Args) -> anyhow::Result<()> {
     let path = args.listen.strip_prefix("unix:").context("--listen takes unix:PATH")?;
     runtime()?.block_on(async {
         let listener = listen::unix(path.as_ref()).with_context(|| format!("listen on {path}"))?;
-        let agent = agent::Agent::new(&args.root, args.secret, exec::Cgroups::none(), power::Power::Process, None)?;
+        let agent = agent::Agent::new(
+            &args.root,
+            args.secret,
+            exec::Cgroups::none(),
+            power::Power::Process,
+            None,
+            false,
+            false,
+        )?;
         reaper::become_subreaper();
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
+        let doors = [(&args.workload, Door::Workload), (&args.logs, Door::Logs)];
+        for (path, door) in doors.into_iter().filter_map(|(path, door)| Some((path.clone()?, door))) {
+            let listener = listen::unix(&path).with_context(|| format!("listen on {}", path.display()))?;
+            let agent = Arc::clone(&agent);
+            tokio::spawn(async move { listen::serve(&listener, &agent, door).await });
+        }
         eprintln!("shipote-agent: listening on {path}");
-        listen::serve(&listener, &agent).await;
+        listen::serve(&listener, &agent, Door::Control).await;
         Ok(())
     })
 }

@@ -42,6 +42,15 @@ impl Outbox {
         self.room().await?.send(response);
         Ok(())
     }
+
+    /// The same for messages of another protocol. One that has no frame is left out: none of ours is.
+    pub(crate) async fn send_any(&self, message: &impl serde::Serialize) -> Result<(), Gone> {
+        let room = self.room().await?;
+        if let Ok(frame) = encode(message) {
+            room.0.send(frame);
+        }
+        Ok(())
+    }
 }
 
 impl Room<'_> {

@@ -16,9 +16,22 @@ use tokio::sync::oneshot;
 
 use crate::exec::Cgroup;
 
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// 128 + n for death by signal n.
+    pub(crate) code: i32,
+    pub(crate) signal: Option<i32>,
+}
+
+impl Exit {
+    /// Of one whose end nobody saw.
+    pub(crate) const UNKNOWN: Self = Self { code: 255, signal: None };
+}
+
 /// A command: its process group and, in a machine, its cgroup.
 struct Entry {
-    exited: oneshot::Sender<i32>,
+    exited: oneshot::Sender<Exit>,
     cgroup: Option<Arc<Cgroup>>,
     /// Whether the rest of the group ends with its leader.
     whole_group: bool,
@@ -50,15 +63,15 @@ impl Reaper {
     }
 
     /// Takes charge of a child that leads a process group. Must be called on the runtime's thread before anything is
-    /// awaited after the child was started, so that it cannot be reaped unknown. The exit code comes through the
-    /// receiver: 128 + n for death by signal n.
+    /// awaited after the child was started, so that it cannot be reaped unknown. How it ended comes
+    /// through the receiver.
     pub(crate) fn adopt(
         &self,
         pid: i32,
         cgroup: Option<Arc<Cgroup>>,
         whole_group: bool,
         keep: Option<Arc<dyn Any + Send + Sync>>,
-    ) -> oneshot::Receiver<i32> {
+    ) -> oneshot::Receiver<Exit> {
         let (exited, receiver) = oneshot::channel();
         self.children().insert(pid, Entry { exited, cgroup, whole_group, _keep: keep });
         receiver
@@ -68,6 +81,15 @@ impl Reaper {
     pub(crate) fn kill(&self, pid: i32) {
         if let Some(entry) = self.children().get(&pid) {
             kill_all(pid, entry.cgroup.as_deref());
+        }
+    }
+
+    /// Sends a signal to a command's process group; nothing happens if it has been reaped.
+    pub(crate) fn signal(&self, pid: i32, signal: i32) {
+        if self.children().contains_key(&pid) {
+            // One that has ended needs no signal. Real-time signals have no name in nix.
+            // SAFETY: kill has no requirement on memory; until it is reaped the group's number is the command's.
+            unsafe { libc::kill(-pid, signal) };
         }
     }
 
@@ -85,15 +107,17 @@ impl Reaper {
             if let Some(Entry { cgroup, whole_group: true, .. }) = &entry {
                 kill_all(pid.as_raw(), cgroup.as_deref());
             }
-            let code = match waitpid(pid, None) {
-                Ok(WaitStatus::Exited(_, code)) => code,
-                Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
+            let exit = match waitpid(pid, None) {
+                Ok(WaitStatus::Exited(_, code)) => Exit { code, signal: None },
+                Ok(WaitStatus::Signaled(_, signal, _)) => {
+                    Exit { code: 128 + signal as i32, signal: Some(signal as i32) }
+                }
                 // waitid has just shown it to be dead.
-                _ => 255,
+                _ => Exit::UNKNOWN,
             };
             if let Some(entry) = entry {
                 // Nobody listens for background commands.
-                let _ = entry.exited.send(code);
+                let _ = entry.exited.send(exit);
             }
         }
     }

@@ -16,10 +16,8 @@ pub(crate) async fn answer(agent: &Agent, request: AgentRequest) -> AgentRespons
     match request {
         AgentRequest::Ping => AgentResponse::Pong { version: PROTOCOL_VERSION },
         AgentRequest::StorageStatus => storage(agent),
-        AgentRequest::NetworkTest { url } => network(&url).await,
-        AgentRequest::FormatStorage => {
-            AgentResponse::error(codes::FORMAT_FAILED, "the machine has no storage disk; give it one")
-        }
+        AgentRequest::NetworkTest { url } => network(agent, &url).await,
+        AgentRequest::FormatStorage => format(agent),
         request => match &agent.images {
             Some(store) => images_of(store, request).await,
             None => without_images(request),
@@ -40,14 +38,10 @@ async fn images_of(store: &Arc<Store>, request: AgentRequest) -> AgentResponse {
         AgentRequest::CleanupOverlay { workload_id } => {
             told(images::cleanup(&store, &workload_id).map(|()| serde_json::Value::Null), codes::CLEANUP_FAILED)
         }
-        AgentRequest::GarbageCollect { purge_all: true, .. } => {
-            AgentResponse::error(codes::GC_FAILED, "images are not removed yet; they go with the machine")
-        }
-        // Every layer in the store belongs to an image.
-        AgentRequest::GarbageCollect { dry_run, .. } => {
-            AgentResponse::ok_with(serde_json::json!({"freed_bytes": 0, "dry_run": dry_run}))
-        }
-        AgentRequest::ExportLayer { .. } => AgentResponse::error(codes::EXPORT_FAILED, "layers are not exported yet"),
+        AgentRequest::GarbageCollect { dry_run, purge_all } => match images::collect(&store, dry_run, purge_all) {
+            Ok(freed) => AgentResponse::ok_with(serde_json::json!({"freed_bytes": freed, "dry_run": dry_run})),
+            Err(error) => AgentResponse::error(codes::GC_FAILED, error),
+        },
         other => AgentResponse::error(codes::INTERNAL_ERROR, format_args!("{} is not answered here", other.method())),
     };
     match tokio::task::spawn_blocking(work).await {
@@ -86,6 +80,17 @@ fn without_images(request: AgentRequest) -> AgentResponse {
     }
 }
 
+/// The host makes the file system, and what is on it stays: that it is there is all that there is to do.
+fn format(agent: &Agent) -> AgentResponse {
+    let Some(store) = agent.images.as_ref().filter(|_| agent.disk) else {
+        return AgentResponse::error(codes::FORMAT_FAILED, "the machine has no storage disk; give it one");
+    };
+    match std::fs::write(store.root().join(".formatted"), b"1\n") {
+        Ok(()) => AgentResponse::ok(),
+        Err(error) => AgentResponse::error(codes::FORMAT_FAILED, error),
+    }
+}
+
 fn storage(agent: &Agent) -> AgentResponse {
     let (images, layers) = agent.images.as_ref().map_or((0, 0), |store| store.counts());
     let stat = match &agent.images {
@@ -105,10 +110,12 @@ fn storage(agent: &Agent) -> AgentResponse {
 }
 
 /// Whether anything could be reached at all: without a network device the answer is known.
-async fn network(url: &str) -> AgentResponse {
+async fn network(agent: &Agent, url: &str) -> AgentResponse {
     let devices = std::fs::read_dir("/sys/class/net")
         .map_or(0, |entries| entries.filter_map(Result::ok).filter(|entry| entry.file_name() != "lo").count());
-    let error = if devices == 0 {
+    let error = if agent.egress {
+        return through_the_host(url).await;
+    } else if devices == 0 {
         "the machine has no network device".to_owned()
     } else {
         match url.parse::<std::net::SocketAddr>() {
@@ -124,4 +131,19 @@ async fn network(url: &str) -> AgentResponse {
         }
     };
     AgentResponse::ok_with(serde_json::json!({"url": url, "reachable": false, "error": error}))
+}
+
+/// Whether the host lets a URL be reached, and somebody is there.
+async fn through_the_host(url: &str) -> AgentResponse {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or_default();
+    let default = if url.starts_with("https:") { 443 } else { 80 };
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let target = if has_port { authority.to_owned() } else { format!("{authority}:{default}") };
+    let reached = tokio::time::timeout(Duration::from_secs(10), crate::egress::try_target(&target)).await;
+    AgentResponse::ok_with(match reached {
+        Ok(Ok(())) => serde_json::json!({"url": url, "reachable": true}),
+        Ok(Err(error)) => serde_json::json!({"url": url, "reachable": false, "error": error.to_string()}),
+        Err(_) => serde_json::json!({"url": url, "reachable": false, "error": "no answer within 10 s"}),
+    })
 }

@@ -16,6 +16,7 @@ mod explain;
 mod flow;
 mod generate;
 mod health;
+mod image;
 mod kill;
 mod logs;
 mod machine;
@@ -73,6 +74,8 @@ enum Command {
     Discern(discern::DiscernArgs),
     /// Start microVMs, run commands in them, copy files
     Machine(machine::MachineArgs),
+    /// Pull, list and remove the images of a machine
+    Image(image::ImageArgs),
     /// Ask every service how it is
     Health(health::HealthArgs),
     /// Show what this host lets Shipote enforce
@@ -132,6 +135,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Flow(args) => flow::run(args).await,
         Command::Discern(args) => discern::run(args).await,
         Command::Machine(args) => machine::run(args).await,
+        Command::Image(args) => image::run(args).await,
         Command::Health(args) => health::run(args).await,
         Command::Capabilities(args) => capabilities::run(args).await,
         Command::Events(args) => events::run(args).await,

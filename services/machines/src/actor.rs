@@ -34,6 +34,7 @@ pub trait Launcher: Send + 'static {
     fn adopt(
         &self,
         name: &str,
+        spec: &Spec,
         console: Console,
         report: Box<dyn Fn(Report) + Send + Sync>,
     ) -> Option<mpsc::UnboundedSender<Order>>;
@@ -307,7 +308,7 @@ impl<L: Launcher> Actor<L> {
             let Some(machine) = self.machines.get_mut(name) else { continue };
             let (life, console) = (machine.life + 1, Console::default());
             let report = reporter(self.sender.clone(), name.clone(), life);
-            let Some(orders) = self.launcher.adopt(name, console.clone(), report) else { continue };
+            let Some(orders) = self.launcher.adopt(name, &machine.spec, console.clone(), report) else { continue };
             (machine.life, machine.orders, machine.console) = (life, Some(orders), console);
             if let Err(error) = self.input("take over", name, Input::Adopt, START_TIME) {
                 tracing::error!("{error}");

@@ -60,7 +60,7 @@ impl Manager {
 
 #[zbus::interface(name = "org.shipote.Machines1.Manager")]
 impl Manager {
-    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `disk_mib`), empty for the defaults. No options yet.
+    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `disk_mib`, `egress`), empty for the defaults. No options yet.
     async fn create(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -183,6 +183,20 @@ impl Manager {
         };
         let socket = self.audited(Event::MachineRun, name, caller, connecting).await?;
         Ok(socket.into())
+    }
+
+    /// What a connection to a running machine's workload ports (5000 and 5001) begins with: the `token` of `Auth`. No
+    /// options yet.
+    #[zbus(out_args("token"))]
+    async fn workload_token(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        options: Options,
+    ) -> Result<String, MachinesError> {
+        self.authorise(&header, &options).await?;
+        let guest = self.actor.guest(name).await.map_err(refusal)?;
+        Ok(shipote_agent_protocol::workload_token(&guest.secret))
     }
 
     /// The end of a machine's console, of this life or the last (64 KiB at most), as a pipe. No options yet.

@@ -74,8 +74,6 @@ pub struct Plan {
     pub image: Image,
     /// What guests run on.
     pub host: Host,
-    /// The program that keepers are: the service's own.
-    pub keeper: PathBuf,
     /// How long the machine goes on without a service.
     pub lease: Duration,
     /// Its disk, if it has one.
@@ -91,6 +89,10 @@ pub struct Place {
     pub folder: PathBuf,
     /// Where its console is kept.
     pub console: Console,
+    /// The program that its keeper and its way out are: the service's own.
+    pub program: PathBuf,
+    /// What it may reach.
+    pub egress: Vec<String>,
 }
 
 /// Starts a machine and follows it to its end, or until it is left. There is at most one [`Report::Exited`], and it is
@@ -192,11 +194,18 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, UnixListener),
         image: plan.image.clone(),
         arguments: qemu::arguments(&plan.host, &plan.spec, files),
         disks: plan.disk.iter().cloned().collect(),
-        settings: serde_json::json!({"hostname": plan.name, "secret": secret}).to_string(),
+        settings: serde_json::json!({
+            "hostname": plan.name,
+            "secret": secret,
+            "disk": plan.disk.is_some(),
+            "egress": !plan.spec.egress.is_empty(),
+        })
+        .to_string(),
+        certificates: if plan.spec.egress.is_empty() { None } else { certificates() },
         secret,
         lease_ms: u64::try_from(plan.lease.as_millis()).unwrap_or(u64::MAX),
     };
-    let mut link = spawn_keeper(plan, folder)?;
+    let mut link = spawn_keeper(place)?;
     let failed = |error: shipote_agent_protocol::FrameError| Error::Io {
         operation: "start",
         object: format!("the keeper of machine {}", plan.name),
@@ -207,12 +216,12 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, UnixListener),
 }
 
 /// Starts a keeper. It outlives this process, which therefore only waits for it while it can.
-fn spawn_keeper(plan: &Plan, folder: &Path) -> Result<UnixStream, Error> {
-    let failed = || Error::io("start the keeper", plan.keeper.display());
+fn spawn_keeper(place: &Place) -> Result<UnixStream, Error> {
+    let failed = || Error::io("start the keeper", place.program.display());
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed())?;
-    let mut child = Command::new(&plan.keeper)
+    let mut child = Command::new(&place.program)
         .arg(ARGUMENT)
-        .arg(folder)
+        .arg(&place.folder)
         .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .spawn()
@@ -270,6 +279,10 @@ impl<R: Fn(Report)> Life<'_, R> {
         if paused {
             (self.report)(Report::Paused(true));
         }
+        let _way = (!self.place.egress.is_empty()).then(|| {
+            let Place { name, folder, program, egress, .. } = self.place.clone();
+            Task(tokio::spawn(crate::egress::keep(program, name, folder, egress)))
+        });
         // Its own handle, so that the loop below may say something meanwhile.
         let knocked = self.knocked;
         let ready = first_answer(&knocked, &guest, self.adopted);
@@ -332,6 +345,22 @@ impl<R: Fn(Report)> Life<'_, R> {
             }
         }
     }
+}
+
+/// A task that ends when dropped.
+struct Task(tokio::task::JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The certificates that this host knows others by, which its guests then do too.
+fn certificates() -> Option<PathBuf> {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let known = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+    named.into_iter().chain(known.map(PathBuf::from)).find(|path| path.is_file())
 }
 
 /// Tells the keeper. One that is gone is noticed where its events are read.

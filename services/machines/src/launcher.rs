@@ -30,8 +30,8 @@ pub struct Qemu {
     pub runtime: PathBuf,
     /// Folder for the machines' disks.
     pub state: PathBuf,
-    /// The program that keepers are: the service's own.
-    pub keeper: PathBuf,
+    /// The program that keepers and ways out are: the service's own.
+    pub program: PathBuf,
     /// How long machines go on without a service.
     pub lease: Duration,
     /// What guests run on, once it is known.
@@ -39,8 +39,9 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    fn place(&self, name: &str, console: Console) -> Place {
-        Place { name: name.to_owned(), folder: self.runtime.join(name), console }
+    fn place(&self, name: &str, spec: &Spec, console: Console) -> Place {
+        let (program, egress) = (self.program.clone(), spec.egress.clone());
+        Place { name: name.to_owned(), folder: self.runtime.join(name), console, program, egress }
     }
 }
 
@@ -53,7 +54,8 @@ impl Launcher for Qemu {
         report: Box<dyn Fn(Report) + Send + Sync>,
     ) -> mpsc::UnboundedSender<Order> {
         let (orders, received) = mpsc::unbounded_channel();
-        let (this, name, spec, place) = (self.clone(), name.to_owned(), spec.clone(), self.place(name, console));
+        let place = self.place(name, spec, console);
+        let (this, name, spec) = (self.clone(), name.to_owned(), spec.clone());
         tokio::spawn(async move {
             let image = match Image::open(&this.image) {
                 Ok(image) => image,
@@ -61,7 +63,7 @@ impl Launcher for Qemu {
             };
             let host = this.host.get_or_init(|| Host::probe(&image)).await.clone();
             let disk = (spec.disk_mib > 0).then(|| this.state.join(&name).join(DISK));
-            let plan = Plan { name, spec, image, host, keeper: this.keeper, lease: this.lease, disk };
+            let plan = Plan { name, spec, image, host, lease: this.lease, disk };
             launch::run(plan, place, received, report).await;
         });
         orders
@@ -70,10 +72,11 @@ impl Launcher for Qemu {
     fn adopt(
         &self,
         name: &str,
+        spec: &Spec,
         console: Console,
         report: Box<dyn Fn(Report) + Send + Sync>,
     ) -> Option<mpsc::UnboundedSender<Order>> {
-        let place = self.place(name, console);
+        let place = self.place(name, spec, console);
         let Some(link) = launch::find_keeper(&place.folder) else {
             // What is left of a machine whose keeper has ended.
             let _ = std::fs::remove_dir_all(&place.folder);

@@ -16,6 +16,7 @@
 pub mod actor;
 pub mod console;
 pub mod disk;
+pub mod egress;
 pub mod error;
 pub mod guest;
 pub mod image;

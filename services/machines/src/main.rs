@@ -10,9 +10,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use shipote_bus::{Service, paths};
 use shipote_machines::actor::Handle;
-use shipote_machines::keeper;
 use shipote_machines::launcher::{LEASE, Qemu};
 use shipote_machines::store::Store;
+use shipote_machines::{egress, keeper};
 use shipote_service::{Context, Definition, Parts, run};
 use tokio::sync::mpsc;
 
@@ -41,7 +41,7 @@ async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
         runtime: context.paths.runtime.join("machines"),
         state: context.paths.state.clone(),
         // Whatever has been installed in the place of the program since it was started.
-        keeper: "/proc/self/exe".into(),
+        program: "/proc/self/exe".into(),
         lease: LEASE,
         host: Arc::default(),
     };
@@ -54,8 +54,10 @@ async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
 }
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == keeper::ARGUMENT) {
-        return keeper::main();
+    match std::env::args_os().nth(1) {
+        Some(argument) if argument == keeper::ARGUMENT => return keeper::main(),
+        Some(argument) if argument == egress::ARGUMENT => return egress::main(),
+        _ => {}
     }
     let definition = Definition { service: Service::Machines, version: env!("CARGO_PKG_VERSION") };
     run(definition, |_| Ok(()), start)

@@ -4,11 +4,13 @@
 //! memory_mib = 256
 //! cpus = 1
 //! disk_mib = 4096      # 0: none, images are kept in memory
+//! egress = ["registry-1.docker.io:443", "*.docker.com:443"]   # what it may reach; nothing by default
 //! ```
 
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::egress::{RULES_MAX, Rule};
 
 /// Longest name: it is the guest's host name (RFC 1123) and part of socket paths.
 pub const NAME_MAX: usize = 48;
@@ -23,11 +25,13 @@ pub struct Spec {
     pub cpus: u8,
     /// Disk for images and what is written over them, in MiB: 64 to 4,194,304, or 0 for none. Takes room on the host as it fills.
     pub disk_mib: u32,
+    /// What it may reach through the host; see [`crate::egress::Rule`].
+    pub egress: Vec<String>,
 }
 
 impl Default for Spec {
     fn default() -> Self {
-        Self { memory_mib: 256, cpus: 1, disk_mib: 0 }
+        Self { memory_mib: 256, cpus: 1, disk_mib: 0, egress: vec![] }
     }
 }
 
@@ -48,6 +52,12 @@ impl Spec {
         }
         if spec.disk_mib != 0 && !(64..=4_194_304).contains(&spec.disk_mib) {
             return Err(invalid(format!("disk_mib = {}: give 64 to 4194304, or 0", spec.disk_mib)));
+        }
+        if spec.egress.len() > RULES_MAX {
+            return Err(invalid(format!("egress: {} rules; the limit is {RULES_MAX}", spec.egress.len())));
+        }
+        for rule in &spec.egress {
+            Rule::parse(rule).map_err(invalid)?;
         }
         Ok(spec)
     }
@@ -88,7 +98,16 @@ mod tests {
             Spec::parse("a", "memory_mib = 128\ncpus = 2").unwrap(),
             Spec { memory_mib: 128, cpus: 2, ..Spec::default() }
         );
-        for bad in ["memory_mib = 63", "cpus = 0", "cpus = 65", "disk_mib = 63", "memory = 1", "cpus = \"two\"", "["] {
+        for bad in [
+            "memory_mib = 63",
+            "cpus = 0",
+            "cpus = 65",
+            "disk_mib = 63",
+            "egress = [\"a b\"]",
+            "memory = 1",
+            "cpus = \"two\"",
+            "[",
+        ] {
             assert!(matches!(Spec::parse("a", bad), Err(Error::InvalidSpec { .. })), "{bad}");
         }
     }

@@ -44,6 +44,7 @@ impl Launcher for Pretended {
     fn adopt(
         &self,
         _name: &str,
+        _spec: &Spec,
         _console: Console,
         _report: Box<dyn Fn(Report) + Send + Sync>,
     ) -> Option<mpsc::UnboundedSender<Order>> {

@@ -17,6 +17,7 @@ use shipote_agent_protocol::ports;
 use crate::agent::Agent;
 use crate::exec::Cgroups;
 use crate::images::Store;
+use crate::listen::Door;
 use crate::power::Power;
 use crate::{listen, reaper, runtime};
 
@@ -44,13 +45,21 @@ fn serve() -> anyhow::Result<()> {
             Cgroups::none()
         }
     };
+    // Before the first connection, which may put a file there.
+    let disk = settings.disk && attach_disk();
+    let egress = settings.egress;
     let store = Store::new(mounts::STORAGE.into());
     runtime()?.block_on(async {
         let images = Some(Arc::clone(&store));
-        let agent = Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine, images)?;
+        let agent = Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine, images, disk, egress)?;
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
         let listener = listen::vsock(ports::AGENT_CONTROL).context("listen on vsock")?;
-        let serving = tokio::spawn(async move { listen::serve(&listener, &agent).await });
+        for (port, door) in [(ports::WORKLOAD_CONTROL, Door::Workload), (ports::WORKLOAD_LOGS, Door::Logs)] {
+            let (listener, agent) = (listen::vsock(port).context("listen on vsock")?, Arc::clone(&agent));
+            tokio::spawn(async move { listen::serve(&listener, &agent, door).await });
+        }
+        let serving = tokio::spawn(async move { listen::serve(&listener, &agent, Door::Control).await });
+        let after = tokio::runtime::Handle::current();
         // What follows may block for a moment; connections wait in the socket's queue meanwhile.
         tokio::task::spawn_blocking(move || {
             if let Err(error) = listen::knock(ports::AGENT_READY) {
@@ -58,6 +67,13 @@ fn serve() -> anyhow::Result<()> {
             }
             if let Err(error) = later() {
                 eprintln!("shipote-agent: {error:#}");
+            }
+            if egress {
+                after.spawn(async {
+                    if let Err(error) = crate::egress::serve().await {
+                        eprintln!("shipote-agent: the way out: {error}");
+                    }
+                });
             }
             // Even where something failed: a request then fails with its own reason.
             store.open();
@@ -71,6 +87,16 @@ fn later() -> anyhow::Result<()> {
     mounts::rest()?;
     modules::load(Path::new(modules::LATER))?;
     // Loopback comes up with its address; no library is worth this one call at boot.
-    let _ = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).spawn().context("bring up lo")?;
+    // It may have been reaped as an orphan by the time it is waited for, which is as good.
+    let _ = Command::new("/bin/busybox").args(["ip", "link", "set", "lo", "up"]).spawn().context("bring up lo")?.wait();
     Ok(())
+}
+
+/// Puts the disk in its place; without it the machine goes on in memory, and says so.
+fn attach_disk() -> bool {
+    let attached = modules::load(Path::new(modules::LATER)).and_then(|()| mounts::disk());
+    if let Err(error) = &attached {
+        eprintln!("shipote-agent: {error:#}; images are kept in memory");
+    }
+    attached.is_ok()
 }

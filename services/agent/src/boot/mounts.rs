@@ -8,8 +8,11 @@ use rustix::mount::{MountFlags, mount};
 /// The cgroup v2 hierarchy.
 pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Images and overlays. In memory, until a machine can be given a disk.
+/// Images and overlays: in memory, or on the machine's disk.
 pub(super) const STORAGE: &str = "/storage";
+
+/// How long the disk may take to appear.
+const DISK_TIME: std::time::Duration = std::time::Duration::from_secs(10);
 
 fn attach(kind: &str, target: &str, flags: MountFlags, data: &std::ffi::CStr) -> anyhow::Result<()> {
     create_dir_all(target).with_context(|| format!("make {target}"))?;
@@ -26,6 +29,21 @@ pub(super) fn first() -> anyhow::Result<()> {
     create_dir_all(STORAGE).with_context(|| format!("make {STORAGE}"))?;
     mount("tmpfs", STORAGE, "tmpfs", MountFlags::empty(), c"mode=0700,size=80%")
         .with_context(|| format!("mount tmpfs on {STORAGE}"))
+}
+
+/// The machine's disk in the place of the memory. The device may take a moment to appear.
+pub(super) fn disk() -> anyhow::Result<()> {
+    let device = std::path::Path::new("/dev/vda");
+    let begun = std::time::Instant::now();
+    while !device.exists() {
+        anyhow::ensure!(begun.elapsed() < DISK_TIME, "the disk did not appear within {DISK_TIME:?}");
+        std::thread::park_timeout(std::time::Duration::from_millis(5));
+    }
+    mount(device, STORAGE, "ext4", MountFlags::NOATIME, None)
+        .with_context(|| format!("mount the disk on {STORAGE}"))?;
+    // For the host's user alone, as the memory is.
+    std::fs::set_permissions(STORAGE, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    Ok(())
 }
 
 /// The hierarchy that commands get their cgroups in.

@@ -15,6 +15,12 @@ pub(super) struct Settings {
     pub(super) secret: Option<String>,
     /// The machine's name.
     pub(super) hostname: Option<String>,
+    /// It has a disk for images.
+    #[serde(default)]
+    pub(super) disk: bool,
+    /// The host lets something be reached.
+    #[serde(default)]
+    pub(super) egress: bool,
 }
 
 /// Reads the file and removes it, so that no command in the guest finds the secret.

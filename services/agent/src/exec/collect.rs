@@ -45,7 +45,7 @@ pub(super) async fn run(connection: &Connection, mut child: Child, timeout: Opti
         tokio::select! {
             () = out.read(&mut stdout, code.is_some()), if !out.ended => {}
             () = err.read(&mut stderr, code.is_some()), if !err.ended => {}
-            exit = &mut child.exited, if code.is_none() => code = Some(exit.unwrap_or(255)),
+            exit = &mut child.exited, if code.is_none() => code = Some(exit.map_or(255, |exit| exit.code)),
             () = &mut expired, if !timed_out && code.is_none() => {
                 timed_out = true;
                 child.kill();

@@ -3,7 +3,7 @@
 mod cgroup;
 mod collect;
 mod session;
-mod spawn;
+pub(crate) mod spawn;
 
 use std::any::Any;
 use std::path::PathBuf;
@@ -126,7 +126,7 @@ async fn elapsed(timeout: Option<Duration>) {
 }
 
 /// How much a read brought; 0 at the stream's end, on an error, or where the command has ended and nothing comes.
-async fn more_or_end(exited: bool, reading: impl Future<Output = std::io::Result<usize>>) -> usize {
+pub(crate) async fn more_or_end(exited: bool, reading: impl Future<Output = std::io::Result<usize>>) -> usize {
     if exited {
         tokio::time::timeout(DRAIN, reading).await.unwrap_or(Ok(0)).unwrap_or(0)
     } else {

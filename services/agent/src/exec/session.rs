@@ -106,7 +106,7 @@ pub(super) async fn run(connection: &mut Connection, mut child: Child, timeout: 
                 }
                 Some(event) => outbox.send(&refusal(&event)).await?,
             },
-            exit = &mut child.exited, if code.is_none() => code = Some(exit.unwrap_or(255)),
+            exit = &mut child.exited, if code.is_none() => code = Some(exit.map_or(255, |exit| exit.code)),
             () = &mut expired, if !timed_out && code.is_none() => {
                 timed_out = true;
                 child.kill();

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::{Command, Mode};
 use crate::agent::Agent;
 use crate::listen;
-use crate::reaper::Reaper;
+use crate::reaper::{Exit, Reaper};
 
 /// What a command finds in its environment unless the request says otherwise.
 const ENVIRONMENT: [(&str, &str); 3] =
@@ -24,17 +24,17 @@ const ENVIRONMENT: [(&str, &str); 3] =
 const TERMINAL: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
 
 /// A command that was started. Dropped, it is killed with all it started.
-pub(super) struct Child {
-    pub(super) pid: i32,
-    /// The exit code, once.
-    pub(super) exited: oneshot::Receiver<i32>,
-    pub(super) streams: Streams,
+pub(crate) struct Child {
+    pub(crate) pid: i32,
+    /// How it ended, once.
+    pub(crate) exited: oneshot::Receiver<Exit>,
+    pub(crate) streams: Streams,
     reaper: Arc<Reaper>,
     ends_with_us: bool,
 }
 
 /// The command's input and output.
-pub(super) enum Streams {
+pub(crate) enum Streams {
     /// None of it is here.
     None,
     Pipes {
@@ -66,9 +66,12 @@ impl Drop for Child {
 }
 
 /// Starts a command. There is no await in here: the reaper must know the child before it can end.
-pub(super) fn spawn(agent: &Agent, command: &Command, mode: Mode) -> std::io::Result<Child> {
+pub(crate) fn spawn(agent: &Agent, command: &Command, mode: Mode) -> std::io::Result<Child> {
     let mut process = std::process::Command::new(&command.argv[0]);
     process.args(&command.argv[1..]).env_clear().envs(ENVIRONMENT);
+    if agent.egress {
+        process.envs(crate::egress::ENVIRONMENT);
+    }
     if let Some(directory) = &command.workdir {
         process.current_dir(directory);
     }

@@ -10,12 +10,12 @@ use sha2::{Digest, Sha256};
 use shipote_agent_protocol::{AgentResponse, ImageInfo};
 use tokio::sync::mpsc;
 
-use super::{Image, ImageError, Store, layer};
+use super::{Image, ImageError, Pin, Store, layer};
 
 /// Largest manifest or config.
-const JSON_MAX: u64 = 4 * 1024 * 1024;
+const JSON_MAX: u64 = super::registry::JSON_MAX;
 /// Layers that an image may have: overlayfs takes no more in one mount.
-const LAYERS_MAX: usize = 128;
+pub(super) const LAYERS_MAX: usize = 128;
 
 /// `manifest.json` of `docker save`: one entry an image.
 #[derive(Deserialize)]
@@ -30,12 +30,35 @@ struct Entry {
 /// The image's config, as far as it matters here (OCI image spec, config.md).
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Config {
+pub(super) struct Config {
     created: Option<String>,
     architecture: String,
     os: String,
     config: Option<Settings>,
-    rootfs: Rootfs,
+    pub(super) rootfs: Rootfs,
+}
+
+impl Config {
+    /// What is told of an image.
+    pub(super) fn into_info(self, reference: &str, digest: &str, size: u64, layers: Vec<String>) -> ImageInfo {
+        let settings = self.config.unwrap_or_default();
+        let not_empty = |text: Option<String>| text.filter(|text| !text.is_empty());
+        ImageInfo {
+            reference: reference.to_owned(),
+            digest: digest.to_owned(),
+            size,
+            created: self.created,
+            architecture: self.architecture,
+            os: self.os,
+            layer_count: layers.len(),
+            layers,
+            entrypoint: settings.entrypoint.unwrap_or_default(),
+            cmd: settings.cmd.unwrap_or_default(),
+            env: settings.env.unwrap_or_default(),
+            workdir: not_empty(settings.working_dir),
+            user: not_empty(settings.user),
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -50,8 +73,8 @@ struct Settings {
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Rootfs {
-    diff_ids: Vec<String>,
+pub(super) struct Rootfs {
+    pub(super) diff_ids: Vec<String>,
 }
 
 /// Takes what `name` names into the store.
@@ -65,9 +88,13 @@ pub(super) fn import(
     } else if let Some(path) = name.strip_prefix("rootfs:") {
         rootfs(store, name, Path::new(path))
     } else {
-        let problem = "registries are not spoken to yet; give docker-archive:/FILE or rootfs:/FILE";
-        Err(ImageError::invalid(name, problem))
+        Err(ImageError::invalid(name, "neither docker-archive:/FILE nor rootfs:/FILE"))
     }
+}
+
+/// Whether a name is one of an archive, not of an image in a registry.
+pub(super) fn is_archive(name: &str) -> bool {
+    name.starts_with("docker-archive:") || name.starts_with("rootfs:")
 }
 
 fn rootfs(store: &Store, name: &str, path: &Path) -> Result<ImageInfo, ImageError> {
@@ -89,7 +116,7 @@ fn rootfs(store: &Store, name: &str, path: &Path) -> Result<ImageInfo, ImageErro
         workdir: None,
         user: None,
     };
-    store.add(Image { names: vec![name.to_owned()], info: info.clone(), layers: vec![digest] });
+    store.add(Image { names: vec![name.to_owned()], info: info.clone(), layers: vec![digest] })?;
     Ok(info)
 }
 
@@ -114,12 +141,13 @@ fn docker_archive(
         return Err(invalid(format!("the config {} has the digest sha256:{digest}", entry.config)));
     }
     let config: Config = serde_json::from_slice(&bytes).map_err(|error| json(&error.to_string(), b"config"))?;
-    let ids = &config.rootfs.diff_ids;
+    let ids = config.rootfs.diff_ids.clone();
+    let mut pin = Pin::new(store);
     if ids.len() != entry.layers.len() || ids.is_empty() || ids.len() > LAYERS_MAX {
         return Err(invalid(format!("{} layers and {} digests of them", entry.layers.len(), ids.len())));
     }
     let (mut layers, mut blobs, mut size) = (Vec::new(), Vec::new(), 0);
-    for (n, (file, id)) in entry.layers.iter().zip(ids).enumerate() {
+    for (n, (file, id)) in entry.layers.iter().zip(&ids).enumerate() {
         let percent = u8::try_from(n * 100 / ids.len()).unwrap_or(100);
         let message = format!("layer {} of {}", n + 1, ids.len());
         // Nobody listens any more where the connection has ended; the import goes on.
@@ -129,31 +157,17 @@ fn docker_archive(
             layer: Some(id.clone()),
         });
         let expected = id.strip_prefix("sha256:").ok_or_else(|| invalid(format!("digest {id} is not sha256")))?;
+        pin.add(expected);
         size += pieces.size(name, file)?;
         blobs.push(id.clone());
         layers.push(layer::add(store, name, pieces.open(name, file)?, Some(expected))?);
     }
-    let settings = config.config.unwrap_or_default();
-    let not_empty = |text: Option<String>| text.filter(|text| !text.is_empty());
     let tags = entry.repo_tags.unwrap_or_default();
-    let info = ImageInfo {
-        reference: tags.first().cloned().unwrap_or_else(|| name.to_owned()),
-        digest: format!("sha256:{digest}"),
-        size,
-        created: config.created,
-        architecture: config.architecture,
-        os: config.os,
-        layer_count: layers.len(),
-        layers: blobs,
-        entrypoint: settings.entrypoint.unwrap_or_default(),
-        cmd: settings.cmd.unwrap_or_default(),
-        env: settings.env.unwrap_or_default(),
-        workdir: not_empty(settings.working_dir),
-        user: not_empty(settings.user),
-    };
+    let reference = tags.first().map_or(name, String::as_str);
+    let info = config.into_info(reference, &format!("sha256:{digest}"), size, blobs);
     let mut names = vec![name.to_owned(), info.digest.clone()];
     names.extend(tags);
-    store.add(Image { names, info: info.clone(), layers });
+    store.add(Image { names, info: info.clone(), layers })?;
     Ok(info)
 }
 

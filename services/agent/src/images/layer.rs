@@ -14,23 +14,21 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev, mknodat, setxattr};
 use sha2::{Digest, Sha256};
 
 use super::archive::hex;
+use super::zstd::Zstd;
 use super::{ImageError, Store};
 
+/// What a layer is called while it is unpacked.
+pub(super) const WORK: &str = "unpacking";
 const OPAQUE: &str = ".wh..wh..opq";
 const WHITEOUT: &[u8] = b".wh.";
 
 /// Unpacks a layer into the store and gives its digest, that of the uncompressed tar. One that is there is not unpacked
 /// again; one with another digest than `expected` is refused and leaves nothing behind.
-pub(super) fn add(
-    store: &Store,
-    image: &str,
-    reader: impl Read + 'static,
-    expected: Option<&str>,
-) -> Result<String, ImageError> {
+pub(super) fn add(store: &Store, image: &str, reader: impl Read, expected: Option<&str>) -> Result<String, ImageError> {
     if let Some(digest) = expected.filter(|digest| store.layer(digest).is_dir()) {
         return Ok(digest.to_owned());
     }
-    let work = store.layer("unpacking");
+    let work = store.layer(WORK);
     let _ = remove_dir_all(&work);
     create_dir_all(&work).map_err(ImageError::io("create", &work))?;
     let result = unpack(reader, &work).and_then(|digest| {
@@ -62,12 +60,13 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-fn unpack(reader: impl Read + 'static, to: &Path) -> Result<String, ImageError> {
-    let read = |error| ImageError::Io { operation: "unpack to", path: to.to_owned(), source: error };
+fn unpack(reader: impl Read, to: &Path) -> Result<String, ImageError> {
+    let read = |error| ImageError::Io { operation: "unpack to", path: to.to_owned(), source: whole(&error) };
     let mut reader = BufReader::with_capacity(64 * 1024, reader);
     let start = reader.fill_buf().map_err(read)?;
-    let plain: Box<dyn Read> = match start {
+    let plain: Box<dyn Read + '_> = match start {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(reader)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Box::new(Zstd::new(reader)),
         _ => Box::new(reader),
     };
     let hash = Arc::new(Mutex::new(Sha256::new()));
@@ -83,6 +82,17 @@ fn unpack(reader: impl Read + 'static, to: &Path) -> Result<String, ImageError> 
     std::io::copy(&mut archive.into_inner(), &mut std::io::sink()).map_err(read)?;
     let hash = hash.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(hex(&hash.finalize()))
+}
+
+/// An error with its causes, which the archive's reader keeps apart.
+fn whole(error: &std::io::Error) -> std::io::Error {
+    use std::error::Error as _;
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(next) = cause {
+        text += &format!(": {next}");
+        cause = next.source();
+    }
+    std::io::Error::new(error.kind(), text)
 }
 
 fn place<R: Read>(entry: &mut tar::Entry<'_, R>, to: &Path) -> std::io::Result<()> {

@@ -13,13 +13,25 @@ use rustix::mount::{
 };
 use shipote_agent_protocol::OverlayInfo;
 
-use super::{ImageError, Store, check_id};
+use super::{Held, ImageError, Store, check_id};
 
 /// A mounted overlay. One that was made for a single command is unmounted and removed when dropped.
 #[derive(Debug)]
 pub(super) struct Overlay {
     dir: PathBuf,
     temporary: bool,
+    /// The layers beneath it.
+    _held: Option<Held>,
+}
+
+/// The file beside a persistent overlay that says which layers it is over, one a line: they stay as long as it does.
+const LAYERS: &str = "layers";
+
+/// Layers that persistent overlays need.
+pub(super) fn layers_of_all(store: &Store) -> Vec<String> {
+    let overlays = std::fs::read_dir(store.root.join("overlays")).into_iter().flatten().flatten();
+    let texts = overlays.filter_map(|entry| std::fs::read_to_string(entry.path().join(LAYERS)).ok());
+    texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 impl Overlay {
@@ -28,29 +40,34 @@ impl Overlay {
     }
 
     /// One for a single command.
-    pub(super) fn temporary(store: &Store, image: &str) -> Result<Self, ImageError> {
+    pub(super) fn temporary(store: &Arc<Store>, image: &str) -> Result<Self, ImageError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let dir = store.root.join("temporary").join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
-        let overlay = Self { dir, temporary: true };
+        let mut overlay = Self { dir, temporary: true, _held: None };
         overlay.mount(store, image)?;
         Ok(overlay)
     }
 
     /// One that stays, by its id; the same again where it is mounted already.
-    pub(super) fn persistent(store: &Store, image: &str, id: &str) -> Result<Self, ImageError> {
+    pub(super) fn persistent(store: &Arc<Store>, image: &str, id: &str) -> Result<Self, ImageError> {
         check_id(id)?;
-        let overlay = Self { dir: store.root.join("overlays").join(id), temporary: false };
+        let mut overlay = Self { dir: store.root.join("overlays").join(id), temporary: false, _held: None };
         if !overlay.root().join("proc/self").exists() {
             overlay.mount(store, image)?;
         }
         Ok(overlay)
     }
 
-    fn mount(&self, store: &Store, image: &str) -> Result<(), ImageError> {
-        let image = store.find(image)?;
+    fn mount(&mut self, store: &Arc<Store>, image: &str) -> Result<(), ImageError> {
+        let (image, held) = store.find_and_hold(image)?;
+        self._held = Some(held);
         for name in ["upper", "work", "merged"] {
             let dir = self.dir.join(name);
             create_dir_all(&dir).map_err(ImageError::io("create", &dir))?;
+        }
+        if !self.temporary {
+            let list = self.dir.join(LAYERS);
+            std::fs::write(&list, image.layers.join("\n")).map_err(ImageError::io("write", &list))?;
         }
         let root = self.root();
         self.attach(store, &image.layers, &root).map_err(|error| ImageError::io("mount", &root)(error.into()))?;
@@ -108,5 +125,5 @@ pub(crate) fn prepare(store: &Arc<Store>, image: &str, id: &str) -> Result<Overl
 /// Removes one with all that was written to it; one that isn't there is as good as removed.
 pub(crate) fn cleanup(store: &Arc<Store>, id: &str) -> Result<(), ImageError> {
     check_id(id)?;
-    Overlay { dir: store.root.join("overlays").join(id), temporary: false }.remove()
+    Overlay { dir: store.root.join("overlays").join(id), temporary: false, _held: None }.remove()
 }

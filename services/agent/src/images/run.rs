@@ -49,7 +49,7 @@ pub(crate) async fn run(connection: &mut Connection, store: &Arc<Store>, request
     }
 }
 
-fn prepare(store: &Store, request: Request) -> Result<Command, ImageError> {
+fn prepare(store: &Arc<Store>, request: Request) -> Result<Command, ImageError> {
     let Request { image, mut command, user, overlay, detached, .. } = request;
     let info = store.query(&image)?;
     let overlay = match &overlay {

@@ -26,6 +26,10 @@ impl Agent {
         let mut child = Command::new(env!("CARGO_BIN_EXE_shipote-agent"))
             .arg("--listen")
             .arg(format!("unix:{}", dir.path().join("agent.sock").display()))
+            .arg("--workload")
+            .arg(dir.path().join("workload.sock"))
+            .arg("--logs")
+            .arg(dir.path().join("logs.sock"))
             .arg("--root")
             .arg(dir.path().join("root"))
             .args(arguments)
@@ -47,6 +51,11 @@ impl Agent {
 
     pub(crate) fn connect(&self) -> Client {
         Client(UnixStream::connect(self.dir.path().join("agent.sock")).unwrap())
+    }
+
+    /// A connection to the socket of another door.
+    pub(crate) fn connect_to(&self, name: &str) -> UnixStream {
+        UnixStream::connect(self.dir.path().join(name)).unwrap()
     }
 
     /// Resident memory in KiB.

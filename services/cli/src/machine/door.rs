@@ -1,14 +1,16 @@
 //! A local socket that speaks a port of a guest raw, so that any client of the agent's protocol can drive a machine.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use serde_json::json;
+use shipote_agent_protocol::ports;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{machines, open};
+use super::{machines, open, refusal};
 use crate::output;
 
 pub(super) async fn serve(name: &str, port: u32, socket: Option<PathBuf>) -> anyhow::Result<()> {
@@ -35,7 +37,12 @@ pub(super) async fn serve(name: &str, port: u32, socket: Option<PathBuf>) -> any
     };
     let listener = UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    output::json(&json!({"socket": path.display().to_string()}))?;
+    let mut said = json!({"socket": path.display().to_string()});
+    if matches!(port, ports::WORKLOAD_CONTROL | ports::WORKLOAD_LOGS) {
+        let token = machines.workload_token(name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+        said["token"] = token.into();
+    }
+    output::json(&said)?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     loop {
         tokio::select! {

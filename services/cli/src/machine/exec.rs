@@ -46,10 +46,13 @@ pub(super) struct What {
 pub(super) struct ExecArgs {
     /// Machine
     name: String,
+    /// Image of the machine to run it in [default: the agent's own root]
+    #[arg(long)]
+    image: Option<String>,
     #[command(flatten)]
     what: What,
     /// Program and arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(required_unless_present = "image", trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
@@ -72,7 +75,7 @@ pub(super) struct RunArgs {
 pub(super) async fn exec(args: &ExecArgs) -> ExitCode {
     let outcome = async {
         let machines = machines().await?;
-        let request = args.what.request(None, args.command.clone())?;
+        let request = args.what.request(args.image.clone(), args.command.clone())?;
         session(open(&machines, &args.name, ports::AGENT_CONTROL).await?, &request).await
     };
     leave(outcome.await)
@@ -87,7 +90,8 @@ async fn run_in_new(args: &RunArgs) -> anyhow::Result<u8> {
     let name = args.name.clone().unwrap_or_else(|| format!("run-{}", std::process::id()));
     // The machine must go whatever ends us: from here on signals are ours to handle.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    machines.create(&name, &args.size.spec(), BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    let spec = args.size.spec_with(&args.source.egress());
+    machines.create(&name, &spec, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
     let work = async {
         begin(&machines, &name).await?;
         let image = args.source.import(&machines, &name).await?;

@@ -17,17 +17,41 @@ const ARCHIVE: &str = "/storage/import.tar";
 /// enough: some three times its size.
 #[derive(Debug, Args)]
 pub(super) struct Source {
-    /// Archive of an image, as `docker save` writes it
-    #[arg(long, value_name = "FILE", conflicts_with = "rootfs")]
+    /// Archive of an image, as `docker save` writes it, or the name of one in a registry
+    #[arg(long, value_name = "FILE|NAME", conflicts_with = "rootfs")]
     image: Option<PathBuf>,
     /// Folder (or tar) to run in as the root
     #[arg(long, value_name = "DIR")]
     rootfs: Option<PathBuf>,
 }
 
+/// What Docker Hub consists of.
+const DOCKER: [&str; 3] = ["registry-1.docker.io:443", "auth.docker.io:443", "production.cloudflare.docker.com:443"];
+
 impl Source {
+    /// The image's name where it is one in a registry.
+    fn name(&self) -> Option<&str> {
+        let image = self.image.as_deref()?;
+        if image.exists() { None } else { image.to_str() }
+    }
+
+    /// What a machine must reach to pull it.
+    pub(super) fn egress(&self) -> Vec<String> {
+        let Some(name) = self.name() else { return vec![] };
+        match name.trim_start_matches("docker://").split_once('/') {
+            Some((host, _)) if host.contains(':') => vec![host.to_owned()],
+            Some((host, _)) if host.contains('.') && host != "docker.io" => vec![format!("{host}:443")],
+            _ => DOCKER.map(str::to_owned).to_vec(),
+        }
+    }
+
     /// Brings it into a machine; gives the name by which it can be run.
     pub(super) async fn import(&self, machines: &MachinesProxy<'_>, name: &str) -> anyhow::Result<Option<String>> {
+        if let Some(image) = self.name() {
+            let mut stream = open(machines, name, ports::AGENT_CONTROL).await?;
+            crate::image::pull(&mut stream, image, None, None, false).await?;
+            return Ok(Some(image.to_owned()));
+        }
         let (file, kind) = match (&self.image, &self.rootfs) {
             (Some(image), _) => (image, "docker-archive"),
             (None, Some(root)) => (root, "rootfs"),

@@ -24,12 +24,22 @@ pub(super) struct Size {
     /// Disk for images in MiB, which stays when the machine stops [default: none, images are kept in memory]
     #[arg(long, value_name = "MIB", default_value_t = 0, hide_default_value = true)]
     disk: u32,
+    /// What it may reach: HOST:PORT, *.DOMAIN:PORT or HOST (ports 80 and 443); may be repeated [default: nothing]
+    #[arg(long, value_name = "RULE")]
+    egress: Vec<String>,
 }
 
 impl Size {
     /// As a spec.
     pub(super) fn spec(&self) -> String {
-        format!("memory_mib = {}\ncpus = {}\ndisk_mib = {}\n", self.memory, self.cpus, self.disk)
+        self.spec_with(&[])
+    }
+
+    /// As a spec that allows some more to be reached.
+    pub(super) fn spec_with(&self, egress: &[String]) -> String {
+        let rules: Vec<String> = self.egress.iter().chain(egress).map(|rule| format!("{rule:?}")).collect();
+        let Self { memory, cpus, disk, .. } = self;
+        format!("memory_mib = {memory}\ncpus = {cpus}\ndisk_mib = {disk}\negress = [{}]\n", rules.join(", "))
     }
 }
 

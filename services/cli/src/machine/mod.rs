@@ -26,6 +26,7 @@ pub(crate) struct MachineArgs {
 enum Command {
     /// Run a command in a machine that is made for it and ends with it
     #[command(after_help = "Examples:\n  shipote machine run --memory 128 -- uname -a\n  \
+        shipote machine run --image alpine -- cat /etc/os-release\n  \
         docker save alpine > alpine.tar; shipote machine run --image alpine.tar -- cat /etc/os-release\n  \
         shipote machine run --rootfs ./root -- /bin/sh\n\n\
         Exit status: the command's own; 128 + N if signal N ended it; 124 after --timeout; 125 if Shipote failed,\n\
@@ -161,6 +162,11 @@ fn refusal(refused: &MachinesError) -> anyhow::Error {
         MachinesError::ZBus(error) => anyhow::anyhow!("ask the machines service: {}", error::describe(error)),
         other => anyhow::anyhow!("{}", zbus::DBusError::description(other).unwrap_or("refused without a reason")),
     }
+}
+
+/// A connection to the agent of a running machine.
+pub(crate) async fn agent(name: &str) -> anyhow::Result<UnixStream> {
+    open(&machines().await?, name, shipote_agent_protocol::ports::AGENT_CONTROL).await
 }
 
 /// A connection to a port of a running machine.

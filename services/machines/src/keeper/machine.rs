@@ -19,6 +19,8 @@ use crate::vmm::qemu;
 
 /// The file in which the guest's agent finds what is said to it at boot.
 const SETTINGS: &str = "shipote-machine.json";
+/// The file in which it finds certificates.
+const CERTIFICATES: &str = "etc/ca-certificates.crt";
 
 /// The processes of a machine. Dropped, they are killed.
 pub(super) struct Machine {
@@ -43,7 +45,7 @@ impl Machine {
         let confinement = confine(launch, &programs, &touch)?;
 
         let initramfs = launch.folder.join(qemu::INITRAMFS);
-        write_initramfs(&launch.image.initramfs, &initramfs, &launch.settings)?;
+        write_initramfs(launch, &initramfs)?;
 
         let sockets = launch.folder.join(qemu::VSOCK_FOLDER);
         let socket = sockets.join("device");
@@ -176,14 +178,17 @@ fn confine(launch: &Launch, programs: &[PathBuf], touch: &[PathBuf]) -> Result<V
 }
 
 /// The image's initramfs with the machine's settings behind it.
-fn write_initramfs(from: &Path, to: &Path, settings: &str) -> Result<(), Error> {
+fn write_initramfs(launch: &Launch, to: &Path) -> Result<(), Error> {
     use std::io::Write as _;
     let copy = || {
         let mut file =
             std::os::unix::fs::OpenOptionsExt::mode(std::fs::File::options().write(true).create_new(true), 0o600)
                 .open(to)?;
-        std::io::copy(&mut std::fs::File::open(from)?, &mut file)?;
-        file.write_all(&archive_of(SETTINGS, settings.as_bytes()))
+        std::io::copy(&mut std::fs::File::open(&launch.image.initramfs)?, &mut file)?;
+        if let Some(certificates) = &launch.certificates {
+            file.write_all(&archive_of(CERTIFICATES, &std::fs::read(certificates)?))?;
+        }
+        file.write_all(&archive_of(SETTINGS, launch.settings.as_bytes()))
     };
     copy().map_err(Error::io("write", to.display()))
 }

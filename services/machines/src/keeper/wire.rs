@@ -33,6 +33,8 @@ pub struct Launch {
     pub disks: Vec<PathBuf>,
     /// What the agent finds at boot, as JSON.
     pub settings: String,
+    /// Certificates that the agent knows registries by, as PEM.
+    pub certificates: Option<PathBuf>,
     /// What the agent's connections begin with.
     pub secret: String,
     /// How long the machine goes on without a service, in milliseconds.

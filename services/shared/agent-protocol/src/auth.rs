@@ -20,3 +20,12 @@ impl std::fmt::Debug for Hello {
         f.write_str("Hello { .. }")
     }
 }
+
+/// The `token` of [`crate::HostMessage::Auth`] of a machine with this secret. It follows from the secret but does not
+/// reveal it: whoever may drive the workload cannot greet the agent's control port.
+#[must_use]
+pub fn workload_token(secret: &str) -> String {
+    use sha2::{Digest as _, Sha256};
+    let digest = Sha256::new().chain_update(b"shipote workload\0").chain_update(secret).finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

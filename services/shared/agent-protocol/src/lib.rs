@@ -21,7 +21,7 @@ mod request;
 mod response;
 mod workload;
 
-pub use auth::Hello;
+pub use auth::{Hello, workload_token};
 pub use envelope::Envelope;
 pub use frame::{FrameError, encode, read_body, read_length, read_message, skip_body, write_message};
 pub use info::{ImageInfo, OverlayInfo, RegistryAuth, StorageStatus};
@@ -56,6 +56,8 @@ pub mod ports {
     pub const SSH_AGENT: u32 = 6001;
     /// DNS filter on the host, dialled by the guest.
     pub const DNS_FILTER: u32 = 6002;
+    /// The way out of the machine on the host (HTTP CONNECT), dialled by the guest.
+    pub const EGRESS: u32 = 6003;
     /// Dialled by the guest once its agent listens; carries no bytes.
     pub const AGENT_READY: u32 = 6004;
 }

@@ -34,6 +34,8 @@ pub trait Machines {
     /// See the interface.
     fn connect(&self, name: &str, port: u32, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
     /// See the interface.
+    fn workload_token(&self, name: &str, options: Options<'_>) -> Result<String, MachinesError>;
+    /// See the interface.
     fn console(&self, name: &str, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
     /// See the interface.
     #[zbus(signal)]
