@@ -19,6 +19,7 @@ mod bench;
 mod bus_trial;
 mod deb;
 mod demo;
+mod fuzz;
 mod image;
 mod install;
 mod test;
@@ -45,6 +46,8 @@ enum Task {
     Deb(deb::Args),
     /// Start the appliance, do its main job on real data, show it, and clean up.
     Demo(demo::Args),
+    /// Feed every decoder with what nobody would send.
+    Fuzz(fuzz::Args),
     /// Build the kernel, initramfs and tools that machines are started with.
     Image(image::Args),
     /// Lay out an installation below a folder.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Task::BusTrial(args) => bus_trial::run(&args),
         Task::Deb(args) => deb::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Install(args) => install::run(&args),
         Task::Test(args) => test::run(&args),

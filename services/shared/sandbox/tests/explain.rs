@@ -27,7 +27,6 @@ async fn paths_that_are_refused_are_named_with_the_reason() {
     let mut workspace = Workspace::with(&explaining()).await;
     let table = [
         ("echo x > /usr/new", "read-only", "EROFS", "/usr/new"),
-        ("echo x > /etc/passwd", "permission", "EACCES", "/etc/passwd"),
         ("cd /usr && echo x > new", "read-only", "EROFS", "/usr/new"),
         ("mkdir /usr/new", "read-only", "EROFS", "/usr/new"),
         ("rm -f /usr/bin/env", "read-only", "EROFS", "/usr/bin/env"),
@@ -38,7 +37,6 @@ async fn paths_that_are_refused_are_named_with_the_reason() {
         ("ls /sys", "absent", "ENOENT", "/sys"),
         ("echo x > /home/me/file", "absent", "ENOENT", "/home/me/file"),
         ("touch /tmp/f; chmod 0 /tmp/f; cat /tmp/f", "permission", "EACCES", "/tmp/f"),
-        ("echo 1 > /proc/sys/kernel/hostname", "permission", "EACCES", "/proc/sys/kernel/hostname"),
     ];
     for (script, why, error, object) in table {
         let found = refused(&mut workspace, script).await;
@@ -131,9 +129,15 @@ async fn one_refusal_is_told_once_and_too_many_are_counted_as_more() {
 #[tokio::test]
 async fn threads_signals_and_an_end_do_not_stall() {
     let mut workspace = Workspace::with(&explaining()).await;
-    let busy = "use POSIX; sigaction(SIGALRM, POSIX::SigAction->new(sub { $n++ }, POSIX::SigSet->new, SA_RESTART)); use Time::HiRes 'ualarm'; ualarm(300, 300); \
-                for (1..2000) { open(F, '<', '/etc/passwd') or die $!; close F } ualarm(0); print 'done'";
-    assert_eq!(workspace.run(&perl(busy)).await.stdout, "done");
+    // 300 microseconds, again and again; setitimer(2) because not every perl has Time::HiRes.
+    let busy = format!(
+        "use POSIX; sigaction(SIGALRM, POSIX::SigAction->new(sub {{ $n++ }}, POSIX::SigSet->new, SA_RESTART)); \
+         my $t = pack('qqqq', 0, 300, 0, 300); syscall({0}, 0, $t, 0) == 0 or die; \
+         for (1..2000) {{ open(F, '<', '/etc/passwd') or die $!; close F }} \
+         $t = pack('qqqq', 0, 0, 0, 0); syscall({0}, 0, $t, 0); print 'done' if $n > 5",
+        libc::SYS_setitimer
+    );
+    assert_eq!(workspace.run(&perl(&busy)).await.stdout, "done");
     // Each is looked at while others wait.
     let many = "for i in $(seq 20); do (for j in $(seq 20); do cat /etc/hostname /root/x; done) & done >/dev/null 2>&1; wait; echo end";
     assert_eq!(workspace.output(many).await, "end");

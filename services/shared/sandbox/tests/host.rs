@@ -155,8 +155,8 @@ async fn the_hosts_processes_are_seen_and_not_touched() {
     let name = std::fs::read_to_string(format!("/proc/{host}/comm")).unwrap();
     assert_eq!(workspace.output(&format!("cat /proc/{host}/comm")).await, name.trim_end());
     let reach = format!(
-        "for f in environ mem maps fd root/etc cwd ns/mnt; do ls /proc/{host}/$f/ >/dev/null 2>&1 && echo $f; \
-         head -c 1 /proc/{host}/$f 2>/dev/null; done; kill -0 {host} 2>/dev/null && echo signalled; \
+        "for f in environ mem maps cwd ns/mnt root/etc fd/0; do head -c 1 /proc/{host}/$f 2>/dev/null; \
+         readlink /proc/{host}/$f; ls -d /proc/{host}/$f/ 2>/dev/null; done; kill -0 {host} 2>/dev/null && echo signalled; \
          (echo x > /proc/sys/kernel/hostname) 2>/dev/null && echo wrote; cat /proc/kcore /proc/keys 2>/dev/null | wc -c"
     );
     assert_eq!(workspace.output(&reach).await, "0");

@@ -50,11 +50,11 @@ impl State {
                     let reason = format!("{} is {}: {}", weak.name, weak.state, weak.reason);
                     return Err(Error::NotEnforced { name, reason });
                 }
-                check_affinity(&workspace.spec, &commands)?;
+                check_within(&workspace.spec, &commands)?;
                 workspace.id
             }
             Target::Ephemeral { id, spec } => {
-                check_affinity(&spec, &commands)?;
+                check_within(&spec, &commands)?;
                 self.create(id, spec.label.clone(), *spec, strict, uid, true, now, out)?;
                 id
             }
@@ -308,18 +308,11 @@ impl State {
     }
 }
 
-/// A command may be given less than its workspace, never more. All other limits are tightened by the kernel itself,
-/// because a command's group lies below its workspace's.
-fn check_affinity(workspace: &WorkspaceSpec, commands: &[NewCommand]) -> Result<(), Error> {
-    let Some(allowed) = &workspace.soma.cpu_affinity else { return Ok(()) };
+/// A command may be given less than its workspace, never more.
+fn check_within(workspace: &WorkspaceSpec, commands: &[NewCommand]) -> Result<(), Error> {
     for command in commands {
-        let mut asked = command.soma.cpu_affinity.iter().flatten();
-        if let Some(cpu) = asked.find(|cpu| !allowed.contains(cpu)) {
-            return Err(Error::InvalidSpec(format!(
-                "run {:?}: soma.cpu_affinity: CPU {cpu} is not among those of the workspace, {allowed:?}",
-                command.label
-            )));
-        }
+        let within = command.soma.check_within(&workspace.soma, "soma");
+        within.map_err(|error| Error::InvalidSpec(format!("run {:?}: {error}", command.label)))?;
     }
     Ok(())
 }

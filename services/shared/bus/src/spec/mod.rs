@@ -6,6 +6,7 @@
 mod command;
 mod limits;
 mod pipeline;
+mod tighten;
 mod workspace;
 
 pub use command::{NodeCommand, Payload, substitute};

@@ -108,7 +108,7 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure>
     // The last thing, because the filter takes away what building needed.
     let (confined, seccomp) = if spec.explain {
         // A filter of the keeper's would answer before the supervisor's could ask.
-        let explainer = explain::Explainer::start(seat.socket, spec.network)?;
+        let explainer = explain::Explainer::start(seat.socket, spec.network, ids)?;
         let detail = "allow-list, explained; on commands only, not on their keeper";
         (command::Filtered::Explained(explainer), Mechanism::enforced("seccomp", detail))
     } else {

@@ -21,14 +21,14 @@ mod memory;
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use shipote_confinement::seccomp::Explained;
 
-use super::WORK;
+use super::{Ids, WORK};
 use crate::error::{Failure, Step};
 use crate::refusal::{Refusal, Why};
 use crate::spec::Network;
@@ -43,6 +43,9 @@ pub(super) struct Explainer {
     filter: Explained,
     /// Leads to the supervisor.
     door: OwnedFd,
+    /// A landlock ruleset that keeps signals in: where the supervisor is the commands' user, it must not be theirs to
+    /// end. Each command has one of its own, so that none signals another.
+    ruleset: Option<OwnedFd>,
 }
 
 /// A command under the supervisor's eyes.
@@ -54,7 +57,7 @@ struct Watched {
 
 impl Explainer {
     /// Starts the supervisor of the workspace whose keeper this process is. Refusals are sent over `service`.
-    pub(super) fn start(service: BorrowedFd<'_>, network: Network) -> Result<Self, Failure> {
+    pub(super) fn start(service: BorrowedFd<'_>, network: Network, ids: Ids) -> Result<Self, Failure> {
         let named = |error: io::Error| Failure::new(Step::Seccomp, "supervisor", error);
         let filter =
             Explained::new(&calls::watched()).map_err(|_| named(io::Error::from_raw_os_error(libc::EINVAL)))?;
@@ -69,15 +72,38 @@ impl Explainer {
                 }));
                 sys::exit(if matches!(done, Ok(Ok(()))) { 0 } else { 70 })
             }
-            Side::Parent { .. } => Ok(Self { filter, door }),
+            Side::Parent { .. } => {
+                Ok(Self { filter, door, ruleset: if ids.keeper == WORK { signals_ruleset() } else { None } })
+            }
         }
     }
 
     /// Puts the calling process under the filter and its supervisor. The last thing before a command's program
     /// is executed; allocates nothing.
     pub(super) fn watch(&self, id: u64) -> io::Result<()> {
+        if let Some(ruleset) = &self.ruleset {
+            // SAFETY: an open ruleset and no flags.
+            let done = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
+            if done != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
         let listener = self.filter.install()?;
         wire::send_plain(self.door.as_fd(), &id.to_ne_bytes(), listener.as_fd())
+    }
+}
+
+/// A ruleset that does nothing but keep signals within the domain (landlock(7), ABI 6); None on a kernel without, where
+/// a command can end the supervisor, and with it itself.
+fn signals_ruleset() -> Option<OwnedFd> {
+    const SCOPE_SIGNAL: u64 = 1 << 1;
+    // struct landlock_ruleset_attr: files, network, scopes.
+    let attributes: [u64; 3] = [0, 0, SCOPE_SIGNAL];
+    // SAFETY: the kernel reads the attributes, and makes a descriptor that nothing else owns.
+    unsafe {
+        let size = size_of_val(&attributes);
+        let fd = libc::syscall(libc::SYS_landlock_create_ruleset, attributes.as_ptr(), size, 0);
+        (fd >= 0).then(|| OwnedFd::from_raw_fd(fd as i32))
     }
 }
 
