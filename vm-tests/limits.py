@@ -106,6 +106,38 @@ with subtest("a quota that kills ends the commands and leaves the workspace"):
     machine.wait_until_succeeds("shipote run -w strict -- true", timeout=30)
     machine.succeed("shipote workspace stop strict")
 
+with subtest("the figures come from the control group"):
+    machine.succeed(
+        "printf '%s\\n' '[soma.cgroup]' 'memory_max = 134217728' 'pids_max = 50' > /tmp/f.toml",
+        "shipote workspace create seen -f /tmp/f.toml",
+        "shipote run -w seen --detach -- sh -c 'x=$(head -c 8M /dev/zero | tr \"\\\\0\" a); while :; do :; done'",
+    )
+    machine.wait_until_succeeds(
+        "shipote workspace stats seen --json | grep -Eq '\"cpu_percent\":[1-9]'", timeout=60
+    )
+    stats = json.loads(machine.succeed("shipote workspace stats seen --json"))["stats"][0]
+    assert stats["source"] == "cgroup" and stats["memory_bytes"] > 8 << 20, stats
+    assert stats["memory_peak_bytes"] >= stats["memory_bytes"] and stats["memory_limit_bytes"] == 134217728, stats
+    assert stats["pids"] >= 1 and stats["pids_limit"] == 50 and stats["commands_alive"] == 1, stats
+    for name in ("cpu_pressure", "memory_pressure", "io_pressure", "io_read_bytes", "oom_kills"):
+        assert name in stats, (name, stats)
+    assert json.loads(machine.succeed("shipote workspace stats seen --history --json"))["samples"]
+    top = json.loads(machine.succeed("shipote top --json"))
+    assert "seen" in [workspace["name"] for workspace in top["workspaces"]], top
+    print(machine.succeed("shipote top --once"))
+    # the peer's view of the same, for a scraper
+    request = "'GET /metrics HTTP/1.1\\r\\n\\r\\n'"
+    page = machine.succeed(
+        f"printf {request} | perl -MIO::Socket::UNIX -e "
+        "'$s = IO::Socket::UNIX->new(\"/run/shipote/workspaces/admin.sock\") or die $!; print $s <STDIN>; print while <$s>'"
+    )
+    assert 'shipote_workspace_memory_bytes{workspace="seen"}' in page and page.rstrip().endswith("# EOF"), page
+    assert 'shipote_workspace_cpu_seconds_total{workspace="seen"}' in page, page
+    machine.succeed("shipote run -w seen --memory 16M -- sh -c 'x=$(head -c 100M /dev/zero | tr \"\\\\0\" a)' || true")
+    quota = json.loads(machine.succeed("shipote workspace quota seen --json"))
+    assert any(breach.startswith("memory:") for breach in quota["breaches"]), quota
+    machine.succeed("shipote workspace stop seen --grace 0")
+
 with subtest("a limit that makes no sense is refused by its name"):
     assert "soma.cgroup.pids_max" in machine.fail("shipote run --pids 0 -- true 2>&1")
     machine.succeed("printf '%s\\n' '[soma.cgroup]' 'io_weight = 20000' > /tmp/bad.toml")

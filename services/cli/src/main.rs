@@ -13,6 +13,7 @@ mod discern;
 mod doctor;
 mod events;
 mod explain;
+mod figures;
 mod flow;
 mod generate;
 mod health;
@@ -29,6 +30,7 @@ mod run;
 mod signals;
 mod spec;
 mod status;
+mod top;
 mod up;
 mod workspace;
 
@@ -54,7 +56,7 @@ enum Command {
     Plugin(plugin::PluginArgs),
     /// Show what runs, since when, and how it is confined
     Status(status::StatusArgs),
-    /// Create, list, show and stop workspaces
+    /// Create, list, show and stop workspaces, and see what they use
     Workspace(workspace::WorkspaceArgs),
     /// Run a command in a workspace
     Run(run::RunArgs),
@@ -70,6 +72,8 @@ enum Command {
     Pipeline(pipeline::PipelineArgs),
     /// List and read the tapped edges of pipelines
     Flow(flow::FlowArgs),
+    /// Watch what workspaces and flows use, live
+    Top(top::TopArgs),
     /// Say what kind of data a file is
     Discern(discern::DiscernArgs),
     /// Start microVMs, run commands in them, copy files
@@ -133,6 +137,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Kill(args) => kill::run(args).await,
         Command::Pipeline(args) => pipeline::run(args).await,
         Command::Flow(args) => flow::run(args).await,
+        Command::Top(args) => top::run(args).await,
         Command::Discern(args) => discern::run(args).await,
         Command::Machine(args) => machine::run(args).await,
         Command::Image(args) => image::run(args).await,

@@ -49,6 +49,27 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what a workspace uses: memory, processor time, disk traffic, processes, pressure
+    #[command(after_help = "Examples:\n  shipote workspace stats\n  shipote workspace stats build --history")]
+    Stats {
+        /// Name or id; without it all of them
+        #[arg(required_if_eq("history", "true"))]
+        name: Option<String>,
+        /// The samples of the last two minutes
+        #[arg(long)]
+        history: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the limits of a workspace, what happens at them, and what has
+    Quota {
+        /// Name or id
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// End every command of a workspace, and the workspace
     Stop {
         /// Name or id
@@ -67,6 +88,8 @@ pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
         Command::Create { name, file, strict, json } => create(&name, file, strict, json).await?,
         Command::List { json } => list(json).await?,
         Command::Show { name, json } => show(&name, json).await?,
+        Command::Stats { name, history, json } => crate::figures::stats(name.as_deref(), history, json).await?,
+        Command::Quota { name, json } => crate::figures::quota(&name, json).await?,
         Command::Stop { name, grace, json } => {
             let manager = output::patient_workspaces(grace).await?;
             let reaped =

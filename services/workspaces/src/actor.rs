@@ -81,8 +81,6 @@ type Question = Box<dyn FnOnce(&State, &dyn FlowSource) + Send>;
 pub(crate) trait FlowSource {
     /// All tapped edges.
     fn flows(&self) -> Vec<FlowInfo>;
-    /// Process id of the first process of a workspace that stands.
-    fn keeper(&self, workspace: Ulid) -> Option<i32>;
 }
 
 enum Message {

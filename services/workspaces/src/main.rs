@@ -7,8 +7,11 @@
 mod actor;
 mod audited;
 mod bus;
+mod config;
 mod effects;
 mod error;
+mod figures;
+mod metrics;
 mod protected;
 mod request;
 mod saved;
@@ -24,13 +27,16 @@ use anyhow::Context as _;
 use shipote_bus::Service;
 use shipote_bus::paths::BUS_ADDRESS_ENV;
 use shipote_confinement::Mechanism;
+use shipote_metrics::Bound;
 use shipote_sandbox::{Spawner, SpawnerConfig};
 use shipote_service::{Context, Definition, Parts, mechanism_info, run};
 use tokio::sync::mpsc;
 
 use crate::actor::{Actor, Call, Handle, figures};
-use crate::bus::{Doors, Manager, publish};
+use crate::bus::{Doors, Figures, Manager, publish};
+use crate::config::Section;
 use crate::effects::{Cgroups, Live, LogStore, Means};
+use crate::figures::{Meter, run_sampler};
 use crate::protected::Protected;
 use crate::saved::Saved;
 use crate::socket::{Door, Taken};
@@ -70,6 +76,8 @@ struct Early {
     cgroups: Cgroups,
     spawner: Spawner,
     probed: Vec<Mechanism>,
+    /// The admin page; landlock would forbid it a port.
+    admin: Option<Bound>,
 }
 
 async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
@@ -82,13 +90,23 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let (changes, changed) = mpsc::unbounded_channel();
     let protected = Protected::new(&context.paths);
     // nothing outlives the service yet
-    early.cgroups.clear_except(&HashSet::new());
-    let means = Means { spawner: early.spawner, cgroups: early.cgroups.clone(), hidden: protected.hidden() };
+    let living = HashSet::new();
+    early.cgroups.clear_except(&living);
+    let meter = Meter::open(&context.paths.state).context("open the folder of the histories")?;
+    meter.clear_except(&living);
+    let means = Means {
+        spawner: early.spawner,
+        cgroups: early.cgroups.clone(),
+        meter: meter.clone(),
+        hidden: protected.hidden(),
+    };
+    let sampler_inputs = inputs.clone();
     let live = Live::new(means, logs.clone(), &context.paths.runtime, inputs.clone(), changes.clone())
         .context("open the folder of the flow sockets")?;
     let (flow_news, explanations) = (live.flow_news(), live.explanations());
     let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes);
     tokio::spawn(actor.run());
+    tokio::spawn(run_sampler(meter.clone(), handle.clone(), sampler_inputs));
     let doors =
         Doors { actor: handle.clone(), authority: context.authority.clone(), audit: Arc::clone(&context.audit) };
     tokio::spawn(publish(context.connection.clone(), doors.clone(), changed));
@@ -97,6 +115,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
         actor: handle.clone(),
         audit: Arc::clone(&context.audit),
         logs: logs.clone(),
+        meter: meter.clone(),
         saved,
         protected: protected.clone(),
         capabilities: capabilities.clone(),
@@ -106,7 +125,18 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let listener = socket.listener().context("serve the workspace socket")?;
     tokio::spawn(socket::serve(Arc::new(door), listener, embedded));
     let manager = Manager { doors, logs, explanations, capabilities, protected };
-    context.connection.object_server().at(Service::Workspaces.path(), manager).await?;
+    if let Some(admin) = early.admin {
+        let (actor, meter) = (handle.clone(), meter.clone());
+        tokio::spawn(async move {
+            let page = move || metrics::page(actor.clone(), meter.clone());
+            if let Err(error) = shipote_metrics::serve(admin, page).await {
+                tracing::warn!("serve the admin page: {error}");
+            }
+        });
+    }
+    let server = context.connection.object_server();
+    server.at(Service::Workspaces.path(), manager).await?;
+    server.at(Service::Workspaces.path(), Figures { actor: handle.clone(), meter }).await?;
     Ok(Workspaces { actor: handle, cgroups: early.cgroups, _socket: socket })
 }
 
@@ -115,6 +145,8 @@ fn main() -> ExitCode {
     run(
         definition,
         |paths| {
+            let section = Section::load(&paths.config).context("read the configuration")?;
+            let admin = section.admin(paths).context("read the configuration: workspaces.admin")?;
             let cgroups = Cgroups::open(&paths.runtime);
             let mut probed =
                 shipote_sandbox::probe(SpawnerConfig::default()).context("probe what the host isolates")?;
@@ -122,7 +154,12 @@ fn main() -> ExitCode {
                 *known = cgroups.mechanism();
             }
             let spawner = Spawner::start(SpawnerConfig::default()).context("start the spawner of sandboxes")?;
-            Ok(Early { cgroups, spawner, probed })
+            // after the fork: it is not the spawner's
+            let admin = admin.bind().unwrap_or_else(|error| {
+                tracing::warn!("{error}; the figures are on the bus only");
+                None
+            });
+            Ok(Early { cgroups, spawner, probed, admin })
         },
         start,
     )

@@ -5,6 +5,7 @@
 
 mod commands;
 mod deaths;
+mod figures;
 mod hostile;
 mod interfaces;
 mod leaks;

@@ -2,10 +2,12 @@
 
 mod convert;
 mod doors;
+mod figures;
 mod manager;
 mod objects;
 mod publisher;
 
 pub(crate) use doors::Doors;
+pub(crate) use figures::Figures;
 pub(crate) use manager::Manager;
 pub(crate) use publisher::publish;

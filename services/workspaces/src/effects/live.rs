@@ -24,6 +24,7 @@ use super::wiring::{NodeDescriptors, wire};
 use super::{Effects, Explanations, Handed, LogStore, completion};
 use crate::actor::{Change, FlowSource};
 use crate::error::{Error, SpawnKind};
+use crate::figures::{Meter, Subject};
 use crate::state::{Command, Input, Pipeline, Workspace};
 
 /// Size of the private scratch where the spec names none.
@@ -58,6 +59,7 @@ type Terminals = Arc<Mutex<HashMap<Ulid, OwnedFd>>>;
 pub(crate) struct Means {
     pub(crate) spawner: Spawner,
     pub(crate) cgroups: Cgroups,
+    pub(crate) meter: Meter,
     /// Hidden in every workspace that sees files of the host.
     pub(crate) hidden: Arc<[PathBuf]>,
 }
@@ -68,6 +70,7 @@ pub(crate) struct Live {
     /// Hidden in every workspace that sees files of the host.
     protected: Arc<[PathBuf]>,
     cgroups: Cgroups,
+    meter: Meter,
     logs: LogStore,
     flows: Flows,
     inputs: mpsc::UnboundedSender<Input>,
@@ -90,6 +93,7 @@ impl Live {
             spawner: Arc::new(means.spawner),
             protected: means.hidden,
             cgroups: means.cgroups,
+            meter: means.meter,
             logs,
             flows: Flows::open(runtime, changes)?,
             inputs,
@@ -170,10 +174,6 @@ impl FlowSource for Live {
     fn flows(&self) -> Vec<FlowInfo> {
         self.flows.list()
     }
-
-    fn keeper(&self, workspace: Ulid) -> Option<i32> {
-        self.kept(workspace).map(|(keeper, _)| keeper.pid())
-    }
 }
 
 impl Effects for Live {
@@ -188,12 +188,12 @@ impl Effects for Live {
     fn start_keeper(&mut self, workspace: &Workspace) {
         let id = workspace.id;
         let name = workspace.name.clone();
-        let quota = workspace.spec.quota_enforce;
+        let (quota, ephemeral) = (workspace.spec.quota_enforce, workspace.ephemeral);
         let soma = workspace.spec.soma.clone();
         let mut spec = sandbox_spec(&workspace.name, &workspace.spec, workspace.strict, &self.protected);
         spec.rlimits = rlimits(&soma, self.cgroups.controllers());
         let (spawner, keepers, inputs) = (Arc::clone(&self.spawner), Arc::clone(&self.keepers), self.inputs.clone());
-        let cgroups = self.cgroups.clone();
+        let (cgroups, meter) = (self.cgroups.clone(), self.meter.clone());
         let explanations = self.explanations.clone();
         tokio::spawn(async move {
             let cgroup = match make_group(&cgroups, id, &name, &soma, spec.strict).await {
@@ -213,7 +213,18 @@ impl Effects for Live {
                     if let Some(known) = mechanisms.iter_mut().find(|m| m.name == cgroup.name) {
                         *known = cgroup;
                     }
-                    if let Some(group) = cgroups.of(id).filter(|_| breach::is_wanted(quota)) {
+                    let (name, soma) = (name.clone(), soma.clone());
+                    let group = cgroups.of(id);
+                    let subject = Subject {
+                        name: name.clone(),
+                        ephemeral,
+                        keeper: keeper.pid(),
+                        group: group.clone(),
+                        soma: soma.clone(),
+                        quota,
+                    };
+                    meter.track(id, subject);
+                    if let Some(group) = group.filter(|_| breach::is_wanted(quota)) {
                         let watched = breach::Watched { workspace: id, name, soma, quota };
                         let task = tokio::spawn(breach::watch(group, watched, inputs.clone()));
                         cgroups.attend(id, task.abort_handle());
@@ -254,6 +265,7 @@ impl Effects for Live {
     fn forget_keeper(&mut self, workspace: Ulid) {
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner).remove(&workspace);
         self.cgroups.remove(workspace);
+        self.meter.untrack(workspace);
     }
 
     fn wire(&mut self, pipeline: &Pipeline, labels: &[&str]) -> Result<(), Error> {

@@ -98,9 +98,11 @@ impl Door {
             Request::WorkspaceQuota { workspace } => {
                 Ok(Response::WorkspaceQuota { info: self.figures(workspace.0).await?.quota })
             }
-            Request::WorkspaceStatsHistory { .. } => Err(Error::Failed(
-                "history of a workspace: it is not available yet; ask for its stats again and again".to_owned(),
-            )),
+            Request::WorkspaceStatsHistory { workspace, tail } => {
+                let known = self.actor.ask(move |state, _| known(state, workspace.0));
+                known.await??;
+                Ok(self.history(workspace.0, tail))
+            }
             Request::WorkspaceFullSummary { workspace } => self.summary(workspace.0).await,
             Request::PipelineStop { pipeline, grace_ms } => self.stop_pipeline(by, pipeline, grace_ms).await,
             Request::FlowList => self.flow_list().await,

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::actor::Handle;
 use crate::effects::LogStore;
+use crate::figures::Meter;
 use crate::protected::Protected;
 use crate::saved::Saved;
 
@@ -31,6 +32,7 @@ pub(crate) struct Door {
     pub(crate) actor: Handle,
     pub(crate) audit: Arc<Audit>,
     pub(crate) logs: LogStore,
+    pub(crate) meter: Meter,
     pub(crate) saved: Saved,
     pub(crate) protected: Protected,
     pub(crate) capabilities: Vec<MechanismInfo>,

@@ -1,10 +1,12 @@
 //! `org.shipote.Workspaces1`: wire types, errors and client proxies.
 
 mod error;
+mod figures;
 mod info;
 mod proxy;
 
 pub use error::WorkspacesError;
+pub use figures::{FiguresProxy, WorkspaceQuota, WorkspaceStats};
 pub use info::{
     CommandInfo, Completion, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, WorkspaceInfo,
 };
@@ -12,6 +14,8 @@ pub use proxy::{CommandProxy, FlowProxy, ManagerProxy, PipelineProxy, WorkspaceP
 
 /// Interface of the root object.
 pub const MANAGER_INTERFACE: &str = "org.shipote.Workspaces1.Manager";
+/// Interface of the figures, at the root object.
+pub const FIGURES_INTERFACE: &str = "org.shipote.Workspaces1.Figures";
 /// Interface of a workspace's object.
 pub const WORKSPACE_INTERFACE: &str = "org.shipote.Workspaces1.Workspace";
 /// Interface of a command's object.

@@ -1,0 +1,144 @@
+//! `shipote top`: what workspaces and flows use, live, in the terminal.
+//!
+//! `model` is what is known, `view` draws it; this file asks the service and reads the keys.
+
+mod model;
+mod view;
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use serde_json::json;
+use shipote_bus::workspaces::{FiguresProxy, ManagerProxy};
+use tokio::sync::mpsc;
+
+use self::model::{Model, Order};
+use crate::{figures, output};
+
+/// Arguments of `shipote top`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Keys: q quits, m sorts by memory, c by processor time, n by name.\n\n\
+    Examples:\n  shipote top\n  shipote top --once\n  shipote top --json | jq '.workspaces[].memory_bytes'")]
+pub(crate) struct TopArgs {
+    /// Seconds between two looks
+    #[arg(long, value_name = "S", default_value_t = 2.0)]
+    interval: f64,
+    /// Print the view once, as text, and leave
+    #[arg(long)]
+    once: bool,
+    /// Print the figures once, as one JSON object, and leave
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
+    if !(0.1..=3600.0).contains(&args.interval) {
+        bail!("top: --interval {} is not from 0.1 to 3600 seconds", args.interval);
+    }
+    let source = Source { figures: figures::client().await?, manager: output::workspaces().await? };
+    let mut model = Model::default();
+    source.look(&mut model).await?;
+    if args.json {
+        output::json(&json!({"workspaces": model.stats(), "flows": model.flow_infos()}))?;
+    } else if args.once {
+        print!("{}", view::text(&model, WIDTH)?);
+    } else if std::io::stdout().is_terminal() {
+        live(&source, model, Duration::from_secs_f64(args.interval)).await?;
+    } else {
+        bail!("top: standard output is no terminal; --once prints the view, --json the figures");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Columns of the view where there is no terminal.
+const WIDTH: u16 = 110;
+
+/// Whom to ask.
+struct Source {
+    figures: FiguresProxy<'static>,
+    manager: ManagerProxy<'static>,
+}
+
+impl Source {
+    /// Asks for everything once.
+    async fn look(&self, model: &mut Model) -> anyhow::Result<()> {
+        let stats = self.figures.stats("", BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+        for id in stats.iter().map(|s| s.id.clone()).filter(|id| !model.knows(id)).collect::<Vec<_>>() {
+            // it may have ended meanwhile
+            if let Ok(samples) = self.figures.history(&id, 0, BTreeMap::new()).await {
+                model.begin(&id, &samples);
+            }
+        }
+        let flows = self.manager.list_flows(BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+        model.take(stats, flows);
+        Ok(())
+    }
+}
+
+/// Draws until a key says that it is enough.
+async fn live(source: &Source, mut model: Model, every: Duration) -> anyhow::Result<()> {
+    let mut keys = keys();
+    let mut terminal = ratatui::try_init().context("top: prepare the terminal")?;
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await;
+    let outcome = loop {
+        if let Err(error) = terminal.draw(|frame| view::draw(frame, &model)) {
+            break Err(anyhow::Error::from(error).context("top: draw"));
+        }
+        tokio::select! {
+            _ = ticks.tick() => if let Err(error) = source.look(&mut model).await {
+                break Err(error);
+            },
+            key = keys.recv() => match key {
+                Some(Key::Order(order)) => model.order = order,
+                Some(Key::Redraw) => {}
+                Some(Key::Quit) | None => break Ok(()),
+            },
+        }
+    };
+    ratatui::restore();
+    outcome
+}
+
+/// What a key means.
+enum Key {
+    Quit,
+    Order(Order),
+    Redraw,
+}
+
+/// Reads the terminal on a thread of its own, which ends with the process.
+fn keys() -> mpsc::Receiver<Key> {
+    let (sender, receiver) = mpsc::channel(16);
+    std::thread::spawn(move || {
+        while let Ok(event) = event::read() {
+            if let Some(key) = meaning(&event)
+                && sender.blocking_send(key).is_err()
+            {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+fn meaning(event: &Event) -> Option<Key> {
+    match event {
+        Event::Resize(..) => Some(Key::Redraw),
+        Event::Key(key) if key.kind == KeyEventKind::Release => None,
+        Event::Key(key) => match key.code {
+            KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Key::Quit),
+            KeyCode::Char('q') | KeyCode::Esc => Some(Key::Quit),
+            KeyCode::Char('m') => Some(Key::Order(Order::Memory)),
+            KeyCode::Char('c') => Some(Key::Order(Order::Cpu)),
+            KeyCode::Char('n') => Some(Key::Order(Order::Name)),
+            _ => None,
+        },
+        _ => None,
+    }
+}

@@ -1,0 +1,106 @@
+//! What workspaces use is seen, kept, and compared with their limits; and nothing wakes up where nothing lives.
+
+use std::time::Duration;
+
+use rustix::process::Pid;
+use serde_json::Value;
+
+use crate::support::{Appliance, eventually};
+
+fn stats(shipote: &Appliance, name: &str) -> Value {
+    shipote.json(&["workspace", "stats", name, "--json"])["stats"][0].clone()
+}
+
+#[test]
+fn a_living_command_is_seen_in_the_figures_and_in_the_history() {
+    let shipote = Appliance::start();
+    shipote.ok(&["workspace", "create", "w"]);
+    // it holds some memory and uses some processor time
+    let script = "x=$(head -c 4M /dev/zero | tr '\\0' a); while :; do :; done";
+    shipote.ok(&["run", "-w", "w", "--detach", "--", "sh", "-c", script]);
+    eventually("memory and processor time are counted", || {
+        let now = stats(&shipote, "w");
+        now["memory_bytes"].as_u64().is_some_and(|b| b > 4 << 20) && now["cpu_usec"].as_u64().is_some_and(|n| n > 0)
+    });
+    eventually("there is a history with a rate", || {
+        let history = shipote.json(&["workspace", "stats", "w", "--history", "--json"]);
+        let samples = history["samples"].as_array().unwrap();
+        samples.len() >= 2 && samples.last().is_some_and(|s| s["cpu_percent"].as_f64().is_some_and(|p| p > 0.0))
+    });
+    let now = stats(&shipote, "w");
+    assert_eq!((now["name"].as_str(), now["commands_alive"].as_u64()), (Some("w"), Some(1)));
+    assert!(now["memory_peak_bytes"].as_u64() >= now["memory_bytes"].as_u64(), "{now}");
+    assert!(["cgroup", "proc"].contains(&now["source"].as_str().unwrap()), "{now}");
+    let table = shipote.ok(&["workspace", "stats"]);
+    assert!(table.contains("WORKSPACE") && table.lines().count() == 2, "{table}");
+    shipote.ok(&["workspace", "stop", "w", "--grace", "0"]);
+    let gone = shipote.run(&["workspace", "stats", "w"]);
+    assert!(!gone.status.success());
+    eventually("its history is gone with it", || {
+        let kept = std::fs::read_dir(shipote.path("state/workspaces/history"));
+        kept.is_ok_and(|mut entries| entries.next().is_none())
+    });
+}
+
+#[test]
+fn all_processes_together_are_held_to_the_quota() {
+    let shipote = Appliance::start();
+    let spec = shipote.path("spec.toml");
+    std::fs::write(&spec, "quota_enforce = { mem = \"kill\" }\n[soma.cgroup]\nmemory_max = 41943040\n").unwrap();
+    shipote.ok(&["workspace", "create", "w", "-f", spec.to_str().unwrap()]);
+    let quota = shipote.json(&["workspace", "quota", "w", "--json"]);
+    assert_eq!(
+        (quota["memory_limit_bytes"].as_u64(), quota["memory_action"].as_str()),
+        (Some(41_943_040), Some("kill"))
+    );
+    // each is below the limit, all are above
+    let script = "x=$(head -c 6M /dev/zero | tr '\\0' a); echo held; sleep 1000";
+    for _ in 0..8 {
+        shipote.ok(&["run", "-w", "w", "--detach", "--", "sh", "-c", script]);
+    }
+    eventually("they are ended for it", || {
+        let all = shipote.json(&["ps", "-w", "w", "--all", "--json"]);
+        let reasons = all["commands"].as_array().unwrap().iter().filter_map(|c| c["reason"].as_str());
+        let held = |reason: &str| ["quota", "out-of-memory"].contains(&reason);
+        reasons.filter(|reason| held(reason)).count() > 0
+    });
+    shipote.ok(&["run", "-w", "w", "--", "true"]);
+}
+
+#[test]
+fn a_limit_of_one_command_is_held() {
+    let shipote = Appliance::start();
+    shipote.ok(&["workspace", "create", "w"]);
+    let script = "x=$(head -c 200M /dev/zero | tr '\\0' a); echo ${#x}";
+    let output = shipote.run(&["run", "-w", "w", "--memory", "48M", "--", "sh", "-c", script]);
+    assert!(!output.status.success(), "{output:?}");
+    assert_eq!(shipote.ok(&["run", "-w", "w", "--", "echo", "works"]).trim(), "works");
+    let affinity =
+        shipote.ok(&["run", "-w", "w", "--cpu-affinity", "0", "--", "grep", "Cpus_allowed_list", "/proc/self/status"]);
+    assert_eq!(affinity.split_whitespace().last(), Some("0"), "{affinity}");
+}
+
+/// Times that a process was woken up, over all its threads.
+fn wakes(pid: Pid) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())).unwrap();
+    let status = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+    let count = |text: String| {
+        let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:").map(str::to_owned));
+        line.and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or_default()
+    };
+    tasks.filter_map(Result::ok).map(status).map(count).sum()
+}
+
+#[test]
+fn an_idle_service_is_not_woken_up() {
+    let shipote = Appliance::start();
+    shipote.ok(&["run", "--", "true"]);
+    let pid = shipote.service("workspaces");
+    // the sampler's last look, and threads of the pool that nobody needs any more
+    eventually("it is quiet", || {
+        let before = wakes(pid);
+        std::thread::park_timeout(Duration::from_secs(4));
+        // a watchdog is answered twice in its interval, which is 30 s here
+        wakes(pid).saturating_sub(before) <= 4
+    });
+}

@@ -1,0 +1,31 @@
+//! `[workspaces]` of the configuration file.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use shipote_bus::paths::ServicePaths;
+use shipote_metrics::Listen;
+
+/// The section.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Section {
+    /// Where `/metrics` and `/health` are offered: `unix:/PATH`, `127.0.0.1:PORT` or `off`; absent: `admin.sock` in the
+    /// runtime folder.
+    pub(crate) admin: Option<String>,
+}
+
+impl Section {
+    /// Reads it; an absent file means the defaults. Blocks.
+    pub(crate) fn load(config: &Path) -> Result<Self, shipote_config::ConfigError> {
+        Ok(shipote_config::load(&config.join("shipote.toml"), Some("workspaces"))?.value)
+    }
+
+    /// Where the admin page is.
+    pub(crate) fn admin(&self, paths: &ServicePaths) -> Result<Listen, shipote_metrics::Error> {
+        match &self.admin {
+            Some(text) => text.parse(),
+            None => Ok(Listen::Unix(paths.runtime.join("admin.sock"))),
+        }
+    }
+}
