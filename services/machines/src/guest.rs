@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use shipote_agent_protocol::{AgentRequest, AgentResponse, Hello, ports, read_message, write_message};
+use shipote_agent_protocol::{AgentRequest, AgentResponse, Hello, ports, read_body, read_length, write_message};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -13,6 +13,8 @@ use crate::Error;
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Longest answer of the vsock device to `CONNECT`.
 const ANSWER_MAX: usize = 32;
+/// Longest answer of a guest that is looked at here.
+const MESSAGE_MAX: u32 = 64 * 1024;
 
 /// How to reach a running guest.
 #[derive(Clone)]
@@ -53,10 +55,10 @@ impl Guest {
         if port == ports::AGENT_CONTROL {
             let hello = Hello { secret: self.secret.clone() };
             write_message(&mut stream, &hello).await.map_err(|error| error.to_string())?;
-            match read_message(&mut stream).await.map_err(|error| error.to_string())? {
-                Some(AgentResponse::Ok { .. }) => {}
-                Some(AgentResponse::Error { message, .. }) => return Err(message),
-                _ => return Err("its agent ends the connection".to_owned()),
+            match answer(&mut stream).await? {
+                AgentResponse::Ok { .. } => {}
+                AgentResponse::Error { message, .. } => return Err(shown(&message)),
+                _ => return Err("its agent answers the greeting with something else".to_owned()),
             }
         }
         Ok(stream)
@@ -71,12 +73,25 @@ impl Guest {
         let failed = |reason: String| Error::Connect { name: self.name.clone(), port, reason };
         let mut stream = self.connect(port).await?;
         write_message(&mut stream, request).await.map_err(|error| failed(error.to_string()))?;
-        let answer = tokio::time::timeout(CONNECT_TIME, read_message(&mut stream)).await;
-        match answer.map_err(|_| failed("no answer".to_owned()))?.map_err(|error| failed(error.to_string()))? {
-            Some(answer) => Ok(answer),
-            None => Err(failed("the connection ended".to_owned())),
-        }
+        let answer = tokio::time::timeout(CONNECT_TIME, answer(&mut stream)).await;
+        answer.map_err(|_| failed("no answer".to_owned()))?.map_err(failed)
     }
+}
+
+/// A guest's answer. It may say anything, but not much.
+async fn answer(stream: &mut UnixStream) -> Result<AgentResponse, String> {
+    let length = read_length(stream).await.map_err(|error| error.to_string())?;
+    let length = length.ok_or_else(|| "its agent ends the connection".to_owned())?;
+    if length > MESSAGE_MAX {
+        return Err(format!("its agent answers with {length} bytes; the limit is {MESSAGE_MAX}"));
+    }
+    let body = read_body(stream, length).await.map_err(|error| error.to_string())?;
+    serde_json::from_slice(&body).map_err(|error| format!("its agent is not understood: {error}"))
+}
+
+/// A guest's words, fit to be shown.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
 /// Connects to a socket that is really where its path says. A guest that owns its vsock device could put a link there,
@@ -103,4 +118,69 @@ async fn read_ok(stream: &mut UnixStream) -> Result<(), String> {
         }
     }
     if line.starts_with(b"OK ") { Ok(()) } else { Err("its vsock device refuses".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    /// What is made of a guest that, once connected to, sends these bytes and then holds or closes.
+    async fn against(bytes: &'static [u8], hold: bool) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("v");
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // As long as the other side listens.
+            let mut rest = bytes.iter().cycle().copied();
+            let _ = stream.write_all(&bytes[..bytes.len().min(64)]).await;
+            while bytes.len() > 64 {
+                let piece: Vec<u8> = rest.by_ref().take(4096).collect();
+                if stream.write_all(&piece).await.is_err() {
+                    return;
+                }
+            }
+            if hold {
+                std::future::pending::<()>().await;
+            }
+        });
+        let guest = Guest { name: "hostile".into(), socket, secret: "s".into() };
+        guest.connect(ports::AGENT_CONTROL).await.unwrap_err().to_string()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hostile_guest_costs_nothing_but_its_own_connection() {
+        for (bytes, hold, what) in [
+            (&b""[..], false, "nobody listens"),
+            (b"", true, "no answer within"),
+            (b"NO 6000\n", false, "refuses"),
+            (&[b'x'; 4096], true, "nonsense"),
+            (b"OK 1\n", false, ""),
+            (b"OK 1\n", true, "no answer within"),
+            (b"OK 1\n\xff\xff\xff\xff", true, "4294967295 bytes"),
+            (b"OK 1\n\x00\x01\x00\x01", true, "65537 bytes"),
+            (b"OK 1\n\x00\x00\x00\x40{}", false, ""),
+            (b"OK 1\n\x00\x00\x00\x40{}", true, "no answer within"),
+            (b"OK 1\n\x00\x00\x00\x02{}", true, "not understood"),
+            (b"OK 1\n\x00\x00\x00\x11{\"status\":\"pong\"}", true, "not understood"),
+            (b"OK 1\n\x00\x00\x00\x14{\"status\":\"started\"}", true, "something else"),
+        ] {
+            let said = against(bytes, hold).await;
+            assert!(said.contains(what), "{said} for {:?}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_in_the_place_of_the_socket_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        let _listener = UnixListener::bind(&elsewhere).unwrap();
+        let socket = dir.path().join("v");
+        std::os::unix::fs::symlink(&elsewhere, &socket).unwrap();
+        let guest = Guest { name: "hostile".into(), socket, secret: "s".into() };
+        let said = guest.connect(1).await.unwrap_err().to_string();
+        assert!(said.contains("vsock device"), "{said}");
+    }
 }

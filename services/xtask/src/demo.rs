@@ -9,6 +9,7 @@ use clap::Parser;
 
 use crate::appliance::{self, Appliance};
 use crate::image;
+use crate::registry;
 use crate::vm::{host, repository};
 
 /// The package database of a Debian machine.
@@ -127,7 +128,12 @@ fn machine_image() -> anyhow::Result<bool> {
 /// A microVM: a command in it, a file into it and out again.
 fn machine(appliance: &Appliance) -> anyhow::Result<()> {
     say("A microVM boots; its agent runs a command and takes a file");
-    show(appliance, &["machine", "create", "demo", "--memory", "128"])?;
+    let registry = registry::start()?;
+    let mut create = vec!["machine", "create", "demo", "--memory", "128", "--disk", "128"];
+    if let Some(registry) = &registry {
+        create.extend(["--egress", &registry.address]);
+    }
+    show(appliance, &create)?;
     show(appliance, &["machine", "start", "demo"])?;
     show(appliance, &["machine", "ls"])?;
     show(
@@ -138,6 +144,10 @@ fn machine(appliance: &Appliance) -> anyhow::Result<()> {
     show(appliance, &["machine", "exec", "demo", "--", "sha256sum", "/root/host/os-release"])?;
     println!("$ sha256sum /etc/os-release");
     check(Command::new("sha256sum").arg("/etc/os-release").status(), "sha256sum")?;
+    match &registry {
+        Some(registry) => pull(appliance, registry)?,
+        None => println!("(no {} here: the demo goes on without pulling an image)", registry::PROGRAM),
+    }
     show(appliance, &["machine", "stop", "demo"])?;
     show(appliance, &["machine", "rm", "demo"])?;
 
@@ -147,6 +157,28 @@ fn machine(appliance: &Appliance) -> anyhow::Result<()> {
     let folder = root.path().display().to_string();
     let look = "echo I am $(id -u) of $(hostname) in a root with: $(ls /)";
     show(appliance, &["machine", "run", "--memory", "128", "--rootfs", &folder, "--", "/bin/sh", "-c", look])
+}
+
+/// An image from a registry, pulled by the machine itself, and a command in it.
+fn pull(appliance: &Appliance, registry: &registry::Registry) -> anyhow::Result<()> {
+    say("The machine pulls an image from a registry on loopback, the only place that it may reach, and runs it");
+    show(appliance, &["image", "pull", "demo", &registry.image])?;
+    show(appliance, &["image", "ls", "demo"])?;
+    let look = "cat /etc/motd; echo I am $(whoami) in $IMAGE; ls /";
+    show(appliance, &["machine", "exec", "demo", "--image", &registry.image, "--", "/bin/sh", "-c", look])?;
+    let out = tempfile::tempdir().context("make a folder for a file")?;
+    let file = out.path().join("os-release").display().to_string();
+    show(appliance, &["machine", "cp", "demo:/root/host/os-release", &file])?;
+    println!("$ cmp /etc/os-release {file}");
+    check(Command::new("cmp").args(["/etc/os-release", &file]).status(), "cmp")?;
+    let elsewhere = appliance.shipote(&["image", "pull", "demo", "127.0.0.1:9/elsewhere"]).output()?;
+    println!("$ shipote image pull demo 127.0.0.1:9/elsewhere\n{}", String::from_utf8_lossy(&elsewhere.stderr).trim());
+    if elsewhere.status.success() {
+        bail!("the machine reached what no rule of it allows");
+    }
+    show(appliance, &["machine", "pause", "demo"])?;
+    show(appliance, &["machine", "stats", "demo"])?;
+    show(appliance, &["machine", "resume", "demo"])
 }
 
 fn show(appliance: &Appliance, words: &[&str]) -> anyhow::Result<()> {

@@ -22,6 +22,7 @@ mod demo;
 mod fuzz;
 mod image;
 mod install;
+mod registry;
 mod test;
 mod vm;
 

@@ -1,5 +1,6 @@
 //! When something is tried again, and when not.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use ureq::Body;
@@ -37,6 +38,10 @@ impl Failure {
     pub(super) fn of(error: ureq::Error) -> Self {
         let reason = match &error {
             ureq::Error::ConnectProxyFailed(reason) => format!("the way out refuses: {reason}"),
+            // The way out listens in the machine itself, where it has one.
+            ureq::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                return Self::permanent("the machine has no way out; give it egress rules".to_owned());
+            }
             other => other.to_string(),
         };
         let permanent = matches!(

@@ -63,7 +63,7 @@ impl Rule {
             Some("*") => Port::Any,
             Some(port) => Port::One(port.parse().ok().filter(|&p| p > 0).ok_or_else(|| wrong("the port is none"))?),
         };
-        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let host = host.strip_suffix('.').filter(|host| *host != "*").unwrap_or(host).to_ascii_lowercase();
         let host = if host == "*" {
             Host::Any
         } else if let Ok(address) = host.trim_start_matches('[').trim_end_matches(']').parse() {

@@ -63,6 +63,16 @@ impl Machines {
         self.dir.as_ref().unwrap().path()
     }
 
+    /// The same, past the end of an earlier life.
+    pub(crate) async fn until_again(&mut self, state: State) -> Shown {
+        loop {
+            let shown = self.changes.recv().await.unwrap();
+            if shown.state == state {
+                return shown;
+            }
+        }
+    }
+
     /// Waits for a machine's state; the changes are told, nothing is asked.
     pub(crate) async fn until(&mut self, state: State) -> Shown {
         loop {
