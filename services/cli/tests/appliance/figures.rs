@@ -1,11 +1,17 @@
 //! What workspaces use is seen, kept, and compared with their limits; and nothing wakes up where nothing lives.
 
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::process::Pid;
 use serde_json::Value;
+use shipote_workspace_protocol::spec::{QuotaAction, WorkspaceId, WorkspaceSpec};
+use shipote_workspace_protocol::{Request, Response};
 
-use crate::support::{Appliance, eventually};
+use crate::socket::Client;
+use crate::support::{Appliance, eventually, text};
 
 fn stats(shipote: &Appliance, name: &str) -> Value {
     shipote.json(&["workspace", "stats", name, "--json"])["stats"][0].clone()
@@ -103,4 +109,69 @@ fn an_idle_service_is_not_woken_up() {
         // a watchdog is answered twice in its interval, which is 30 s here
         wakes(pid).saturating_sub(before) <= 4
     });
+}
+
+#[test]
+fn the_socket_gives_the_same_history_and_takes_limits() {
+    let shipote = Appliance::start();
+    let mut client = Client::connect(&shipote);
+    let mut spec = WorkspaceSpec { label: "w".to_owned(), ..WorkspaceSpec::default() };
+    spec.soma.cgroup.cpu_weight = Some(50);
+    spec.soma.rlimits.nproc = Some(40);
+    spec.quota_enforce.nproc = QuotaAction::Log;
+    let Response::WorkspaceCreated { id: workspace, .. } = client.ask(&Request::WorkspaceCreate { spec }) else {
+        panic!("not created")
+    };
+    let Response::WorkspaceQuota { info } = client.ask(&Request::WorkspaceQuota { workspace }) else { panic!() };
+    assert_eq!((info.nproc_limit, info.mem_limit, info.breaches.len()), (Some(40), None, 0));
+    let history = |client: &mut Client, tail| match client.ask(&Request::WorkspaceStatsHistory { workspace, tail }) {
+        Response::WorkspaceStatsHistory { samples } => samples,
+        other => panic!("{other:?}"),
+    };
+    eventually("there are two samples", || history(&mut client, 0).len() >= 2);
+    let samples = history(&mut client, 0);
+    assert!(samples.windows(2).all(|pair| pair[0].uptime_ms < pair[1].uptime_ms), "{samples:?}");
+    assert_eq!(history(&mut client, 1).len(), 1);
+    let summary = client.ask(&Request::WorkspaceFullSummary { workspace });
+    let Response::WorkspaceFullSummary { stats, quota, .. } = summary else { panic!("{summary:?}") };
+    assert_eq!((stats.commands_alive, quota.nproc_limit), (0, Some(40)));
+    let nowhere = WorkspaceId(ulid::Ulid::from_bytes([7; 16]));
+    let refused = client.refused(&Request::WorkspaceStatsHistory { workspace: nowhere, tail: 0 });
+    assert!(refused.contains("does not exist"), "{refused}");
+}
+
+#[test]
+fn scrapers_find_the_figures_on_a_socket() {
+    let shipote = Appliance::start();
+    shipote.ok(&["workspace", "create", "w"]);
+    let path = shipote.path("run/workspaces/admin.sock");
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o660);
+    let ask = |target: &str| {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    // one that never asks is in nobody's way
+    let _silent = UnixStream::connect(&path).unwrap();
+    let page = ask("/metrics");
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n") && page.ends_with("# EOF\n"), "{page}");
+    assert!(page.contains("shipote_workspaces_living 1\n"), "{page}");
+    assert!(page.contains("shipote_workspace_commands{workspace=\"w\"} 0\n"), "{page}");
+    assert!(ask("/health").ends_with("\r\n\r\nok\n"));
+    assert!(ask("/").starts_with("HTTP/1.1 404 "));
+}
+
+#[test]
+fn the_view_is_printed_for_those_without_a_terminal() {
+    let shipote = Appliance::start();
+    shipote.ok(&["workspace", "create", "w"]);
+    let view = shipote.ok(&["top", "--once"]);
+    assert!(view.starts_with("1 workspaces") && view.lines().any(|line| line.starts_with("w ")), "{view}");
+    let figures = shipote.json(&["top", "--json"]);
+    assert_eq!(figures["workspaces"][0]["name"], "w");
+    let refused = shipote.run(&["top"]);
+    assert!(!refused.status.success() && text(&refused.stderr).contains("--once"), "{refused:?}");
 }

@@ -29,15 +29,15 @@ impl Events {
         let file = |name: &str| fs::read_to_string(group.join(name)).unwrap_or_default();
         let memory = file("memory.events");
         let of = |name: &str| value(&memory, name).unwrap_or_default();
-        // before Linux 6.11 the count is that of the group which asked, since then that of the limit's
-        let pids = ["pids.events", "pids.events.local"].map(|name| value(&file(name), "max").unwrap_or_default());
-        Events {
-            memory_max: of("max"),
-            oom: of("oom"),
-            oom_kill: of("oom_kill"),
-            pids_max: pids.into_iter().max().unwrap_or_default(),
-        }
+        Events { memory_max: of("max"), oom: of("oom"), oom_kill: of("oom_kill"), pids_max: pids_max(group) }
     }
+}
+
+/// Processes that were refused. Before Linux 6.11 the count is that of the group which asked, since then that of the
+/// group whose limit it was.
+pub(crate) fn pids_max(group: &Path) -> u64 {
+    let count = |name: &str| value(&fs::read_to_string(group.join(name)).ok()?, "max");
+    ["pids.events", "pids.events.local"].into_iter().filter_map(count).max().unwrap_or_default()
 }
 
 /// The number behind a name in a file of `NAME NUMBER` lines.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::limits::Setting;
-use crate::{Controllers, Error, Events, EventsFile, Figures, Limits, Unmet, figures};
+use crate::{Controllers, Error, Events, EventsFile, Figures, Limits, Unmet, events, figures};
 
 /// How long the kernel may take to empty a group after `cgroup.kill`.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -101,6 +101,12 @@ impl Cgroup {
     #[must_use]
     pub fn events(&self) -> Events {
         Events::read(&self.path)
+    }
+
+    /// How often a process was refused: [`Events::pids_max`] alone, for less.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        events::pids_max(&self.path)
     }
 
     /// A file of events, to be waited on.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use shipote_bus::spec::Soma;
-use shipote_cgroup::{Cgroup, Controllers, Error, Events, IoLimit, Limits, Notice, Tree, Unmet};
+use shipote_cgroup::{Cgroup, Controller, Controllers, Error, Events, IoLimit, Limits, Notice, Tree, Unmet};
 use shipote_confinement::Mechanism;
 use shipote_sandbox::Rlimits;
 use tokio::task::AbortHandle;
@@ -41,8 +41,8 @@ struct Group {
 struct Leaf {
     cgroup: Cgroup,
     soma: Soma,
-    /// The workspace's counts when it began.
-    before: Events,
+    /// Processes that its workspace had been refused when it began.
+    refused: u64,
 }
 
 /// A workspace's group that has just been made.
@@ -102,12 +102,15 @@ impl Cgroups {
     pub(crate) fn adopt(&self, workspace: Ulid, soma: &Soma) {
         let Ok(tree) = &self.0.tree else { return };
         let Some(cgroup) = tree.existing(&workspace.to_string()) else { return };
-        let before = cgroup.events();
+        let refused = cgroup.refused();
         let leaf = |name: String| {
-            let leaf = Leaf { cgroup: cgroup.existing(&name)?, soma: Soma::default(), before };
-            Some((Ulid::from_string(&name).ok()?, leaf))
+            let leaf = Leaf { cgroup: cgroup.existing(&name)?, soma: Soma::default(), refused };
+            Some((Ulid::from_string(name.split_once('.').map_or(name.as_str(), |(id, _)| id)).ok()?, leaf))
         };
-        let commands = cgroup.children().into_iter().filter_map(leaf).collect();
+        let mut names = cgroup.children();
+        // the last launch of a command is the one that counts
+        names.sort_by_key(|name| (name.len(), name.clone()));
+        let commands = names.into_iter().filter_map(leaf).collect();
         self.lock().insert(workspace, Group { cgroup, soma: soma.clone(), commands, watch: None });
     }
 
@@ -147,14 +150,32 @@ impl Cgroups {
     /// Makes a command's leaf, to be started in; `None`: its workspace has no group. Blocks.
     pub(crate) fn command(&self, workspace: Ulid, command: Ulid, soma: &Soma) -> Result<Option<Arc<OwnedFd>>, Error> {
         let Some(group) = self.of(workspace) else { return Ok(None) };
-        let cgroup = group.child(&command.to_string())?;
-        let leaf = Leaf { cgroup: cgroup.clone(), soma: soma.clone(), before: group.events() };
+        let cgroup = self.leaf(&group, command)?;
+        let refused = if group.controllers().has(Controller::Pids) { group.refused() } else { 0 };
+        let leaf = Leaf { cgroup: cgroup.clone(), soma: soma.clone(), refused };
         if let Some(group) = self.lock().get_mut(&workspace) {
             group.commands.insert(command, leaf);
         }
         let limits = Limits { oom_group: true, ..limits(soma) };
         cgroup.limit(&limits, group.controllers())?;
         Ok(Some(Arc::new(cgroup.open()?)))
+    }
+
+    /// A command that is started anew gets another leaf, and what the launch before left behind is ended.
+    fn leaf(&self, group: &Cgroup, command: Ulid) -> Result<Cgroup, Error> {
+        let mut launch = 0_u32;
+        loop {
+            let name = if launch == 0 { command.to_string() } else { format!("{command}.{launch}") };
+            match group.child(&name) {
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                    if let Some(Err(error)) = group.existing(&name).map(|leaf| leaf.kill()) {
+                        tracing::debug!("end what the command {command} left behind: {error}");
+                    }
+                    launch += 1;
+                }
+                made => return made,
+            }
+        }
     }
 
     /// What limits had to do with the end of a command. Its leaf goes once nothing is in it.
@@ -166,8 +187,13 @@ impl Cgroups {
                 .and_then(|g| Some((g.cgroup.clone(), g.soma.clone(), g.commands.get(&command)?.clone())))
         };
         let Some((group, soma, leaf)) = found else { return LimitNote::default() };
-        let counts = Counts { own: leaf.cgroup.events(), all: group.events(), before: leaf.before };
-        let note = explain(status, &leaf.soma, &soma, counts);
+        let note = if status == 0 || group.controllers().is_empty() {
+            // one that bore a refusal has done its work
+            LimitNote::default()
+        } else {
+            let counts = Counts { own: leaf.cgroup.events(), all: group.events(), refused: leaf.refused };
+            explain(&leaf.soma, &soma, counts)
+        };
         tokio::spawn(self.clone().retire(workspace, command, leaf.cgroup));
         note
     }
@@ -191,7 +217,9 @@ impl Cgroups {
                 break;
             }
         }
-        if let Some(group) = self.lock().get_mut(&workspace) {
+        if let Some(group) = self.lock().get_mut(&workspace)
+            && group.commands.get(&command).is_some_and(|known| known.cgroup.path() == leaf.path())
+        {
             group.commands.remove(&command);
         }
     }
@@ -264,8 +292,8 @@ fn limits(soma: &Soma) -> Limits {
 /// Limits of each process. What the group cannot hold for all together is held for each, which is the most that is left.
 pub(super) fn rlimits(soma: &Soma, available: Controllers) -> Rlimits {
     let lacks = |controller| !available.has(controller);
-    let memory = if lacks(shipote_cgroup::Controller::Memory) { soma.memory() } else { soma.rlimits.mem_bytes };
-    let processes = if lacks(shipote_cgroup::Controller::Pids) { soma.processes() } else { soma.rlimits.nproc };
+    let memory = if lacks(Controller::Memory) { soma.memory() } else { soma.rlimits.mem_bytes };
+    let processes = if lacks(Controller::Pids) { soma.processes() } else { soma.rlimits.nproc };
     Rlimits {
         mem_bytes: memory,
         nproc: processes.map(u64::from),
@@ -287,23 +315,24 @@ pub(super) fn describe(unmet: &[Unmet]) -> String {
     unmet.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
-/// How often limits were reached: in a command's leaf, in its workspace, and there when the command began.
+/// How often limits were reached: in a command's leaf and in its workspace, and processes refused there when it began.
 #[derive(Debug, Clone, Copy, Default)]
 struct Counts {
     own: Events,
     all: Events,
-    before: Events,
+    refused: u64,
 }
 
-/// Why the kernel refused or ended a command's processes.
-fn explain(status: i32, leaf: &Soma, workspace: &Soma, counts: Counts) -> LimitNote {
-    let Counts { own, all, before } = counts;
+/// Why the kernel refused or ended processes of a command that failed.
+fn explain(leaf: &Soma, workspace: &Soma, counts: Counts) -> LimitNote {
+    let Counts { own, all, refused } = counts;
     if own.oom_kill > 0 {
         let message = match (leaf.memory(), workspace.memory()) {
             (Some(limit), _) if own.oom > 0 => {
                 format!("it was ended because its memory reached its limit of {limit} bytes; allow more with --memory")
             }
-            (_, Some(limit)) if all.oom > before.oom => format!(
+            (None, _) if own.oom > 0 => "it was ended because its memory reached its own limit".to_owned(),
+            (_, Some(limit)) if all.oom > 0 => format!(
                 "it was ended because the memory of its workspace reached the limit of {limit} bytes; allow more in \
                  soma.cgroup.memory_max of the workspace's spec"
             ),
@@ -312,8 +341,7 @@ fn explain(status: i32, leaf: &Soma, workspace: &Soma, counts: Counts) -> LimitN
         };
         return LimitNote { reason: "out-of-memory", message };
     }
-    let refused = own.pids_max > 0 || all.pids_max > before.pids_max;
-    if status != 0 && refused {
+    if own.pids_max > 0 || all.pids_max > refused {
         let message = match leaf.processes() {
             Some(limit) if own.pids_max > 0 => {
                 format!("it was refused processes beyond its limit of {limit}; allow more with --pids")
@@ -332,7 +360,6 @@ fn explain(status: i32, leaf: &Soma, workspace: &Soma, counts: Counts) -> LimitN
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shipote_cgroup::Controller;
 
     fn soma(text: &str) -> Soma {
         toml::from_str(text).unwrap()
@@ -349,22 +376,25 @@ mod tests {
         };
         let refused =
             |own, all| (Events { pids_max: own, ..Events::default() }, Events { pids_max: all, ..Events::default() });
-        for (status, leaf, workspace, (own, all), reason, text) in [
-            (0, &tight, &wide, Default::default(), "", ""),
-            (137, &tight, &wide, killed(1, 1), "out-of-memory", "its limit of 2000000"),
-            (137, &tight, &wide, killed(0, 1), "out-of-memory", "workspace reached the limit of 9000000"),
-            (137, &none, &wide, killed(0, 1), "out-of-memory", "workspace reached the limit of 9000000"),
-            (137, &none, &none, killed(0, 0), "out-of-memory", "the host's memory"),
-            (2, &tight, &wide, refused(1, 1), "process-limit", "its limit of 3"),
-            (2, &none, &wide, refused(0, 1), "process-limit", "workspace's limit of 9"),
-            (2, &none, &none, refused(0, 1), "process-limit", "limit of 4096"),
-            // one that bore the refusal has done its work
-            (0, &tight, &wide, refused(1, 1), "", ""),
+        for (leaf, workspace, (own, all), reason, text) in [
+            (&tight, &wide, Default::default(), "", ""),
+            (&tight, &wide, killed(1, 1), "out-of-memory", "its limit of 2000000"),
+            (&tight, &wide, killed(0, 1), "out-of-memory", "workspace reached the limit of 9000000"),
+            (&none, &wide, killed(0, 1), "out-of-memory", "workspace reached the limit of 9000000"),
+            (&none, &none, killed(0, 0), "out-of-memory", "the host's memory"),
+            // one that was taken over, whose own limits are not known any more
+            (&none, &wide, killed(1, 1), "out-of-memory", "its own limit"),
+            (&tight, &wide, refused(1, 1), "process-limit", "its limit of 3"),
+            (&none, &wide, refused(0, 1), "process-limit", "workspace's limit of 9"),
+            (&none, &none, refused(0, 1), "process-limit", "limit of 4096"),
         ] {
-            let note = explain(status, leaf, workspace, Counts { own, all, before: Events::default() });
+            let note = explain(leaf, workspace, Counts { own, all, refused: 0 });
             assert_eq!(note.reason, reason, "{note:?}");
             assert!(note.message.contains(text), "{note:?}");
         }
+        // refused before it began: not its business
+        let counts = Counts { all: Events { pids_max: 7, ..Events::default() }, refused: 7, ..Counts::default() };
+        assert_eq!(explain(&none, &none, counts), LimitNote::default());
     }
 
     #[test]
