@@ -11,6 +11,7 @@ mod audit;
 mod capabilities;
 mod discern;
 mod doctor;
+mod egress;
 mod events;
 mod explain;
 mod figures;
@@ -52,6 +53,8 @@ enum Command {
     Up(up::UpArgs),
     /// Compile proxy rules, and ask the running proxy
     Proxy(proxy::ProxyArgs),
+    /// Say which hosts workspaces and machines may reach, and what they were refused
+    Egress(egress::EgressArgs),
     /// Add, check, list, activate and remove plugins
     Plugin(plugin::PluginArgs),
     /// Show what runs, since when, and how it is confined
@@ -127,6 +130,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(args) => up::run(args).await,
         Command::Proxy(args) => proxy::run(args).await,
+        Command::Egress(args) => egress::run(args).await,
         Command::Plugin(args) => plugin::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Workspace(args) => workspace::run(args).await,

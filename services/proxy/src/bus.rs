@@ -4,7 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use shipote_audit::{Audit, Door, Event, Record};
-use shipote_bus::proxy::{ConnectionInfo, FLOWS_MAX, FlowInfo, ListenerInfo, ProxyError, RULES_MAX, UpstreamInfo};
+use shipote_bus::proxy::{
+    CertInfo, ConnectionInfo, EgressInfo, FLOWS_MAX, FlowInfo, ListenerInfo, PoolInfo, ProxyError, RULES_MAX,
+    UpstreamInfo,
+};
+use shipote_proxy::egress::EgressError;
 use shipote_rules::{Graph, Source, Transport, compile, mermaid};
 use shipote_service::Authority;
 use zbus::OwnedVariant;
@@ -115,29 +119,118 @@ impl Manager {
     #[zbus(out_args("flows"))]
     async fn list_flows(&self, count: u32, options: Options) -> Result<Vec<FlowInfo>, ProxyError> {
         none(&options)?;
-        let info = |f: shipote_proxy::Flow| FlowInfo {
-            unix_ms: f.unix_ms,
-            connection: f.connection,
-            client: f.client,
-            rule: f.rule,
-            method: f.method,
-            host: f.host,
-            path: f.path,
-            status: f.status,
-            upstream: f.upstream,
-            bytes_in: f.bytes_in,
-            bytes_out: f.bytes_out,
-            duration_us: f.duration_us,
-            error: f.error,
+        let count = count.min(FLOWS_MAX) as usize;
+        let mut flows = self.state.engine.flows(count);
+        flows.extend(self.state.egress.flows(count));
+        flows.sort_by_key(|f| f.unix_ms);
+        Ok(flows.split_off(flows.len().saturating_sub(count)))
+    }
+
+    /// Lists the call sites of plugins and their instances. No options yet.
+    #[zbus(out_args("pools"))]
+    async fn list_pools(&self, options: Options) -> Result<Vec<PoolInfo>, ProxyError> {
+        none(&options)?;
+        Ok(self.state.engine.pools())
+    }
+
+    /// Lists the certificates of the listeners. No options yet.
+    #[zbus(out_args("certs"))]
+    async fn list_certs(&self, options: Options) -> Result<Vec<CertInfo>, ProxyError> {
+        none(&options)?;
+        Ok(self.state.engine.certs())
+    }
+
+    /// Lets a client (`workspace:NAME`, `machine:NAME`, `session:NAME`) out to the hosts of a list, or changes that
+    /// list: `example.com` and `*.example.com` by name (ports 80 and 443, or `:PORT`, or `:*`), addresses and networks
+    /// likewise; names that resolve to addresses which are not public need those listed too. An empty list allows
+    /// nothing. Option `listen` (s): an address for the client besides its socket. Returns the path of the socket,
+    /// which speaks HTTP (CONNECT and whole addresses) and SOCKS5. It lasts until it is removed or the service ends.
+    #[zbus(out_args("socket"))]
+    async fn set_egress(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        client: String,
+        allow: Vec<String>,
+        options: Options,
+    ) -> Result<String, ProxyError> {
+        let caller = self.may_manage(&header).await?;
+        let mut listen = None;
+        for (key, value) in &options {
+            match (key.as_str(), <&str>::try_from(value)) {
+                ("listen", Ok(text)) => {
+                    listen = Some(text.parse().map_err(|_| {
+                        ProxyError::InvalidArgument(format!("listen: {text:?} is no address with a port"))
+                    })?);
+                }
+                _ => {
+                    return Err(ProxyError::InvalidArgument(format!(
+                        "option {key:?} is not known; there is listen (s)"
+                    )));
+                }
+            }
+        }
+        let result = self.state.egress.set(&client, &allow, listen).map_err(|e| match e {
+            EgressError::Listen { .. } | EgressError::TooMany => ProxyError::NotApplied(e.to_string()),
+            EgressError::Client(_) | EgressError::Entry(_) => ProxyError::InvalidArgument(e.to_string()),
+        });
+        let record = Record::new(Event::EgressChange, client, caller, Door::Bus).outcome(&result);
+        if let Err(error) = self.audit.record(&record) {
+            tracing::error!("record a change of egress: {error}");
+        }
+        Ok(result?.display().to_string())
+    }
+
+    /// Takes a client's way out away, with its open connections. Returns whether it had one. No options yet.
+    #[zbus(out_args("removed"))]
+    async fn remove_egress(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        client: String,
+        options: Options,
+    ) -> Result<bool, ProxyError> {
+        none(&options)?;
+        let caller = self.may_manage(&header).await?;
+        let removed = self.state.egress.remove(&client);
+        let record = Record::new(Event::EgressChange, client, caller, Door::Bus).outcome(&Ok::<(), ProxyError>(()));
+        if let Err(error) = self.audit.record(&record) {
+            tracing::error!("record a change of egress: {error}");
+        }
+        Ok(removed)
+    }
+
+    /// Lists the clients that are let out, what they may reach and what they were refused. No options yet.
+    #[zbus(out_args("clients"))]
+    async fn list_egress(&self, options: Options) -> Result<Vec<EgressInfo>, ProxyError> {
+        none(&options)?;
+        let info = |e: shipote_proxy::egress::EgressInfo| EgressInfo {
+            client: e.client,
+            socket: e.socket.display().to_string(),
+            listen: e.listen.map(|l| l.to_string()).unwrap_or_default(),
+            allow: e.allow,
+            allowed: e.allowed,
+            denied: e.denied,
+            open: e.open,
+            denials: e.denials,
         };
-        let flows = self.state.engine.flows(count.min(FLOWS_MAX) as usize);
-        Ok(flows.into_iter().map(info).collect())
+        Ok(self.state.egress.list().into_iter().map(info).collect())
     }
 
     /// The figures as OpenMetrics text, as the admin socket serves them.
     #[zbus(out_args("text"))]
     async fn metrics(&self) -> Result<String, ProxyError> {
         Ok(shipote_proxy::metrics::render(&self.state.engine))
+    }
+}
+
+impl Manager {
+    /// The caller's uid, if it may change what the proxy does and the change can be recorded.
+    async fn may_manage(&self, header: &Header<'_>) -> Result<u32, ProxyError> {
+        let caller =
+            self.authority.check(header, ACTION_MANAGE).await.map_err(|e| ProxyError::NotAuthorized(e.to_string()))?;
+        self.audit.ready().map_err(|e| {
+            ProxyError::NotRecorded(format!("{e}; the change is refused because audit records are required"))
+        })?;
+        Ok(caller.uid)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The `[proxy]` section of the configuration.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,16 +23,25 @@ pub(crate) struct ProxySection {
     idle_upstream: Option<usize>,
     idle_upstream_time_ms: Option<u64>,
     flows: Option<usize>,
+    egress: BTreeMap<String, EgressSection>,
     udp_sessions: Option<usize>,
     peek_time_ms: Option<u64>,
 }
 
+/// What a client may reach (`[proxy.egress."workspace:web"]`), for those that are not told over the bus.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct EgressSection {
+    pub(crate) allow: Vec<String>,
+    pub(crate) listen: Option<SocketAddr>,
+}
+
 /// Reads `shipote.toml` of the configuration folder.
-pub(crate) fn load(config: &Path) -> anyhow::Result<Settings> {
+pub(crate) fn load(config: &Path) -> anyhow::Result<(Settings, BTreeMap<String, EgressSection>)> {
     let section: ProxySection = shipote_config::load(&config.join("shipote.toml"), Some("proxy"))?.value;
     let millis = |value: Option<u64>, default: Duration| value.map_or(default, Duration::from_millis);
     let default = Settings::default();
-    Ok(Settings {
+    let settings = Settings {
         workers: section.workers.unwrap_or(default.workers).clamp(1, 256),
         head_time: millis(section.head_time_ms, default.head_time),
         idle_time: millis(section.idle_time_ms, default.idle_time),
@@ -45,5 +56,6 @@ pub(crate) fn load(config: &Path) -> anyhow::Result<Settings> {
         udp_sessions: section.udp_sessions.unwrap_or(default.udp_sessions).max(1),
         peek_time: millis(section.peek_time_ms, default.peek_time),
         flows: section.flows.unwrap_or(default.flows),
-    })
+    };
+    Ok((settings, section.egress))
 }

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use shipote_bus::proxy::{CertInfo, PoolInfo};
 use shipote_rules::{Graph, ListenSpec, Transport};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
@@ -14,7 +15,7 @@ use crate::figures::Figures;
 use crate::flows::{Flow, Flows};
 use crate::health::Health;
 use crate::plan::{LinkError, Plan, Plugins};
-use crate::plugin::{PluginCode, PoolInfo, Runtime};
+use crate::plugin::{PluginCode, Runtime};
 use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::upstream::Registry;
@@ -330,6 +331,12 @@ impl Engine {
             }
         }
         all
+    }
+
+    /// The certificates of the listeners.
+    #[must_use]
+    pub fn certs(&self) -> Vec<CertInfo> {
+        self.shared.plan().certs.clone()
     }
 
     /// The call sites of plugins, as the plan that holds has them.

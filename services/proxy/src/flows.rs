@@ -3,38 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
-
-/// What became of one request or one forwarded connection.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Flow {
-    /// When it began, milliseconds since the epoch.
-    pub unix_ms: u64,
-    /// The connection.
-    pub connection: u64,
-    /// Who asked.
-    pub client: String,
-    /// The rule that took it; empty if none did.
-    pub rule: String,
-    /// The method; empty for forwarded bytes.
-    pub method: String,
-    /// Host as asked for.
-    pub host: String,
-    /// The path without the query, which may hold secrets.
-    pub path: String,
-    /// The status; 0 if there was no answer.
-    pub status: u16,
-    /// The upstream; empty if none was asked.
-    pub upstream: String,
-    /// Bytes of the body or of the tunnel from the client.
-    pub bytes_in: u64,
-    /// Bytes of the body or of the tunnel to the client.
-    pub bytes_out: u64,
-    /// From the first byte to the last, microseconds.
-    pub duration_us: u64,
-    /// What went wrong; empty if nothing.
-    pub error: String,
-}
+/// What became of one request or one forwarded connection: the record that the bus shows.
+pub use shipote_bus::proxy::FlowInfo as Flow;
 
 /// Longest text kept of host and path, bytes.
 const TEXT: usize = 256;

@@ -10,6 +10,7 @@
 
 mod address;
 pub mod admin;
+pub mod egress;
 mod engine;
 mod figures;
 mod flows;
@@ -37,5 +38,5 @@ mod worker;
 pub use engine::{ApplyError, ConnectionInfo, Engine, Inherited, UpstreamInfo};
 pub use flows::Flow;
 pub use plan::LinkError;
-pub use plugin::{PluginCode, PoolInfo};
+pub use plugin::PluginCode;
 pub use settings::Settings;

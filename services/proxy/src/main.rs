@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use shipote_bus::Service;
+use shipote_proxy::egress::Egress;
 use shipote_proxy::{Engine, Inherited, Settings, admin};
 use shipote_service::{Context, Definition, Parts, run};
 
@@ -48,12 +49,22 @@ impl Parts for Proxy {
 struct Early {
     settings: Settings,
     inherited: Inherited,
+    flows: usize,
+    egress: BTreeMap<String, config::EgressSection>,
 }
 
 async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
     let engine = Arc::new(Engine::start(early.settings, early.inherited).context("start the workers")?);
-    let state =
-        Arc::new(State::new(Arc::clone(&engine), context.connection.clone(), context.paths.config.join("proxy")));
+    let egress = Egress::start(&context.paths.runtime.join("egress"), early.flows).context("start egress")?;
+    for (client, way) in &early.egress {
+        egress.set(client, &way.allow, way.listen).with_context(|| format!("[proxy.egress.{client:?}]"))?;
+    }
+    let state = Arc::new(State::new(
+        Arc::clone(&engine),
+        egress,
+        context.connection.clone(),
+        context.paths.config.join("proxy"),
+    ));
     // Rules that are wrong must not keep the service from starting: it is over the bus that they are looked at.
     if let Err(error) = state.reload().await {
         tracing::error!("no rules are served: {error}");
@@ -77,7 +88,11 @@ fn main() -> ExitCode {
     let definition = Definition { service: Service::Proxy, version: env!("CARGO_PKG_VERSION") };
     run(
         definition,
-        |paths| Ok(Early { settings: config::load(&paths.config)?, inherited: sockets::inherited()? }),
+        |paths| {
+            let (settings, egress) = config::load(&paths.config)?;
+            let flows = settings.flows;
+            Ok(Early { settings, inherited: sockets::inherited()?, flows, egress })
+        },
         start,
     )
 }

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use shipote_bus::proxy::CertInfo;
 use shipote_plugin_abi::metadata::MiddlewareKind;
 use shipote_rules::{
-    Field, Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, Terminator, TerminatorEntry, TerminatorId,
+    Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, Terminator, TerminatorEntry, TerminatorId,
     Transport, Upstream, UpstreamAddress,
 };
 
@@ -38,6 +39,8 @@ pub(crate) struct Plan {
     others: Vec<bool>,
     /// The largest body that a rule may hold in memory.
     pub(crate) body_limit: u64,
+    /// What the certificates of listeners say.
+    pub(crate) certs: Vec<CertInfo>,
     /// By listener.
     tls: Vec<Option<Arc<rustls::ServerConfig>>>,
     listeners: HashMap<(Transport, SocketAddr), usize>,
@@ -68,21 +71,14 @@ impl Plan {
         // What the compiler adds has no name, and no limit that somebody meant.
         let named = graph.terminators.iter().filter(|t| !t.rule.is_empty());
         let body_limit = named.map(|t| t.request_body_limit).max().unwrap_or(0);
-        for check in &graph.checks {
-            if let Field::PeerCertSubjectCn
-            | Field::PeerCertSanDns
-            | Field::PeerCertSpki
-            | Field::PeerCertIssuerCn
-            | Field::PeerCertSerial = check.field
-            {
-                let what = format!("a match on {}", check.field);
-                return Err(unsupported(first_rule(&graph), &what));
-            }
-        }
         let mut tls = Vec::with_capacity(graph.listeners.len());
+        let mut certs = Vec::new();
         for listener in &graph.listeners {
             let rule = listener.rules.first().cloned().unwrap_or_default();
             let configured = listener.tls.as_ref().map(crate::tls::configure).transpose();
+            if let Some(tls) = &listener.tls {
+                certs.extend(crate::tls::certs(&listener.listen.address.to_string(), tls));
+            }
             tls.push(configured.map_err(|reason| LinkError { rule, reason })?);
         }
         let mut sites = Vec::with_capacity(graph.middleware.len());
@@ -106,7 +102,7 @@ impl Plan {
         }
         let listeners =
             graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
-        Ok(Self { graph, targets, others, body_limit, limiters, sites, tls, listeners })
+        Ok(Self { graph, targets, others, body_limit, certs, limiters, sites, tls, listeners })
     }
 
     fn limiter(&self, rule: &str, middleware: &Middleware) -> Option<Arc<Limiter>> {
@@ -209,14 +205,6 @@ fn fits(graph: &Graph, middleware: usize, kind: MiddlewareKind) -> Result<(), St
         }
     }
     Ok(())
-}
-
-fn first_rule(graph: &Graph) -> String {
-    graph.listeners.first().and_then(|l| l.rules.first()).cloned().unwrap_or_default()
-}
-
-fn unsupported(rule: String, what: &str) -> LinkError {
-    LinkError { rule, reason: format!("{what} is not built into this version of the proxy") }
 }
 
 fn upstreams_of(entry: &TerminatorEntry) -> Result<&[Upstream], String> {

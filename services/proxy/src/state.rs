@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use shipote_bus::proxy::ProxyError;
 use shipote_proxy::Engine;
+use shipote_proxy::egress::Egress;
 use shipote_rules::{compile, load_dir};
 use tokio::sync::Mutex;
 
@@ -19,6 +20,7 @@ pub(crate) struct Loaded {
 
 pub(crate) struct State {
     pub(crate) engine: std::sync::Arc<Engine>,
+    pub(crate) egress: Egress,
     connection: zbus::Connection,
     dir: PathBuf,
     /// One load at a time: two could otherwise each read an older directory than the other applies.
@@ -26,8 +28,13 @@ pub(crate) struct State {
 }
 
 impl State {
-    pub(crate) fn new(engine: std::sync::Arc<Engine>, connection: zbus::Connection, dir: PathBuf) -> Self {
-        Self { engine, connection, dir, loading: Mutex::new(()) }
+    pub(crate) fn new(
+        engine: std::sync::Arc<Engine>,
+        egress: Egress,
+        connection: zbus::Connection,
+        dir: PathBuf,
+    ) -> Self {
+        Self { engine, egress, connection, dir, loading: Mutex::new(()) }
     }
 
     /// The folder whose `rules/` is read.

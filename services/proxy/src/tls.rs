@@ -10,7 +10,12 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest as _, Sha256};
+use shipote_bus::proxy::CertInfo;
 use shipote_rules::{ClientAuth, ListenerTls, TlsCert};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::X509Name;
 
 use crate::http1::hex;
 
@@ -21,6 +26,67 @@ pub(crate) struct Settled {
     pub(crate) alpn: Option<Vec<u8>>,
     /// SHA-256 of the client's certificate, in hexadecimal.
     pub(crate) fingerprint: Option<String>,
+    /// What the client's certificate says.
+    pub(crate) cert: Option<PeerCert>,
+}
+
+/// What a certificate says; read only after it was verified.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PeerCert {
+    pub(crate) der: Vec<u8>,
+    pub(crate) subject_cn: Option<String>,
+    pub(crate) issuer_cn: Option<String>,
+    pub(crate) san_dns: Vec<String>,
+    /// SHA-256 of the public key's SubjectPublicKeyInfo, in hexadecimal.
+    pub(crate) spki: String,
+    /// In hexadecimal.
+    pub(crate) serial: String,
+    /// Seconds since the epoch.
+    pub(crate) not_after: i64,
+}
+
+impl PeerCert {
+    /// Reads a certificate; nothing where it cannot be read.
+    pub(crate) fn read(der: &[u8]) -> Option<Self> {
+        let (_, cert) = X509Certificate::from_der(der).ok()?;
+        let cn = |name: &X509Name<'_>| name.iter_common_name().next()?.as_str().ok().map(str::to_owned);
+        let mut san_dns = Vec::new();
+        if let Ok(Some(names)) = cert.subject_alternative_name() {
+            for name in &names.value.general_names {
+                if let GeneralName::DNSName(name) = name {
+                    san_dns.push((*name).to_owned());
+                }
+            }
+        }
+        Some(Self {
+            der: der.to_vec(),
+            subject_cn: cn(cert.subject()),
+            issuer_cn: cn(cert.issuer()),
+            san_dns,
+            spki: hex(&Sha256::digest(cert.public_key().raw)),
+            serial: hex(cert.raw_serial()),
+            not_after: cert.validity().not_after.timestamp(),
+        })
+    }
+}
+
+/// The certificates of a listener, as they are shown; those that cannot be read were refused before.
+pub(crate) fn certs(listener: &str, tls: &ListenerTls) -> Vec<CertInfo> {
+    let named = tls.by_name.iter().map(|(name, cert)| (name.as_str(), cert));
+    let all = tls.default.iter().map(|cert| ("", cert)).chain(named);
+    let info = |(name, cert): (&str, &TlsCert)| {
+        let leaf = read_certs(&cert.cert_file).ok()?.into_iter().next()?;
+        let read = PeerCert::read(&leaf)?;
+        Some(CertInfo {
+            listener: listener.to_owned(),
+            name: name.to_owned(),
+            file: cert.cert_file.display().to_string(),
+            names: read.san_dns,
+            not_after: read.not_after,
+            fingerprint: hex(&Sha256::digest(&leaf)),
+        })
+    };
+    all.filter_map(info).collect()
 }
 
 /// Certificates by lower-case name; `*.example.com` stands for one label.
@@ -115,6 +181,7 @@ pub(crate) fn settled(connection: &rustls::ServerConnection) -> (Settled, Option
         version,
         alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
         fingerprint: leaf.map(|cert| hex(&Sha256::digest(cert))),
+        cert: leaf.and_then(|cert| PeerCert::read(cert)),
     };
     (settled, connection.server_name().map(str::to_ascii_lowercase))
 }

@@ -15,7 +15,7 @@ use crate::http1::request::RequestHead;
 use crate::plan::Plan;
 use crate::plugin::{self, Called, Instances, Passed, Site};
 use crate::rate::Key;
-use crate::tls::Settled;
+use crate::tls::{PeerCert, Settled};
 
 /// What is known of a connection.
 #[derive(Debug, Clone)]
@@ -73,10 +73,28 @@ impl View for Peer {
                 let fingerprint = self.tls.as_ref().and_then(|t| t.fingerprint.as_ref());
                 fingerprint.is_some_and(|text| f(Value::Bytes(text.as_bytes())))
             }
+            Field::PeerCertSubjectCn => text(self.cert().and_then(|c| c.subject_cn.as_ref()), f),
+            Field::PeerCertIssuerCn => text(self.cert().and_then(|c| c.issuer_cn.as_ref()), f),
+            Field::PeerCertSerial => text(self.cert().map(|c| &c.serial), f),
+            Field::PeerCertSpki => text(self.cert().map(|c| &c.spki), f),
+            Field::PeerCertSanDns => {
+                self.cert().is_some_and(|c| c.san_dns.iter().any(|name| f(Value::Bytes(name.as_bytes()))))
+            }
             Field::TlsSni => self.sni.as_ref().is_some_and(|name| f(Value::Bytes(name.as_bytes()))),
             _ => false,
         }
     }
+}
+
+impl Peer {
+    /// What the client's certificate says, where it showed one.
+    pub(crate) fn cert(&self) -> Option<&PeerCert> {
+        self.tls.as_ref()?.cert.as_ref()
+    }
+}
+
+fn text(value: Option<&String>, f: &mut dyn FnMut(Value<'_>) -> bool) -> bool {
+    value.is_some_and(|text| f(Value::Bytes(text.as_bytes())))
 }
 
 /// A client over IPv4 on an IPv6 socket is an IPv4 client to the rules.

@@ -218,3 +218,30 @@ fn clients_choose_http2_by_alpn() {
     assert!(text.starts_with("GET /x HTTP/1.1") && text.ends_with("v2 200"), "{text}");
     assert!(get(port, "a.example", &a, None).is_ok(), "clients without ALPN speak HTTP/1.1");
 }
+
+#[test]
+fn rules_read_what_a_client_certificate_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, client) = (cert(dir.path(), "a.example"), cert(dir.path(), "client.example"));
+    let port = free_port();
+    let mut tls = tls(&a, None);
+    tls["client_auth"] = json!({"mode": "request", "trust_store": {"ca_paths": [client.cert_file]}});
+    let rule = |name: &str, matches: Json| {
+        json!({"name": name, "listen": listens(port), "tls": tls, "match": matches,
+            "terminate": {"type": "static", "status": 200, "text": name}})
+    };
+    let proxy = Proxy::start(&json!([
+        rule(
+            "san",
+            json!({"tls.peer_cert.san_dns": {"contains": "client.example"},
+            "tls.peer_cert.spki_sha256": {"matches": "^[0-9a-f]{64}$"}, "tls.peer_cert.serial": {"matches": "^[0-9a-f]+$"},
+            "tls.peer_cert.subject_cn": {"contains": "rcgen"}, "tls.peer_cert.issuer_cn": {"contains": "rcgen"}})
+        ),
+        rule("none", json!({"tls.peer_cert.present": {"equals": false}})),
+    ]));
+    assert_eq!(get(port, "a.example", &a, Some(&client)).unwrap(), "san");
+    assert_eq!(get(port, "a.example", &a, None).unwrap(), "none");
+    let certs = proxy.engine.certs();
+    assert_eq!((certs[0].names.as_slice(), certs[0].name.as_str()), (&["a.example".to_owned()][..], ""));
+    assert_eq!(certs[0].fingerprint.len(), 64);
+}

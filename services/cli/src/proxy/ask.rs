@@ -38,12 +38,12 @@ pub(crate) struct TailArgs {
     json: bool,
 }
 
-async fn manager() -> anyhow::Result<ManagerProxy<'static>> {
+pub(crate) async fn manager() -> anyhow::Result<ManagerProxy<'static>> {
     let connection = connect::client().await?;
     Ok(ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?)
 }
 
-fn refusal(error: &ProxyError) -> anyhow::Error {
+pub(crate) fn refusal(error: &ProxyError) -> anyhow::Error {
     match error {
         ProxyError::ZBus(error) => anyhow::anyhow!("ask the proxy: {}", shipote_bus::error::describe(error)),
         other => anyhow::anyhow!("{}", zbus::DBusError::description(other).unwrap_or("refused without a reason")),
@@ -115,6 +115,37 @@ pub(super) async fn upstreams(args: &JsonArgs) -> anyhow::Result<()> {
     };
     let rows = all.into_iter().map(row).collect();
     output::print_table(&["UPSTREAM", "STATE", "OPEN", "TOTAL", "FAILURES"], rows, "no rule names an upstream");
+    Ok(())
+}
+
+pub(super) async fn pools(args: &JsonArgs) -> anyhow::Result<()> {
+    let all = manager().await?.list_pools(BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    if args.json {
+        return output::json(&json!({"pools": all}));
+    }
+    let row = |p: shipote_bus::proxy::PoolInfo| {
+        let numbers = [p.capacity, p.available, p.calls, p.errors, p.traps, p.timeouts, p.failures];
+        let plugin = p.key.split_once('@').map_or(p.key.as_str(), |(name, _)| name);
+        [format!("{plugin}:{}", p.export), p.kind].into_iter().chain(numbers.map(|n| n.to_string())).collect()
+    };
+    let heads = ["PLUGIN", "KIND", "CAPACITY", "FREE", "CALLS", "ERRORS", "TRAPS", "TIMEOUTS", "FAILURES"];
+    output::print_table(&heads, all.into_iter().map(row).collect(), "no rule uses a plugin");
+    Ok(())
+}
+
+pub(super) async fn certs(args: &JsonArgs) -> anyhow::Result<()> {
+    let all = manager().await?.list_certs(BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    if args.json {
+        return output::json(&json!({"certs": all}));
+    }
+    let row = |c: shipote_bus::proxy::CertInfo| {
+        let until =
+            jiff::Timestamp::from_second(c.not_after).map_or_else(|_| c.not_after.to_string(), |t| t.to_string());
+        let name = if c.name.is_empty() { "(default)".to_owned() } else { c.name };
+        vec![c.listener, name, until, c.names.join(" "), c.file]
+    };
+    let rows = all.into_iter().map(row).collect();
+    output::print_table(&["LISTENER", "NAME", "VALID UNTIL", "CARRIES", "FILE"], rows, "no listener ends TLS");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `shipote proxy`: rules compiled and shown, and the running proxy asked and reloaded.
 
-mod ask;
+pub(crate) mod ask;
 mod compile;
 
 use std::process::ExitCode;
@@ -27,6 +27,10 @@ enum Command {
     Connections(ask::JsonArgs),
     /// List the upstreams and how they fare
     Upstreams(ask::JsonArgs),
+    /// List the call sites of plugins and their instances
+    Pools(ask::JsonArgs),
+    /// List the certificates of the listeners
+    Certs(ask::JsonArgs),
     /// Show the last flows; with --follow, those to come
     Tail(ask::TailArgs),
     /// Print the figures as OpenMetrics text
@@ -41,6 +45,8 @@ pub(crate) async fn run(args: ProxyArgs) -> anyhow::Result<ExitCode> {
         Command::Reload(args) => ask::reload(&args).await?,
         Command::Connections(args) => ask::connections(&args).await?,
         Command::Upstreams(args) => ask::upstreams(&args).await?,
+        Command::Pools(args) => ask::pools(&args).await?,
+        Command::Certs(args) => ask::certs(&args).await?,
         Command::Tail(args) => ask::tail(&args).await?,
         Command::Metrics => ask::metrics().await?,
     }

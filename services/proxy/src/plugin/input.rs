@@ -86,6 +86,12 @@ fn context(path: &str, peer: &Peer) -> Option<ContextEntry> {
         "conn.tls.sni" => ContextValue::Text(peer.sni.clone()?),
         "conn.tls.peer_cert.present" => ContextValue::Boolean(tls?.fingerprint.is_some()),
         "conn.tls.peer_cert.fingerprint_sha256" => ContextValue::Text(tls?.fingerprint.clone()?),
+        "conn.tls.peer_cert" => ContextValue::Bytes(peer.cert()?.der.clone()),
+        "conn.tls.peer_cert.subject_cn" => ContextValue::Text(peer.cert()?.subject_cn.clone()?),
+        "conn.tls.peer_cert.issuer_cn" => ContextValue::Text(peer.cert()?.issuer_cn.clone()?),
+        "conn.tls.peer_cert.san_dns" => ContextValue::ListText(peer.cert()?.san_dns.clone()),
+        "conn.tls.peer_cert.spki_sha256" => ContextValue::Text(peer.cert()?.spki.clone()),
+        "conn.tls.peer_cert.serial" => ContextValue::Text(peer.cert()?.serial.clone()),
         _ => return None,
     };
     Some(ContextEntry { path: path.to_owned(), value })

@@ -19,7 +19,6 @@ use shipote_plugin_abi::policy::Policy;
 use wasmtime::component::{Component, Linker};
 
 pub(crate) use instances::{Answered, Called, Instances, Passed, request_apart, response_apart};
-pub use site::PoolInfo;
 pub(crate) use site::Site;
 
 use crate::plugin::host::State;

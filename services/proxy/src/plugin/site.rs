@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use shipote_bus::proxy::PoolInfo;
 use shipote_plugin_abi::metadata::MiddlewareKind;
 use shipote_plugin_abi::policy::{InputLimits, Policy};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
@@ -46,33 +47,6 @@ pub(crate) struct Site {
     pub(super) exhausted: AtomicU64,
     pub(super) traps: AtomicU64,
     pub(super) timeouts: AtomicU64,
-}
-
-/// The figures of a call site.
-#[derive(Debug, Clone)]
-pub struct PoolInfo {
-    /// `stateful` or `stateless`.
-    pub kind: String,
-    /// The plugin, and the version that is in use by its digest.
-    pub key: String,
-    /// The export.
-    pub export: String,
-    /// Most instances where all workers share them; else how many there are.
-    pub capacity: u64,
-    /// Instances that no call uses now.
-    pub available: u64,
-    /// Instances started.
-    pub total_allocations: u64,
-    /// Calls that found no instance: none was free, or none could be started.
-    pub failures: u64,
-    /// Calls.
-    pub calls: u64,
-    /// Errors that the plugin answered.
-    pub errors: u64,
-    /// Calls that trapped or answered what the ABI does not allow.
-    pub traps: u64,
-    /// Calls stopped at their deadline.
-    pub timeouts: u64,
 }
 
 impl Site {

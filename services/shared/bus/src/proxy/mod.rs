@@ -50,8 +50,73 @@ pub struct UpstreamInfo {
     pub failures: u64,
 }
 
+/// A call site of a plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct PoolInfo {
+    /// `stateful` or `stateless`.
+    pub kind: String,
+    /// The plugin and the digest of the version in use, as `NAME@sha256:HEX`.
+    pub key: String,
+    /// The export.
+    pub export: String,
+    /// Most instances where all workers share them; else how many there are.
+    pub capacity: u64,
+    /// Instances that no call uses now.
+    pub available: u64,
+    /// Instances started.
+    pub total_allocations: u64,
+    /// Calls that found no instance.
+    pub failures: u64,
+    /// Calls.
+    pub calls: u64,
+    /// Errors that the plugin answered.
+    pub errors: u64,
+    /// Calls that trapped or answered what the ABI does not allow.
+    pub traps: u64,
+    /// Calls stopped at their deadline.
+    pub timeouts: u64,
+}
+
+/// A certificate of a listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct CertInfo {
+    /// Address and port.
+    pub listener: String,
+    /// The server name that it is for; empty for the default one.
+    pub name: String,
+    /// The file.
+    pub file: String,
+    /// The names that it carries.
+    pub names: Vec<String>,
+    /// Until when it is valid, seconds since the epoch.
+    pub not_after: i64,
+    /// SHA-256 in hexadecimal.
+    pub fingerprint: String,
+}
+
+/// A client's way out, and how it fared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct EgressInfo {
+    /// `workspace:NAME`, `machine:NAME` or `session:NAME`.
+    pub client: String,
+    /// Its socket.
+    pub socket: String,
+    /// The address that it has besides; empty if none.
+    pub listen: String,
+    /// What it may reach.
+    pub allow: Vec<String>,
+    /// Connections that were let out.
+    pub allowed: u64,
+    /// Those that were not.
+    pub denied: u64,
+    /// Connections open now.
+    pub open: u64,
+    /// The last denials, oldest first: milliseconds since the epoch, and why.
+    pub denials: Vec<(u64, String)>,
+}
+
 /// What became of one request or one forwarded connection.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, Type)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, Type)]
 pub struct FlowInfo {
     /// When it began, milliseconds since the epoch.
     pub unix_ms: u64,
@@ -125,6 +190,16 @@ pub trait Manager {
     fn list_upstreams(&self, options: Options<'_>) -> Result<Vec<UpstreamInfo>, ProxyError>;
     /// See the interface.
     fn list_flows(&self, count: u32, options: Options<'_>) -> Result<Vec<FlowInfo>, ProxyError>;
+    /// See the interface.
+    fn list_pools(&self, options: Options<'_>) -> Result<Vec<PoolInfo>, ProxyError>;
+    /// See the interface.
+    fn list_certs(&self, options: Options<'_>) -> Result<Vec<CertInfo>, ProxyError>;
+    /// See the interface.
+    fn set_egress(&self, client: &str, allow: &[&str], options: Options<'_>) -> Result<String, ProxyError>;
+    /// See the interface.
+    fn remove_egress(&self, client: &str, options: Options<'_>) -> Result<bool, ProxyError>;
+    /// See the interface.
+    fn list_egress(&self, options: Options<'_>) -> Result<Vec<EgressInfo>, ProxyError>;
     /// See the interface.
     fn metrics(&self) -> Result<String, ProxyError>;
 }

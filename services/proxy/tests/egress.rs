@@ -1,0 +1,160 @@
+//! The way out: three protocols, allow-lists for each client, addresses that are looked at.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test: what fails should panic")]
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use shipote_proxy::egress::Egress;
+use support::{Upstream, free_port, until};
+
+fn start() -> (tempfile::TempDir, Egress) {
+    let dir = tempfile::tempdir().unwrap();
+    let egress = Egress::start(&dir.path().join("egress"), 100).unwrap();
+    (dir, egress)
+}
+
+fn list(entries: &[&str]) -> Vec<String> {
+    entries.iter().map(|&e| e.to_owned()).collect()
+}
+
+fn connect(socket: &Path) -> UnixStream {
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
+
+/// Sends `text`, ends the sending side, and reads all that comes.
+fn say(socket: &Path, text: &str) -> String {
+    let mut stream = connect(socket);
+    stream.write_all(text.as_bytes()).unwrap();
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let mut all = Vec::new();
+    let _ = stream.read_to_end(&mut all);
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[test]
+fn each_client_reaches_what_its_own_list_says() {
+    let (_dir, egress) = start();
+    let upstream = Upstream::raw_echo();
+    let address = upstream.address();
+    let web = egress.set("workspace:web", &list(&[&address]), None).unwrap();
+    let db = egress.set("machine:db", &list(&[]), None).unwrap();
+    let ask = format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n\r\nhello");
+    let answer = say(&web, &ask);
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nhello"), "{answer}");
+    let answer = say(&db, &ask);
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains(&format!("allow \"{address}\"")), "{answer}");
+    // Another list holds from the next connection on.
+    assert_eq!(egress.set("machine:db", &list(&[&address]), None).unwrap(), db);
+    assert!(say(&db, &ask).starts_with("HTTP/1.1 200 "));
+    let info = until(|| egress.list().into_iter().find(|e| e.client == "machine:db" && e.open == 0));
+    assert_eq!((info.allowed, info.denied, info.denials.len()), (1, 1, 1));
+    let flow = until(|| egress.flows(10).into_iter().find(|f| f.status == 403));
+    assert_eq!(
+        (flow.client.as_str(), flow.host.as_str(), flow.rule.as_str()),
+        ("machine:db", address.as_str(), "egress")
+    );
+    assert!(egress.remove("machine:db") && !egress.remove("machine:db"));
+    until(|| UnixStream::connect(&db).is_err().then_some(()));
+}
+
+#[test]
+fn whole_addresses_go_out_without_what_is_meant_for_the_proxy() {
+    let (_dir, egress) = start();
+    let upstream = Upstream::echo();
+    let socket = egress.set("workspace:web", &list(&[&upstream.address()]), None).unwrap();
+    let answer = say(
+        &socket,
+        &format!(
+            "POST http://{0}/x?y HTTP/1.1\r\nHost: {0}\r\nProxy-Authorization: secret\r\nContent-Length: 2\r\n\r\nhi",
+            upstream.address()
+        ),
+    );
+    assert!(answer.contains("POST /x?y HTTP/1.1") && answer.ends_with("hi"), "{answer}");
+    assert!(!answer.contains("secret") && answer.contains("Connection: close"), "{answer}");
+    for (text, status) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET http://169.254.169.254/latest HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n", 403),
+        ("rubbish\r\n\r\n", 400),
+    ] {
+        assert!(say(&socket, text).starts_with(&format!("HTTP/1.1 {status} ")), "{text}");
+    }
+}
+
+#[test]
+fn names_that_lead_home_are_refused() {
+    let (_dir, egress) = start();
+    let upstream = Upstream::raw_echo();
+    let port = upstream.address().rsplit(':').next().unwrap().to_owned();
+    let (open, meant) =
+        (list(&["*:*"]), list(&["localhost:*", &format!("127.0.0.0/8:{port}"), &format!("[::1]:{port}")]));
+    let socket = egress.set("workspace:web", &open, None).unwrap();
+    for host in ["localhost", "127.0.0.1", "[::ffff:127.0.0.1]", "2130706433", "0x7f000001", "127.1"] {
+        let answer = say(&socket, &format!("CONNECT {host}:{port} HTTP/1.1\r\n\r\n"));
+        assert!(!answer.starts_with("HTTP/1.1 200"), "{host}: {answer}");
+    }
+    assert!(egress.list()[0].denials.iter().any(|(_, why)| why.contains("loopback")));
+    egress.set("workspace:web", &meant, None).unwrap();
+    let answer = say(&socket, &format!("CONNECT localhost:{port} HTTP/1.1\r\n\r\nhello"));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
+}
+
+#[test]
+fn socks_is_spoken_by_address_and_by_name() {
+    let (_dir, egress) = start();
+    let upstream = Upstream::raw_echo();
+    let port: u16 = upstream.address().rsplit(':').next().unwrap().parse().unwrap();
+    let socket = egress.set("workspace:web", &list(&[&format!("127.0.0.1:{port}")]), None).unwrap();
+    let mut stream = connect(&socket);
+    let mut bytes = [0; 2];
+    stream.write_all(&[5, 2, 0, 2]).unwrap();
+    stream.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, [5, 0]);
+    stream.write_all(&[&[5, 1, 0, 1, 127, 0, 0, 1][..], &port.to_be_bytes(), b"hello"].concat()).unwrap();
+    let mut bytes = [0; 15];
+    stream.read_exact(&mut bytes).unwrap();
+    assert_eq!((bytes[1], &bytes[10..]), (0, &b"hello"[..]));
+    // By a name that is not on the list.
+    let mut stream = connect(&socket);
+    stream.write_all(&[&[5, 1, 0, 5, 1, 0, 3, 9][..], b"localhost", &port.to_be_bytes()].concat()).unwrap();
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    assert_eq!(all[..4], [5, 0, 5, 2], "not allowed by the rules");
+    assert!(egress.list()[0].denials[0].1.contains("localhost"));
+}
+
+#[test]
+fn curl_goes_out_by_each_protocol() {
+    let (_dir, egress) = start();
+    let upstream = Upstream::echo();
+    let listen = format!("127.0.0.1:{}", free_port());
+    egress.set("session:ci", &list(&[&upstream.address()]), Some(listen.parse().unwrap())).unwrap();
+    for proxy in [format!("http://{listen}"), format!("socks5h://{listen}")] {
+        for tunnel in [false, true] {
+            let mut curl = Command::new("curl");
+            curl.args(["-s", "--max-time", "20", "--noproxy", "", "-x", &proxy]);
+            if tunnel && proxy.starts_with("http") {
+                curl.arg("-p");
+            }
+            let Ok(out) = curl.arg(format!("http://{}/x", upstream.address())).output() else { return };
+            let text = String::from_utf8_lossy(&out.stdout);
+            assert!(text.starts_with("GET /x HTTP/1.1"), "{proxy} {tunnel}: {text:?}");
+        }
+    }
+}
+
+#[test]
+fn clients_and_lists_that_are_none_are_refused() {
+    let (_dir, egress) = start();
+    for name in ["web", "workspace:", "workspace:../x", "workspace:a/b", "user:a", "workspace:.a"] {
+        assert!(egress.set(name, &[], None).is_err(), "{name}");
+    }
+    assert!(egress.set("workspace:a", &list(&["http://a/"]), None).unwrap_err().to_string().contains("http://a/"));
+    assert!(egress.list().is_empty());
+}
