@@ -139,11 +139,3 @@ with subtest("after many commands, one by one and at once, nothing is left"):
     machine.wait_until_succeeds(f"test $(find {CGROUP} -name cgroup.procs -exec cat {{}} + | wc -l) -le {before[0]}", timeout=30)
     after = leftovers()
     assert all(now <= then for now, then in zip(after, before)), (before, after)
-
-with subtest("a killed service leaves no command behind, and the next one works"):
-    machine.succeed("shipote run --detach -- sleep 54321")
-    machine.wait_until_succeeds(f"pgrep -u {USER} -f 'sleep 54321'", timeout=30)
-    pid = machine.succeed(f"systemctl show -P MainPID {UNIT}").strip()
-    machine.succeed(f"kill -KILL {pid}")
-    machine.wait_until_fails(f"pgrep -u {USER} -f 'sleep 54321'", timeout=30)
-    machine.wait_until_succeeds("shipote run -- true", timeout=60)

@@ -60,7 +60,7 @@ pub(crate) async fn run(args: FlowArgs) -> anyhow::Result<ExitCode> {
             let stream = UnixStream::connect(&socket).with_context(|| {
                 format!("subscribe to {}; `shipote flow list` shows the living sockets", socket.display())
             })?;
-            crate::logs::copy(stream.into(), None).await?;
+            crate::logs::copy(stream.into()).await?;
         }
     }
     Ok(ExitCode::SUCCESS)

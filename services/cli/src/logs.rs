@@ -1,24 +1,32 @@
 //! `shipote logs`: the kept output of a command.
 
+mod frames;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use shipote_bus::workspaces::{ManagerProxy, WorkspacesError};
 
 use crate::output;
+use frames::{Ended, Frames};
+
+/// How long a service that went away is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  id=$(shipote run --detach -- sh -c 'echo hello; sleep 5')\n  shipote logs -f $id\n\n\
-    Output is kept where it was not handed to the caller: of detached commands, and of\nthe nodes of pipelines where nothing else takes it."
+    Output is kept where it was not handed to the caller: of detached commands, and of\nthe nodes of pipelines where nothing else takes it. \
+    With --json each chunk has its stream\nand its offset in it, and `base64` instead of `data` where it is no UTF-8."
 )]
 pub(crate) struct LogsArgs {
     /// Command's id, or the last six characters or more of it
     id: String,
-    /// Go on until the command ends
+    /// Go on until the command ends, also across a restart of the service
     #[arg(short, long)]
     follow: bool,
     /// Which stream
@@ -27,21 +35,75 @@ pub(crate) struct LogsArgs {
     /// Only the last N bytes; 0 for all that is kept
     #[arg(long, value_name = "N", default_value_t = 0)]
     tail: u64,
+    /// Only from this byte of each stream on; two numbers are those of standard output and error
+    #[arg(long, value_name = "N[,N]", value_parser = offsets)]
+    since_offset: Option<[u64; 2]>,
     /// Print one JSON object a chunk
     #[arg(long)]
     json: bool,
 }
 
-pub(crate) async fn run(args: LogsArgs) -> anyhow::Result<ExitCode> {
-    let manager = output::workspaces().await?;
-    let options = BTreeMap::from([("follow", args.follow.into()), ("tail", args.tail.into())]);
-    let log = manager.open_log(&args.id, &args.stream, options).await.map_err(|e| output::refusal(&e))?;
-    copy(log.into(), args.json.then_some(args.id)).await?;
-    Ok(ExitCode::SUCCESS)
+fn offsets(text: &str) -> Result<[u64; 2], String> {
+    let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text:?} is no offset"));
+    match text.split_once(',') {
+        Some((out, err)) => Ok([number(out)?, number(err)?]),
+        None => number(text).map(|both| [both, both]),
+    }
 }
 
-/// Copies a descriptor to standard output until its end; with an id, as JSON chunks.
-pub(crate) async fn copy(from: OwnedFd, json_id: Option<String>) -> anyhow::Result<()> {
+pub(crate) async fn run(args: LogsArgs) -> anyhow::Result<ExitCode> {
+    let manager = output::workspaces().await?;
+    let mut frames = Frames::new(args.json.then(|| args.id.clone()));
+    let mut tail = args.tail;
+    let mut since = args.since_offset.unwrap_or_default();
+    let mut log = open(&manager, &args, tail, since).await.map_err(|e| output::refusal(&e))?;
+    loop {
+        let (back, ended) = tokio::task::spawn_blocking(move || {
+            let ended = frames.show(File::from(log));
+            (frames, ended)
+        })
+        .await?;
+        frames = back;
+        match ended? {
+            Ended::Whole => return Ok(ExitCode::SUCCESS),
+            // a service that was killed: its successor has the rest
+            Ended::Torn => {}
+        }
+        tail = if frames.seen() == [0, 0] { tail } else { 0 };
+        for (since, seen) in since.iter_mut().zip(frames.seen()) {
+            *since = (*since).max(seen);
+        }
+        let gone = Instant::now();
+        log = loop {
+            match open(&manager, &args, tail, since).await {
+                Ok(log) => break log,
+                Err(WorkspacesError::ZBus(_)) if gone.elapsed() < PATIENCE => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => return Err(output::refusal(&error)),
+            }
+        };
+    }
+}
+
+async fn open(
+    manager: &ManagerProxy<'_>,
+    args: &LogsArgs,
+    tail: u64,
+    since: [u64; 2],
+) -> Result<OwnedFd, WorkspacesError> {
+    let options = BTreeMap::from([
+        ("follow", args.follow.into()),
+        ("framed", true.into()),
+        ("since_stderr", since[1].into()),
+        ("since_stdout", since[0].into()),
+        ("tail", tail.into()),
+    ]);
+    manager.open_log(&args.id, &args.stream, options).await.map(Into::into)
+}
+
+/// Copies a descriptor to standard output until its end.
+pub(crate) async fn copy(from: OwnedFd) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || {
         let mut from = File::from(from);
         let mut out = io::stdout().lock();
@@ -53,12 +115,7 @@ pub(crate) async fn copy(from: OwnedFd, json_id: Option<String>) -> anyhow::Resu
             if n == 0 {
                 return Ok(());
             }
-            let data = &buffer[..n];
-            let written = match &json_id {
-                Some(id) => writeln!(out, "{}", json!({"id": id, "data": String::from_utf8_lossy(data)})),
-                None => out.write_all(data),
-            };
-            match written.and_then(|()| out.flush()) {
+            match out.write_all(&buffer[..n]).and_then(|()| out.flush()) {
                 // the reader has seen what it wanted
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
                 other => other?,

@@ -5,10 +5,11 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use shipote_bus::workspaces::ManagerProxy;
+use shipote_bus::workspaces::{ManagerProxy, WorkspacesError};
 
 use crate::output;
 use crate::run::{on_terminal, read_completion};
@@ -142,7 +143,16 @@ async fn report(
     reason: &str,
 ) -> anyhow::Result<()> {
     let flows = if args.tap {
-        let mut all = manager.list_flows(BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+        // it may be on its way back after a restart, which the pipeline has not noticed
+        let mut listed = manager.list_flows(BTreeMap::new()).await;
+        for _ in 0..50 {
+            if !matches!(listed, Err(WorkspacesError::ZBus(_))) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            listed = manager.list_flows(BTreeMap::new()).await;
+        }
+        let mut all = listed.map_err(|e| output::refusal(&e))?;
         all.retain(|f| f.pipeline == id);
         all
     } else {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shipote_bus::spec::{ValidatedPipeline, WorkspaceSpec};
@@ -14,8 +15,8 @@ use ulid::Ulid;
 use crate::effects::{Effects, Handed};
 use crate::error::Error;
 use crate::state::{
-    Command, CommandPhase, Effect, Input, NewCommand, NewPipeline, Outcome, Pipeline, RequestId, State, Target, Timer,
-    Usec, Workspace,
+    Command, CommandPhase, Effect, Input, NewCommand, NewPipeline, Outcome, Pipeline, RequestId, State, Survivors,
+    Target, Timer, Usec, Workspace,
 };
 
 /// Calls that may wait for the actor; past that the bus side waits.
@@ -79,9 +80,14 @@ type Question = Box<dyn FnOnce(&State, &dyn FlowSource) + Send>;
 
 /// Where figures of flows come from; they are not the state machine's.
 pub(crate) trait FlowSource {
-    /// All tapped edges.
+    /// All tapped edges, with the figures of the last measurement.
     fn flows(&self) -> Vec<FlowInfo>;
+    /// Measures all of them.
+    fn measure(&self) -> BoxFuture;
 }
+
+/// Something that is waited for outside of the actor.
+pub(crate) type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum Message {
     Call(Call, Answer<Result<Done, Error>>),
@@ -132,6 +138,12 @@ impl Handle {
         self.messages.send(Message::Question(question)).await.map_err(gone)?;
         answered.await.map_err(gone)
     }
+
+    /// Has all tapped edges measured, so that the next look at them shows what is so now.
+    pub(crate) async fn measure(&self) -> Result<(), Error> {
+        self.ask(|_, flows| flows.measure()).await?.await;
+        Ok(())
+    }
 }
 
 /// The actor itself.
@@ -154,10 +166,11 @@ impl<E: Effects> Actor<E> {
         effects: E,
         inputs: (mpsc::UnboundedSender<Input>, mpsc::UnboundedReceiver<Input>),
         changes: mpsc::UnboundedSender<Change>,
+        state: State,
     ) -> (Self, Handle) {
         let (sender, messages) = mpsc::channel(CALLS_MAX);
         let actor = Actor {
-            state: State::default(),
+            state,
             effects,
             messages,
             inputs: inputs.1,
@@ -170,8 +183,9 @@ impl<E: Effects> Actor<E> {
         (actor, Handle { messages: sender })
     }
 
-    /// Works until the last handle is gone.
-    pub(crate) async fn run(mut self) {
+    /// Goes on with what an earlier instance left behind, then works until the last handle is gone.
+    pub(crate) async fn run(mut self, survivors: Survivors) {
+        self.step(Input::Resume { survivors: Box::new(survivors) });
         loop {
             tokio::select! {
                 biased;
@@ -190,7 +204,7 @@ impl<E: Effects> Actor<E> {
         if let Call::DropFlows { pipeline } = call {
             let id = pipeline.to_string();
             let existed = self.effects.flows().iter().any(|flow| flow.pipeline == id);
-            self.effects.forget_flows(pipeline);
+            self.effects.close_flows(pipeline);
             let _ = answer.send(Ok(Done { outcome: Outcome::FlowsDropped(existed), terminal: None }));
             return;
         }
@@ -211,7 +225,7 @@ impl<E: Effects> Actor<E> {
             Call::RunPipeline { target, strict, uid, tap, pipeline, id, handed } => {
                 handed_for = Some(id);
                 self.effects.hand_over(id, handed);
-                let ValidatedPipeline { label, nodes, edges, discern } = *pipeline;
+                let ValidatedPipeline { label, nodes, edges, discern, restart } = *pipeline;
                 let commands = nodes
                     .into_iter()
                     .map(|node| NewCommand {
@@ -222,9 +236,10 @@ impl<E: Effects> Actor<E> {
                         cwd: None,
                         terminal: None,
                         timeout: None,
+                        restart: node.restart,
                     })
                     .collect();
-                let pipeline = Some(NewPipeline { id, label, edges, discern, tap });
+                let pipeline = Some(NewPipeline { id, label, edges, discern, tap, restart });
                 Input::Run { request, target, strict, uid, commands, pipeline }
             }
             Call::Signal { command, signal } => Input::Signal { request, command, signal },
@@ -242,8 +257,20 @@ impl<E: Effects> Actor<E> {
     }
 
     fn step(&mut self, input: Input) {
-        for effect in self.state.handle(input, now()) {
+        let ended = match &input {
+            Input::Exited { command, .. } => Some(*command),
+            _ => None,
+        };
+        let effects = self.state.handle(input, now());
+        // before anything comes of it: what was begun must be known to whoever has to go on with it
+        if self.effects.record(&self.state.take_records()) {
+            self.effects.rewrite(&self.state.all_records());
+        }
+        for effect in effects {
             self.perform(effect);
+        }
+        if let Some(command) = ended {
+            self.effects.exit_recorded(command, self.state.commands.get(&command));
         }
     }
 
@@ -289,9 +316,14 @@ impl<E: Effects> Actor<E> {
                         Timer::Deadline(command) => Input::Deadline { command },
                         Timer::Escalate(command) => Input::Escalate { command },
                         Timer::Ttl(workspace) => Input::TtlExpired { workspace },
+                        Timer::Relaunch(command) => Input::Relaunch { command },
+                        Timer::RelaunchPipeline(pipeline) => Input::RelaunchPipeline { pipeline },
                     });
                 });
-                self.timers.insert(input, task.abort_handle());
+                // a second, shorter grace comes instead of the first
+                if let Some(earlier) = self.timers.insert(input, task.abort_handle()) {
+                    earlier.abort();
+                }
             }
             Effect::Reply { request, result } => {
                 if let Some(answer) = self.waiting.remove(&request) {
@@ -323,6 +355,7 @@ impl<E: Effects> Actor<E> {
                     if command.phase == CommandPhase::Ended {
                         self.disarm(Timer::Deadline(command.what.id));
                         self.disarm(Timer::Escalate(command.what.id));
+                        self.disarm(Timer::Relaunch(command.what.id));
                     }
                     self.publish(Change::Command(Box::new(command)));
                 }
@@ -332,11 +365,13 @@ impl<E: Effects> Actor<E> {
                 self.publish(Change::CommandForgotten(command));
             }
             Effect::PipelineChanged { pipeline } => {
-                if let Some(pipeline) = state.pipelines.get(&pipeline) {
-                    if pipeline.exit_status.is_some() {
-                        self.effects.pipeline_ended(pipeline.what.id);
+                if let Some(pipeline) = state.pipelines.get(&pipeline).cloned() {
+                    let nodes = node_list(state, &pipeline);
+                    if let Some(ended) = pipeline.ended {
+                        self.effects.pipeline_ended(&pipeline, now().saturating_sub(ended));
+                        self.disarm(Timer::RelaunchPipeline(pipeline.what.id));
                     }
-                    self.publish(Change::Pipeline(Box::new(pipeline.clone()), node_list(state, pipeline)));
+                    self.publish(Change::Pipeline(Box::new(pipeline), nodes));
                 }
             }
             Effect::PipelineForgotten { pipeline } => {

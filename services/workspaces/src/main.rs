@@ -13,6 +13,7 @@ mod error;
 mod figures;
 mod metrics;
 mod protected;
+mod relay;
 mod request;
 mod saved;
 mod socket;
@@ -31,15 +32,17 @@ use shipote_metrics::Bound;
 use shipote_sandbox::{Spawner, SpawnerConfig};
 use shipote_service::{Context, Definition, Parts, mechanism_info, run};
 use tokio::sync::mpsc;
+use ulid::Ulid;
 
 use crate::actor::{Actor, Call, Handle, figures};
 use crate::bus::{Doors, Figures, Manager, publish};
 use crate::config::Section;
-use crate::effects::{Cgroups, Live, LogStore, Means};
+use crate::effects::{Cgroups, Journal, Live, LogStore, Means};
 use crate::figures::{Meter, run_sampler};
 use crate::protected::Protected;
 use crate::saved::Saved;
 use crate::socket::{Door, Taken};
+use crate::state::State;
 
 /// Between SIGTERM and SIGKILL when the service stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -49,6 +52,8 @@ struct Workspaces {
     cgroups: Cgroups,
     /// The workspace socket, ours as long as the service lives.
     _socket: Taken,
+    /// Workspaces go on without us.
+    outlived: bool,
 }
 
 impl Parts for Workspaces {
@@ -56,8 +61,13 @@ impl Parts for Workspaces {
         self.actor.ask(|state, _| figures(state)).await.map_err(|e| e.to_string())
     }
 
-    /// Commands get their SIGTERM and a moment; what is left ends with the keepers.
+    /// Where the service manager keeps our connections nothing is ended here: whether this is a restart, only the
+    /// manager knows. If it is none it closes what it keeps, and each keeper gives its commands their SIGTERM and a
+    /// moment. Without a store they get that from here.
     async fn stop(&self) {
+        if self.outlived {
+            return;
+        }
         let names = self.actor.ask(|state, _| state.workspaces.keys().map(ToString::to_string).collect::<Vec<_>>());
         let ends = names.await.unwrap_or_default().into_iter().map(|workspace| {
             let actor = self.actor.clone();
@@ -89,23 +99,30 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let (inputs, inputs_received) = mpsc::unbounded_channel();
     let (changes, changed) = mpsc::unbounded_channel();
     let protected = Protected::new(&context.paths);
-    // nothing outlives the service yet
-    let living = HashSet::new();
-    early.cgroups.clear_except(&living);
+    let (journal, records) = Journal::open(&context.paths.state).context("open the journal")?;
+    let state = State::restore(records);
     let meter = Meter::open(&context.paths.state).context("open the folder of the histories")?;
-    meter.clear_except(&living);
     let means = Means {
         spawner: early.spawner,
+        store: context.store.clone(),
+        journal,
         cgroups: early.cgroups.clone(),
         meter: meter.clone(),
+        logs: logs.clone(),
+        runtime: context.paths.runtime.clone(),
         hidden: protected.hidden(),
+        inputs: inputs.clone(),
+        changes: changes.clone(),
     };
+    let (live, survivors) = Live::resume(means, &state).await.context("take over what lived on")?;
+    let living: HashSet<Ulid> = survivors.workspaces.keys().copied().collect();
+    meter.clear_except(&living);
+    let groups = early.cgroups.clone();
+    tokio::task::spawn_blocking(move || groups.clear_except(&living)).await?;
     let sampler_inputs = inputs.clone();
-    let live = Live::new(means, logs.clone(), &context.paths.runtime, inputs.clone(), changes.clone())
-        .context("open the folder of the flow sockets")?;
     let (flow_news, explanations) = (live.flow_news(), live.explanations());
-    let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes);
-    tokio::spawn(actor.run());
+    let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes, state);
+    tokio::spawn(actor.run(survivors));
     tokio::spawn(run_sampler(meter.clone(), handle.clone(), sampler_inputs));
     let doors =
         Doors { actor: handle.clone(), authority: context.authority.clone(), audit: Arc::clone(&context.audit) };
@@ -137,7 +154,8 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let server = context.connection.object_server();
     server.at(Service::Workspaces.path(), manager).await?;
     server.at(Service::Workspaces.path(), Figures { actor: handle.clone(), meter }).await?;
-    Ok(Workspaces { actor: handle, cgroups: early.cgroups, _socket: socket })
+    let outlived = context.store.is_available();
+    Ok(Workspaces { actor: handle, cgroups: early.cgroups, _socket: socket, outlived })
 }
 
 fn main() -> ExitCode {
@@ -153,7 +171,8 @@ fn main() -> ExitCode {
             if let Some(known) = probed.iter_mut().find(|m| m.name == "cgroup") {
                 *known = cgroups.mechanism();
             }
-            let spawner = Spawner::start(SpawnerConfig::default()).context("start the spawner of sandboxes")?;
+            let spawner = Spawner::start_with(SpawnerConfig::default(), relay::carry)
+                .context("start the spawner of sandboxes")?;
             // after the fork: it is not the spawner's
             let admin = admin.bind().unwrap_or_else(|error| {
                 tracing::warn!("{error}; the figures are on the bus only");

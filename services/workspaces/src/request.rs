@@ -40,7 +40,8 @@ pub(crate) fn new_command(command: NodeCommand, label: Option<String>) -> Result
     });
     check_label("label", &label).map_err(|e| Error::InvalidArgument(format!("run: {e}")))?;
     let soma = Soma::default();
-    Ok(NewCommand { id: Ulid::generate(), label, command, soma, cwd: None, terminal: None, timeout: None })
+    let (id, cwd, terminal) = (Ulid::generate(), None, None);
+    Ok(NewCommand { id, label, command, soma, cwd, terminal, timeout: None, restart: None })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 use shipote_bus::workspaces::{Completion, ManagerProxy, RunOptions, WorkspacesError};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 
 use crate::output;
@@ -49,6 +49,9 @@ pub(crate) struct RunArgs {
     /// End it after so many seconds
     #[arg(long, value_name = "S")]
     timeout: Option<f64>,
+    /// Start it again when it fails, at most N times in a row; after a minute of health it counts anew
+    #[arg(long, value_name = "on-failure[:N]", value_parser = restart_policy, conflicts_with = "tty")]
+    restart: Option<String>,
     /// Leave it running, print its id; `shipote logs` shows its output
     #[arg(short, long)]
     detach: bool,
@@ -72,6 +75,18 @@ pub(crate) struct RunArgs {
     /// Program and arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     command: Vec<String>,
+}
+
+/// The policy as the service reads it.
+fn restart_policy(text: &str) -> Result<String, String> {
+    let limit = match text.strip_prefix("on-failure") {
+        Some("") => Some(0),
+        Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse::<u32>().ok()).filter(|n| *n > 0),
+        None => None,
+    };
+    limit
+        .map(|limit| format!("limit = {limit}"))
+        .ok_or_else(|| "it is on-failure or on-failure:N, N above 0".to_owned())
 }
 
 pub(crate) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
@@ -106,6 +121,7 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
         spec,
         soma: args.limits.soma()?,
         explain: args.explain.then_some(true),
+        restart: args.restart.clone(),
     };
     let argv: Vec<&str> = args.command.iter().map(String::as_str).collect();
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
@@ -229,7 +245,8 @@ async fn wait(
 pub(crate) async fn read_completion(descriptor: OwnedFd) -> anyhow::Result<Completion> {
     rustix::io::ioctl_fionbio(&descriptor, true)?;
     let mut text = String::new();
-    pipe::Receiver::from_owned_fd(descriptor)?.read_to_string(&mut text).await?;
+    // to the end of the line, not of the file: a service that is being restarted leaves the pipe open for its successor
+    BufReader::new(pipe::Receiver::from_owned_fd(descriptor)?).read_line(&mut text).await?;
     if text.is_empty() {
         anyhow::bail!("wait for the command: the workspaces service went away; its log says why");
     }

@@ -27,7 +27,7 @@ pub(super) fn command(program: &Path, runtime: &Path, address: &str, lifeline: &
         .with_context(|| format!("write bus configuration {}", config.display()))?;
     // A bus that was killed leaves its socket, and would not listen on it again.
     let _ = std::fs::remove_file(runtime.join("bus"));
-    let mut command = process::command(program, lifeline);
+    let mut command = process::command(program, lifeline, Vec::new());
     command.arg("--nofork").arg("--nopidfile").arg("--print-address").arg("--config-file").arg(config);
     Ok(command)
 }

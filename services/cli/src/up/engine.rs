@@ -29,6 +29,7 @@ use super::{
     orphans,
     process::{self, Lifeline, Process},
     ready::Ready,
+    store::{self, Store},
     supervisor::{Action, Cause, Event, Limits, Supervisor, Unit},
     terminal::Terminal,
 };
@@ -49,7 +50,12 @@ struct Known {
     status: String,
     state: &'static str,
     since: u64,
+    /// Descriptors that it has us keep.
+    store: Store,
 }
+
+/// How long processes that a stopped service left behind may take to end by themselves.
+const ORPHANS_GRACE: Duration = Duration::from_secs(4);
 
 pub(super) struct Engine {
     folders: Folders,
@@ -124,7 +130,15 @@ impl Engine {
             tokio::select! {
                 // Exits first: what a process said before it died must not count for its successor.
                 biased;
-                Some(input) = input.recv() => engine.input(input),
+                Some(input) = input.recv() => {
+                    if matches!(input, Input::Exited { .. }) {
+                        // What it had us keep in its last moment must not be lost.
+                        for (pid, notice) in notices.arrived() {
+                            engine.notice(pid, notice);
+                        }
+                    }
+                    engine.input(input);
+                }
                 _ = terminate.recv() => engine.feed_stop("SIGTERM"),
                 _ = interrupt.recv() => engine.feed_stop("SIGINT"),
                 _ = hang_up.recv() => {
@@ -147,6 +161,8 @@ impl Engine {
                 () = tick => engine.feed(Event::Tick),
             }
         }
+        // What the services kept with us is closed by now, and what lived by it ends in order.
+        orphans::wait(ORPHANS_GRACE).await;
         let left = orphans::kill();
         if left > 0 {
             engine.log.say(format!("killed {left} processes that the services left behind"));
@@ -180,6 +196,9 @@ impl Engine {
                     self.connection = None;
                 }
                 self.feed(Event::Exited(unit));
+                if self.machine.state(unit) == "stopped" {
+                    self.known(unit).store = Store::default();
+                }
             }
             Input::BusListens => {
                 self.feed(Event::Ready(Unit::Bus));
@@ -204,14 +223,16 @@ impl Engine {
             self.log.say(format!("a notice from process {pid}, which is no service, is ignored"));
             return;
         };
-        if notice.watchdog {
+        let super::notify::Notice { said, descriptors } = notice;
+        self.known(unit).store.take(&said, descriptors);
+        if said.watchdog {
             self.feed(Event::Ping(unit));
         }
-        if let Some(status) = notice.status {
+        if let Some(status) = said.status {
             self.known(unit).status = status;
             self.publish();
         }
-        if notice.ready && unit != Unit::Bus {
+        if said.ready && unit != Unit::Bus {
             self.feed(Event::Ready(unit));
         }
     }
@@ -280,8 +301,15 @@ impl Engine {
             Unit::Bus => bus::command(&self.bus, &self.folders.runtime, &self.ready.address, &self.lifeline)?,
             Unit::Service(service) => {
                 let program = self.binaries.get(&service).context("find a service's binary")?;
-                let mut command = process::command(program, &self.lifeline);
+                let stored = self.known.get(&unit).map(|known| &known.store);
+                let names = stored.map(Store::names).unwrap_or_default();
+                let numbers = stored.map(Store::numbers).unwrap_or_default();
+                let listed = numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(":");
+                let mut command = process::command(program, &self.lifeline, numbers);
                 command
+                    .env("FDSTORE", store::CAPACITY.to_string())
+                    .env(paths::STORE_NAMES_ENV, names)
+                    .env(paths::STORE_NUMBERS_ENV, listed)
                     .env(paths::BUS_ADDRESS_ENV, &self.ready.address)
                     .env("STATE_DIRECTORY", self.folders.state.join(service.name()))
                     .env("RUNTIME_DIRECTORY", self.folders.runtime.join(service.name()))

@@ -5,7 +5,7 @@
 //!
 //! Invariants: nobody but the calling user gets in (folders of mode 0700, a bus that admits that uid alone); whatever
 //! way this process ends, `kill -9` included, the bus and the services end with it; two appliances never share a
-//! folder.
+//! folder; what a service has stored is kept while it is down and closed once it is stopped for good.
 //!
 //! `supervisor` decides, `engine` does; the others are one effect each.
 
@@ -18,6 +18,7 @@ mod notify;
 mod orphans;
 mod process;
 mod ready;
+mod store;
 mod supervisor;
 mod terminal;
 

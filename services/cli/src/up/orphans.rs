@@ -2,9 +2,10 @@
 //! prctl(2)), so an orphan of a dead service becomes its child: reaped while the appliance runs (the service that
 //! comes back may still need it), killed when the appliance ends.
 
-use std::{fs, io};
+use std::{fs, io, time::Duration};
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, set_child_subreaper, waitpid};
+use tokio::io::unix::AsyncFd;
 
 /// From now on, orphans come to this process.
 pub(super) fn adopt() -> io::Result<()> {
@@ -32,6 +33,22 @@ pub(super) fn reap(known: &[u32]) {
     for (pid, dead) in children() {
         if dead && !known.contains(&pid.as_raw_nonzero().get().cast_unsigned()) {
             let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+/// Waits until all of them have ended, or for so long; reaps them.
+pub(super) async fn wait(limit: Duration) {
+    let deadline = tokio::time::Instant::now() + limit;
+    loop {
+        reap(&[]);
+        let Some(pidfd) = children().first().and_then(|(pid, _)| pidfd_open(*pid, PidfdFlags::empty()).ok()) else {
+            return;
+        };
+        // SAFETY: the runtime watches a descriptor that it owns.
+        let Ok(process) = (unsafe { AsyncFd::register(pidfd) }) else { return };
+        if tokio::time::timeout_at(deadline, process.readable()).await.is_err() {
+            return;
         }
     }
 }

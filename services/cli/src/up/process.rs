@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
     process::Stdio,
 };
@@ -71,19 +71,21 @@ impl Process {
     }
 }
 
-/// A program with a clean environment, tied to the supervisor's life.
-pub(super) fn command(program: &Path, lifeline: &Lifeline) -> Command {
+/// A program with a clean environment, tied to the supervisor's life. It gets the descriptors `passed` under the
+/// numbers that they have here; they must be open until it is started.
+pub(super) fn command(program: &Path, lifeline: &Lifeline, passed: Vec<RawFd>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().stdin(Stdio::null());
     let ours = |key: &OsString| key.as_encoded_bytes().starts_with(b"SHIPOTE_");
-    let passed = |key: &OsString| PASSED_ON.iter().any(|k| key == k) || ours(key);
-    command.envs(std::env::vars_os().filter(|(key, _)| passed(key)));
+    let wanted = |key: &OsString| PASSED_ON.iter().any(|k| key == k) || ours(key);
+    command.envs(std::env::vars_os().filter(|(key, _)| wanted(key)));
     // A group of its own: Ctrl-C at the terminal is for the supervisor, which stops everything in order.
     command.process_group(0);
     let supervisor = Pid::from_raw(std::process::id().cast_signed());
     let lifeline = lifeline.reader.as_fd().as_raw_fd();
-    // SAFETY: between fork and exec the closure makes four system calls, on values computed before, and allocates
-    // nothing. The descriptor is open: the supervisor keeps its lifeline for as long as it starts processes.
+    // SAFETY: between fork and exec the closure only makes system calls, on values computed before, and allocates
+    // nothing. The descriptors are open: the supervisor keeps its lifeline for as long as it starts processes, and the
+    // caller those that are passed.
     unsafe {
         command.pre_exec(move || {
             set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -95,8 +97,9 @@ pub(super) fn command(program: &Path, lifeline: &Lifeline) -> Command {
             if libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) != 0 {
                 return Err(io::Error::last_os_error());
             }
-            let lifeline = std::os::fd::BorrowedFd::borrow_raw(lifeline);
-            fcntl_setfd(lifeline, FdFlags::empty())?;
+            for number in passed.iter().chain([&lifeline]) {
+                fcntl_setfd(BorrowedFd::borrow_raw(*number), FdFlags::empty())?;
+            }
             Ok(())
         });
     }

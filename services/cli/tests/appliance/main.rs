@@ -14,4 +14,5 @@ mod pipelines;
 mod refusals;
 mod socket;
 mod support;
+mod survival;
 mod watch;

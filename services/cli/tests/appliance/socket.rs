@@ -151,7 +151,7 @@ fn a_workspace_from_its_creation_to_its_end() {
     let Response::Health { alive_workspaces, alive_commands, dirty, .. } = client.ask(&Request::Health) else {
         panic!()
     };
-    assert_eq!((alive_workspaces, alive_commands, dirty), (1, 1, true));
+    assert_eq!((alive_workspaces, alive_commands, dirty), (1, 1, false));
     let Response::WorkspaceStats { info } = client.ask(&Request::WorkspaceStats { workspace }) else { panic!() };
     assert_eq!((info.commands_alive, info.commands_total, info.source.as_str()), (1, 2, "proc"));
     assert!(info.rss_bytes.is_some_and(|bytes| bytes > 0), "{info:?}");

@@ -15,6 +15,12 @@ pub const POLICY_DIR_ENV: &str = "SHIPOTE_POLICY_DIR";
 /// Environment variable with the number of a pipe that reaches end of file when the
 /// embedded appliance's supervisor is gone.
 pub const LIFELINE_ENV: &str = "SHIPOTE_LIFELINE_FD";
+/// Environment variable with the names of the descriptors that the service manager kept for a service, joined by
+/// colons (sd_listen_fds(3)).
+pub const STORE_NAMES_ENV: &str = "LISTEN_FDNAMES";
+/// Environment variable with the numbers of those descriptors, in the same order, joined by colons. `shipote up` sets
+/// it; systemd begins at 3.
+pub const STORE_NUMBERS_ENV: &str = "SHIPOTE_LISTEN_NUMBERS";
 /// Environment variable that names the folder of what machines are started with.
 pub const MACHINE_IMAGE_ENV: &str = "SHIPOTE_MACHINE_IMAGE";
 /// Folder of the installed kernel, initramfs and vsock device of machines.

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use shipote_confinement::Mechanism;
@@ -22,7 +22,7 @@ pub struct Keeper {
     mechanisms: Vec<Mechanism>,
     shared: Arc<Shared>,
     sequence: AtomicU64,
-    left: bool,
+    left: AtomicBool,
 }
 
 /// What [`Keeper::spawn`] gives back.
@@ -45,6 +45,32 @@ pub struct Running {
     pub pid: i32,
     /// The same process.
     pub pidfd: OwnedFd,
+}
+
+/// A descriptor that the keeper of an adopted workspace held.
+#[derive(Debug)]
+pub struct Held {
+    /// The owner: a command's id, or another number.
+    pub id: u64,
+    /// As it was given.
+    pub tag: u8,
+    /// A duplicate: the keeper goes on holding its own.
+    pub descriptor: OwnedFd,
+}
+
+/// A workspace that was taken over.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The workspace.
+    pub keeper: Keeper,
+    /// Its events, beginning with the ends that were not acknowledged.
+    pub events: ExitStream,
+    /// The commands that live.
+    pub running: Vec<Running>,
+    /// The commands whose ends were not acknowledged; their events come.
+    pub ended: Vec<u64>,
+    /// What is held for commands, living and ended.
+    pub held: Vec<Held>,
 }
 
 /// What happens in a workspace by itself.
@@ -92,19 +118,17 @@ impl ExitStream {
 
 impl Keeper {
     pub(crate) fn new(pid: i32, pidfd: OwnedFd, mechanisms: Vec<Mechanism>, shared: Arc<Shared>) -> Self {
-        Self { pid, pidfd, mechanisms, shared, sequence: AtomicU64::new(0), left: false }
+        Self { pid, pidfd, mechanisms, shared, sequence: AtomicU64::new(0), left: AtomicBool::new(false) }
     }
 
-    /// Takes a workspace over from a service that is no more, by the descriptors that [`Keeper::socket`] and
-    /// [`Keeper::pidfd`] gave and that something (systemd's descriptor store, say) held on to meanwhile.
-    /// While they are held the workspace and its commands live on; a keeper whose socket is full waits.
-    ///
-    /// Returns the commands that live. The stream begins with the ends that were not acknowledged.
+    /// Takes a workspace over from a service that is no more, by the descriptor that [`Keeper::socket`] gave and
+    /// that something (systemd's descriptor store, say) held on to meanwhile. While it is held the workspace and
+    /// its commands live on; a keeper whose socket is full waits.
     ///
     /// # Errors
     /// [`SandboxError::Ended`] when the workspace has ended.
-    pub async fn adopt(socket: OwnedFd, pidfd: OwnedFd) -> Result<(Self, ExitStream, Vec<Running>), SandboxError> {
-        adopt(socket, pidfd).await
+    pub async fn adopt(socket: OwnedFd) -> Result<Adopted, SandboxError> {
+        adopt(socket).await
     }
 
     /// The connection to the keeper, to be held by something that outlives the service; see [`Keeper::adopt`].
@@ -114,13 +138,36 @@ impl Keeper {
 
     /// Lets go of the workspace without ending it: it lives on as long as someone holds a duplicate of its
     /// socket.
-    pub fn leave(mut self) {
-        self.left = true;
+    pub fn leave(self) {
+        self.outlive();
         self.shared.left.notify_one();
     }
 
-    /// Says that the end of a command is recorded for good, so that a later service need not be told. Until
-    /// then the keeper remembers it, the last 4096 of them.
+    /// From now on the workspace does not end when this is dropped, but when the last duplicate of its socket is
+    /// closed. To be called once something else holds one.
+    pub fn outlive(&self) {
+        self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// Has the keeper hold descriptors for a command; see [`CommandSpec::held`].
+    ///
+    /// # Errors
+    /// [`SandboxError::Ended`].
+    pub async fn hold(&self, id: u64, descriptors: &[(u8, BorrowedFd<'_>)]) -> Result<(), SandboxError> {
+        let (tags, descriptors): (Vec<u8>, Vec<BorrowedFd<'_>>) = descriptors.iter().copied().unzip();
+        self.shared.send(&Request::Hold { id, tags }, &descriptors).await
+    }
+
+    /// Has the keeper close what it holds for a command under a tag.
+    ///
+    /// # Errors
+    /// [`SandboxError::Ended`].
+    pub async fn release(&self, id: u64, tag: u8) -> Result<(), SandboxError> {
+        self.shared.send(&Request::Release { id, tag }, &[]).await
+    }
+
+    /// Says that the end of a command is recorded for good, so that a later service need not be told, nor be
+    /// given what is held for the command. Until then the keeper remembers it, the last 4096 of them.
     ///
     /// # Errors
     /// [`SandboxError::Ended`].
@@ -159,6 +206,7 @@ impl Keeper {
             standard.iter().filter_map(|fd| fd.as_ref()).map(AsFd::as_fd).collect();
         descriptors.extend(command.cgroup.as_ref().map(|fd| fd.as_fd()));
         descriptors.extend(command.descriptors.iter().map(|(_, fd)| fd.as_fd()));
+        descriptors.extend(command.held.iter().map(|(.., fd)| fd.as_fd()));
         let request = Request::Spawn {
             id,
             command: Box::new(Command {
@@ -172,6 +220,7 @@ impl Keeper {
                 stdio: standard.map(Option::is_some),
                 cgroup: command.cgroup.is_some(),
                 descriptors: command.descriptors.iter().map(|(number, _)| *number).collect(),
+                held: command.held.iter().map(|(owner, tag, _)| (*owner, *tag)).collect(),
             }),
         };
         if let Some(cgroup) = &command.cgroup {
@@ -222,7 +271,8 @@ impl Keeper {
     }
 
     /// Ends the workspace: SIGTERM to all, and after `grace` SIGKILL to what is left. Returns when no
-    /// process of it is left, with how many ended meanwhile. Exit events come as ever.
+    /// process of it is left, with how many ended meanwhile. Exit events come as ever. May be called again
+    /// while it ends: the shortest grace holds.
     ///
     /// # Errors
     /// [`SandboxError::Ended`] when it ended by itself meanwhile.
@@ -233,7 +283,7 @@ impl Keeper {
             if waiting.gone {
                 return Err(SandboxError::Ended);
             }
-            waiting.end = Some(answer);
+            waiting.ends.push(answer);
         }
         let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX).min(86_400_000);
         self.shared.send(&Request::End { grace_ms }, &[]).await?;
@@ -243,7 +293,7 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        if self.left {
+        if self.left.load(Ordering::Relaxed) {
             return;
         }
         // The listener holds the socket too; closed for both directions, the keeper ends, and then it.

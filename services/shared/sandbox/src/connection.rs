@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shipote_confinement::Mechanism;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::client::{Event, ExitStream, Keeper, Running, Spawned};
+use crate::client::{Adopted, Event, ExitStream, Held, Keeper, Running, Spawned};
 use crate::error::SandboxError;
 use crate::sys;
 use crate::wire::{self, Packet, Received, Reply, Request};
@@ -30,7 +30,7 @@ pub(crate) struct Waiting {
     pub(crate) gone: bool,
     pub(crate) spawns: HashMap<u64, Answer<Spawned>>,
     pub(crate) signals: HashMap<u64, Answer<()>>,
-    pub(crate) end: Option<Answer<u32>>,
+    pub(crate) ends: Vec<Answer<u32>>,
 }
 
 impl Shared {
@@ -84,7 +84,7 @@ pub(crate) async fn connect(socket: OwnedFd) -> Result<(Keeper, ExitStream), San
             }
             Reply::Ready { mechanisms } => {
                 let Some((pid, pidfd)) = started else { return Err(SandboxError::Ended) };
-                return attend(shared, pid, pidfd, mechanisms, Vec::new());
+                return attend(shared, pid, pidfd, mechanisms, Vec::new(), None);
             }
             _ => {}
         }
@@ -98,19 +98,24 @@ fn attend(
     pidfd: OwnedFd,
     mechanisms: Vec<Mechanism>,
     known: Vec<Event>,
+    ended: Option<u32>,
 ) -> Result<(Keeper, ExitStream), SandboxError> {
     let (events, receiver) = mpsc::unbounded_channel();
     for event in known {
         let _ = events.send(event);
     }
     let process = pidfd.try_clone().and_then(sys::register).map_err(SandboxError::Spawner)?;
-    tokio::spawn(listen(Arc::clone(&shared), process, events));
+    tokio::spawn(listen(Arc::clone(&shared), process, events, ended));
     Ok((Keeper::new(pid, pidfd, mechanisms, shared), ExitStream::new(receiver)))
 }
 
 /// Hands out what the keeper says until it says no more.
-async fn listen(shared: Arc<Shared>, process: AsyncFd<OwnedFd>, events: mpsc::UnboundedSender<Event>) {
-    let mut ended = None;
+async fn listen(
+    shared: Arc<Shared>,
+    process: AsyncFd<OwnedFd>,
+    events: mpsc::UnboundedSender<Event>,
+    mut ended: Option<u32>,
+) {
     loop {
         let received = tokio::select! {
             biased;
@@ -168,8 +173,10 @@ async fn listen(shared: Arc<Shared>, process: AsyncFd<OwnedFd>, events: mpsc::Un
     // Its socket is closed; once it is dead itself, the kernel has ended everything in its pid namespace.
     let _ = process.readable().await;
     let mut waiting = shared.waiting();
-    if let (Some(answer), Some(reaped)) = (waiting.end.take(), ended) {
-        let _ = answer.send(Ok(reaped));
+    if let Some(reaped) = ended {
+        for answer in waiting.ends.drain(..) {
+            let _ = answer.send(Ok(reaped));
+        }
     }
     // Dropping the answers tells those who wait.
     *waiting = Waiting { gone: true, ..Waiting::default() };
@@ -177,15 +184,14 @@ async fn listen(shared: Arc<Shared>, process: AsyncFd<OwnedFd>, events: mpsc::Un
 }
 
 /// Asks a keeper for all it knows; see [`Keeper::adopt`].
-pub(crate) async fn adopt(socket: OwnedFd, pidfd: OwnedFd) -> Result<(Keeper, ExitStream, Vec<Running>), SandboxError> {
-    let pid = pid_of(&pidfd).ok_or(SandboxError::Ended)?;
+pub(crate) async fn adopt(socket: OwnedFd) -> Result<Adopted, SandboxError> {
     wire::ask_for_pids(socket.as_fd()).map_err(SandboxError::Spawner)?;
     rustix::io::ioctl_fionbio(&socket, true).map_err(|error| SandboxError::Spawner(error.into()))?;
     let socket = sys::register(socket).map_err(SandboxError::Spawner)?;
     let shared = Arc::new(Shared { socket, waiting: Mutex::default(), left: Notify::new() });
     // The keeper may be waiting for room to write; what is read first makes it.
     let mut ask = Some(Packet::new(&Request::Adopt).map_err(SandboxError::Spawner)?);
-    let (mut begun, mut running, mut known) = (false, Vec::new(), Vec::new());
+    let (mut begun, mut running, mut known, mut held) = (None, Vec::new(), Vec::new(), Vec::new());
     loop {
         if let Some(packet) = ask.take()
             && let Err(error) = packet.send(shared.socket.as_fd(), &[])
@@ -198,28 +204,33 @@ pub(crate) async fn adopt(socket: OwnedFd, pidfd: OwnedFd) -> Result<(Keeper, Ex
         let received = shared.receive().await.map_err(|_| SandboxError::Ended)?.ok_or(SandboxError::Ended)?;
         match received.message {
             Reply::Adopting => {
-                (begun, running, known) = (true, Vec::new(), Vec::new());
+                let own = received.descriptors.into_iter().next();
+                begun = Some(received.pid.zip(own).ok_or(SandboxError::Ended)?);
+                (running, known, held) = (Vec::new(), Vec::new(), Vec::new());
             }
-            Reply::Runs { id } if begun => {
+            Reply::Runs { id } if begun.is_some() => {
                 if let (Some(pid), Some(pidfd)) = (received.pid, received.descriptors.into_iter().next()) {
                     running.push(Running { id, pid, pidfd });
                 }
             }
-            Reply::Exited { id, code, signal, usage } if begun => {
+            Reply::Exited { id, code, signal, usage } if begun.is_some() => {
                 known.push(Event::Exited { id, code, signal, usage });
             }
-            Reply::Adopted { mechanisms } if begun => {
-                let (keeper, events) = attend(shared, pid, pidfd, mechanisms, known)?;
-                return Ok((keeper, events, running));
+            Reply::Holds { id, tags } if begun.is_some() => {
+                held.extend(tags.into_iter().zip(received.descriptors).map(|(tag, descriptor)| Held {
+                    id,
+                    tag,
+                    descriptor,
+                }));
+            }
+            Reply::Adopted { mechanisms, ended } => {
+                let Some((pid, pidfd)) = begun else { continue };
+                let told = |event: &Event| if let Event::Exited { id, .. } = event { Some(*id) } else { None };
+                let unacknowledged = known.iter().filter_map(told).collect();
+                let (keeper, events) = attend(shared, pid, pidfd, mechanisms, known, ended)?;
+                return Ok(Adopted { keeper, events, running, ended: unacknowledged, held });
             }
             _ => {}
         }
     }
-}
-
-/// The pid behind a pidfd, in this process's pid namespace (proc_pid_fdinfo(5)); None once it is reaped.
-fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-    (pid > 0).then_some(pid)
 }

@@ -4,7 +4,8 @@
 //! Three kinds of process, each doing little:
 //!
 //! ```text
-//!   service ── control socket ──▶ spawner     forked in main, one thread, keeps the service's rights
+//!   service ── control socket ──▶ spawner     forked in main, one thread, keeps the service's rights;
+//!      │                             │          also starts helpers, processes of the service's own making
 //!      │                             │ clone3: user, mount, pid, ipc, uts and network namespaces
 //!      └──── keeper socket ───────▶ keeper    PID 1 of one workspace: builds its root, reaps, reports
 //!                                    │ clone3, sharing memory until exec
@@ -25,9 +26,11 @@
 //! may run what, and restarting.
 //!
 //! Invariants: a command is never started with less than its workspace's report says is enforced; no
-//! process, mount or descriptor outlives its workspace, and no workspace its service (a closed socket
-//! ends it); a command's environment, descriptors and signal state are exactly what was asked for.
+//! process, mount or descriptor outlives its workspace, and no workspace its connection (a closed socket
+//! ends it; whoever wants a workspace to outlive the service has something else hold a duplicate, and the next
+//! service [adopts](Keeper::adopt) it); a command's environment, descriptors and signal state are exactly what was asked for.
 
+mod channel;
 mod client;
 mod connection;
 mod error;
@@ -41,7 +44,8 @@ mod spec;
 mod sys;
 mod wire;
 
-pub use client::{Event, ExitStream, Keeper, Running, Spawned};
+pub use channel::{AsyncChannel, Channel, Message};
+pub use client::{Adopted, Event, ExitStream, Held, Keeper, Running, Spawned};
 pub use error::{SandboxError, Step};
 pub use ids::SpawnerConfig;
 pub use probe::probe;

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 use shipote_confinement::Mechanism;
 
 use crate::error::SandboxError;
-use crate::spec::SandboxSpec;
-use crate::wire::{self, Create, Reply};
+use crate::wire::{self, Order, Reply};
 use crate::{Spawner, SpawnerConfig};
 
 /// Makes a throw-away workspace, waits until it stands or not, and reports each mechanism. It forks, so
@@ -19,7 +18,7 @@ use crate::{Spawner, SpawnerConfig};
 pub fn probe(config: SpawnerConfig) -> Result<Vec<Mechanism>, SandboxError> {
     let spawner = Spawner::start(config)?;
     let (ours, theirs) = crate::spawner::pair().map_err(SandboxError::Spawner)?;
-    wire::send(spawner.control(), &Create { spec: SandboxSpec::default() }, &[theirs.as_fd()])
+    wire::send(spawner.control(), &Order::Workspace(Box::default()), &[theirs.as_fd()])
         .map_err(SandboxError::SpawnerGone)?;
     drop(theirs);
     let mut report = answer(&ours)?;

@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use shipote_confinement::seccomp::Filter;
 use tokio::io::unix::AsyncFd;
 
+use crate::channel::Channel;
 use crate::client::{ExitStream, Keeper};
 use crate::connection::connect;
 use crate::error::{Failure, SandboxError, Step};
@@ -19,7 +20,7 @@ use crate::ids::{Identity, Ids, SpawnerConfig, map_ids};
 use crate::keeper::{self, Seat};
 use crate::spec::SandboxSpec;
 use crate::sys::{self, Side};
-use crate::wire::{self, Create, Packet, Reply};
+use crate::wire::{self, Order, Packet, Reply};
 
 /// A connection to the spawner. Dropping it, or the death of the process, ends the spawner; workspaces
 /// that exist go on until their [`Keeper`] is dropped.
@@ -37,6 +38,14 @@ impl Spawner {
     /// # Errors
     /// When the process cannot fork.
     pub fn start(config: SpawnerConfig) -> Result<Self, SandboxError> {
+        Self::start_with(config, |_| {})
+    }
+
+    /// As [`Spawner::start`], with what a helper does; see [`Spawner::helper`].
+    ///
+    /// # Errors
+    /// When the process cannot fork.
+    pub fn start_with(config: SpawnerConfig, help: fn(Channel)) -> Result<Self, SandboxError> {
         let (ours, theirs) = pair().map_err(SandboxError::Spawner)?;
         // SAFETY: the child only runs `serve` and ends with _exit. Were there other threads, fork would
         // still leave the allocator usable.
@@ -44,7 +53,7 @@ impl Spawner {
             -1 => Err(SandboxError::Spawner(io::Error::last_os_error())),
             0 => {
                 // Unwinding must not reach the frames of the process that was copied.
-                let served = std::panic::catch_unwind(move || serve(theirs, &config));
+                let served = std::panic::catch_unwind(move || serve(theirs, &config, help));
                 sys::exit(if served.is_ok() { 0 } else { 70 })
             }
             pid => Ok(Self { pid, control: ours, registered: OnceLock::new() }),
@@ -60,17 +69,32 @@ impl Spawner {
         spec.check()?;
         let (ours, theirs) = pair().map_err(SandboxError::SpawnerGone)?;
         wire::ask_for_pids(ours.as_fd()).map_err(SandboxError::SpawnerGone)?;
-        let packet = Packet::new(&Create { spec: spec.clone() }).map_err(SandboxError::SpawnerGone)?;
+        self.order(&Order::Workspace(Box::new(spec.clone())), theirs).await?;
+        connect(ours).await
+    }
+
+    /// Starts a process of its own that does what [`Spawner::start_with`] was given, and returns the connection
+    /// to it. It outlives the service if it wants to; it has the rights the spawner has until it gives them up.
+    ///
+    /// # Errors
+    /// [`SandboxError::SpawnerGone`] when there is no spawner any more. That it could not be started shows as a
+    /// connection that is closed.
+    pub async fn helper(&self) -> Result<Channel, SandboxError> {
+        let (ours, theirs) = pair().map_err(SandboxError::SpawnerGone)?;
+        self.order(&Order::Helper, theirs).await?;
+        Ok(Channel::new(ours))
+    }
+
+    async fn order(&self, order: &Order, theirs: OwnedFd) -> Result<(), SandboxError> {
+        let packet = Packet::new(order).map_err(SandboxError::SpawnerGone)?;
         let control = self.register().map_err(SandboxError::SpawnerGone)?;
         loop {
             let mut ready = control.writable().await.map_err(SandboxError::SpawnerGone)?;
             match ready.try_io(|socket| packet.send(socket.as_fd(), &[theirs.as_fd()])) {
-                Ok(sent) => break sent.map_err(SandboxError::SpawnerGone)?,
+                Ok(sent) => return sent.map_err(SandboxError::SpawnerGone),
                 Err(_would_block) => {}
             }
         }
-        drop(theirs);
-        connect(ours).await
     }
 
     /// The spawner's pid.
@@ -113,7 +137,7 @@ struct Live {
 }
 
 /// The spawner's whole life.
-fn serve(control: OwnedFd, config: &SpawnerConfig) {
+fn serve(control: OwnedFd, config: &SpawnerConfig, help: fn(Channel)) {
     sys::block_signals(true);
     sys::reset_signals();
     // Ctrl-C in the service's terminal is for the service.
@@ -147,10 +171,15 @@ fn serve(control: OwnedFd, config: &SpawnerConfig) {
         if !asked {
             continue;
         }
-        match wire::receive::<Create>(control.as_fd()) {
-            Ok(Some((create, descriptors))) => {
+        match wire::receive::<Order>(control.as_fd()) {
+            Ok(Some((Order::Helper, descriptors))) => {
                 let Some(socket) = descriptors.into_iter().next() else { continue };
-                match make(&create.spec, socket.as_fd(), &mut ids, &live, nofile, &filters) {
+                // One that cannot be started closes its socket, which tells it.
+                live.extend(start_helper(socket, help));
+            }
+            Ok(Some((Order::Workspace(spec), descriptors))) => {
+                let Some(socket) = descriptors.into_iter().next() else { continue };
+                match make(&spec, socket.as_fd(), &mut ids, &live, nofile, &filters) {
                     Ok(keeper) => live.push(keeper),
                     Err(failure) => {
                         let _ = wire::send(socket.as_fd(), &Reply::Refused { failure }, &[]);
@@ -161,6 +190,25 @@ fn serve(control: OwnedFd, config: &SpawnerConfig) {
             // What cannot be read cannot be answered; its sender sees its socket close.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
             Err(_) => return,
+        }
+    }
+}
+
+/// Starts a helper: a copy of the spawner with nothing open but its socket.
+fn start_helper(socket: OwnedFd, help: fn(Channel)) -> Option<Live> {
+    // SAFETY: the spawner has one thread, and the child never returns from the closure.
+    match unsafe { libc::fork() } {
+        0 => {
+            let socket = raise(socket);
+            sys::keep_only(&[socket.as_raw_fd()]);
+            sys::name_process(c"shipote-helper");
+            let helped = std::panic::catch_unwind(move || help(Channel::new(socket)));
+            sys::exit(if helped.is_ok() { 0 } else { 70 })
+        }
+        pid => {
+            let process = rustix::process::Pid::from_raw(pid).filter(|_| pid > 0)?;
+            let pidfd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).ok()?;
+            Some(Live { pid, pidfd, range: None })
         }
     }
 }

@@ -128,6 +128,11 @@ pub struct SandboxSpec {
     pub explain: bool,
     /// Refuse to make the workspace when a mechanism cannot be enforced fully.
     pub strict: bool,
+    /// Somebody besides the service holds on to the connection (see [`crate::Keeper::adopt`]). Then an ended
+    /// workspace's keeper stays until each end was acknowledged and all it holds was released, and where the
+    /// connection is lost for good its processes get SIGTERM, and SIGKILL so many milliseconds later. Absent:
+    /// the workspace ends at once with its connection.
+    pub handover_ms: Option<u64>,
 }
 
 impl Default for SandboxSpec {
@@ -146,6 +151,7 @@ impl Default for SandboxSpec {
             cgroup: None,
             explain: false,
             strict: false,
+            handover_ms: None,
         }
     }
 }
@@ -181,6 +187,10 @@ pub struct CommandSpec {
     /// Further descriptors it is given, by their number in the command; numbers from 3 to 1023. None may be
     /// of a directory, which would lead out of the workspace's root.
     pub descriptors: Vec<(i32, Arc<OwnedFd>)>,
+    /// Descriptors that are not for the command: the keeper holds them, each under an owner (this command's id or
+    /// another number) and a tag, until they are released or the owner's end is acknowledged, and gives them to a
+    /// service that takes over.
+    pub held: Vec<(u64, u8, Arc<OwnedFd>)>,
 }
 
 /// The three standard descriptors of a command. Absent ones are `/dev/null`. With a terminal all three

@@ -30,16 +30,19 @@ pub(crate) const DESCRIPTORS: usize = 64;
 /// Space for what travels beside a message.
 const SPACE: usize = rustix::cmsg_space!(ScmRights(DESCRIPTORS), ScmCredentials(1));
 
-/// Service to spawner: make a workspace whose keeper serves the descriptor that comes along.
+/// Service to spawner.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Create {
-    pub(crate) spec: SandboxSpec,
+pub(crate) enum Order {
+    /// Make a workspace whose keeper serves the descriptor that comes along.
+    Workspace(Box<SandboxSpec>),
+    /// Start a helper that serves the descriptor that comes along.
+    Helper,
 }
 
 /// Service to keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    /// Descriptors: those of stdin, stdout, stderr that are given, the cgroup's, the further ones.
+    /// Descriptors: those of stdin, stdout, stderr that are given, the cgroup's, the further ones, those to hold.
     Spawn {
         id: u64,
         command: Box<Command>,
@@ -52,9 +55,19 @@ pub(crate) enum Request {
     End {
         grace_ms: u64,
     },
-    /// The end of this command is known for good; its record may go.
+    /// The end of this command is known for good; its record may go, with what is held for it.
     Acknowledge {
         id: u64,
+    },
+    /// Hold these descriptors for a command, under these tags.
+    Hold {
+        id: u64,
+        tags: Vec<u8>,
+    },
+    /// Close the descriptor that is held under this tag.
+    Release {
+        id: u64,
+        tag: u8,
     },
     /// From a service that has taken the socket over: tell everything again.
     Adopt,
@@ -73,6 +86,8 @@ pub(crate) struct Command {
     pub(crate) stdio: [bool; 3],
     pub(crate) cgroup: bool,
     pub(crate) descriptors: Vec<i32>,
+    /// Owners and tags of descriptors that are not the command's: the keeper holds them for a service to come.
+    pub(crate) held: Vec<(u64, u8)>,
 }
 
 /// Keeper (and, before there is one, spawner) to service.
@@ -117,15 +132,21 @@ pub(crate) enum Reply {
     Ended {
         reaped: u32,
     },
-    /// What was sent before this was for another service.
+    /// What was sent before this was for another service. With a pidfd of the keeper.
     Adopting,
     /// A command that lives, with its pidfd.
     Runs {
         id: u64,
     },
-    /// All that lives and has ended was told.
+    /// Descriptors that are held for a command, in the order of their tags.
+    Holds {
+        id: u64,
+        tags: Vec<u8>,
+    },
+    /// All that lives and has ended was told. `ended`: the workspace's end was asked for and is complete.
     Adopted {
         mechanisms: Vec<Mechanism>,
+        ended: Option<u32>,
     },
     /// From the supervisor: a command was refused something.
     Refusal {
@@ -336,7 +357,7 @@ mod tests {
             for _ in 0..3 {
                 rustix::net::send(&a, &bytes, SendFlags::empty()).unwrap();
             }
-            let _ = receive::<Create>(b.as_fd());
+            let _ = receive::<Order>(b.as_fd());
             let _ = receive::<Request>(b.as_fd());
             let _ = receive::<Reply>(b.as_fd());
         }

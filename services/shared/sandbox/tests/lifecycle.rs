@@ -14,7 +14,7 @@ use std::time::Duration;
 use common::{Workspace, command, shell, spawner};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use shipote_sandbox::{Event, SandboxError, SandboxSpec, SpawnerConfig, Stdio, probe};
+use shipote_sandbox::{Adopted, Event, Keeper, SandboxError, SandboxSpec, SpawnerConfig, Stdio, probe};
 
 fn pidfd(pid: i32) -> OwnedFd {
     pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap()
@@ -233,7 +233,6 @@ async fn a_workspace_is_taken_over_with_what_lives_and_what_has_ended() {
     workspace.keeper.spawn(31, &shell("exit 3"), dies).await.unwrap();
     // What a descriptor store would hold.
     let socket = workspace.keeper.socket().try_clone_to_owned().unwrap();
-    let process = workspace.keeper.pidfd().try_clone_to_owned().unwrap();
     let pid = workspace.keeper.pid();
     workspace.keeper.leave();
     drop((workspace.events, workspace.spawner));
@@ -241,7 +240,8 @@ async fn a_workspace_is_taken_over_with_what_lives_and_what_has_ended() {
     let mut nothing = String::new();
     read.read_to_string(&mut nothing).unwrap();
 
-    let (keeper, mut events, running) = shipote_sandbox::Keeper::adopt(socket, process).await.unwrap();
+    let Adopted { keeper, mut events, running, held, .. } = Keeper::adopt(socket).await.unwrap();
+    assert!(held.is_empty());
     assert_eq!(keeper.pid(), pid);
     assert!(!keeper.mechanisms().is_empty());
     assert_eq!(running.iter().filter(|command| command.id == 30).map(|command| command.pid).next(), Some(spawned.pid));
@@ -257,6 +257,100 @@ async fn a_workspace_is_taken_over_with_what_lives_and_what_has_ended() {
     keeper.signal(30, libc::SIGKILL).await.unwrap();
     assert!(matches!(events.next().await, Some(Event::Exited { id: 30, signal: Some(9), .. })));
     keeper.end(Duration::ZERO).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_held_is_given_to_the_next_service_and_kept_until_it_is_acknowledged() {
+    let spec = SandboxSpec { handover_ms: Some(10), ..SandboxSpec::default() };
+    let mut workspace = Workspace::with(&spec).await;
+    let ((mut a, a_end), (mut b, b_end)) = (common::pipe(), common::pipe());
+    let mut held = shell("exit 4");
+    held.held = vec![(7, 1, Arc::new(a_end)), (7, 2, Arc::new(b_end))];
+    workspace.keeper.spawn(7, &held, Stdio::default()).await.unwrap();
+    drop(held);
+    let socket = workspace.keeper.socket().try_clone_to_owned().unwrap();
+    assert!(matches!(workspace.events.next().await, Some(Event::Exited { id: 7, .. })));
+    // Told to end while nobody listens: what has happened must still be heard.
+    let ending = tokio::time::timeout(Duration::from_millis(1), workspace.keeper.end(Duration::ZERO)).await;
+    drop(ending);
+    workspace.keeper.leave();
+    drop((workspace.events, workspace.spawner));
+
+    let Adopted { keeper, mut events, held, .. } = Keeper::adopt(socket).await.unwrap();
+    let tags: Vec<(u64, u8)> = held.iter().map(|held| (held.id, held.tag)).collect();
+    assert_eq!(tags, [(7, 1), (7, 2)]);
+    assert!(matches!(events.next().await, Some(Event::Exited { id: 7, code: Some(4), .. })));
+    drop(held);
+    let mut nothing = String::new();
+    keeper.release(7, 1).await.unwrap();
+    a.read_to_string(&mut nothing).unwrap();
+    let end = keeper.end(Duration::ZERO);
+    tokio::pin!(end);
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut end).await.is_err(), "it waits for us");
+    keeper.acknowledge(7).await.unwrap();
+    b.read_to_string(&mut nothing).unwrap();
+    end.await.unwrap();
+    assert_eq!(events.next().await, Some(Event::KeeperGone));
+}
+
+#[tokio::test]
+async fn a_workspace_whose_last_connection_closes_ends_with_the_agreed_grace() {
+    let spec = SandboxSpec { handover_ms: Some(60_000), ..SandboxSpec::default() };
+    let workspace = Workspace::with(&spec).await;
+    let (mut read, write) = common::pipe();
+    let stdio = Stdio { stdout: Some(write), ..Stdio::default() };
+    let polite = shell("trap 'echo bye; exit' TERM; echo up; while :; do sleep 0.1; done");
+    workspace.keeper.spawn(1, &polite, stdio).await.unwrap();
+    read.read_exact(&mut [0; 3]).unwrap();
+    let keeper = pidfd(workspace.keeper.pid());
+    workspace.keeper.leave();
+    drop((workspace.events, workspace.spawner));
+    let last = tokio::task::spawn_blocking(move || {
+        let mut last = String::new();
+        read.read_to_string(&mut last).unwrap();
+        await_end(&keeper, "keeper");
+        last
+    });
+    assert_eq!(last.await.unwrap(), "bye\n");
+}
+
+#[tokio::test]
+async fn a_second_shorter_grace_holds() {
+    let workspace = Workspace::new().await;
+    let (mut read, write) = common::pipe();
+    let deaf = Stdio { stdout: Some(write), ..Stdio::default() };
+    workspace.keeper.spawn(1, &shell("trap '' TERM; echo up; while :; do sleep 0.1; done"), deaf).await.unwrap();
+    read.read_exact(&mut [0; 3]).unwrap();
+    let (long, short, longer) = tokio::join!(
+        workspace.keeper.end(Duration::from_secs(3600)),
+        workspace.keeper.end(Duration::from_millis(1)),
+        workspace.keeper.end(Duration::from_secs(3600)),
+    );
+    assert!(long.is_ok() && short.is_ok() && longer.is_ok());
+}
+
+#[tokio::test]
+async fn a_helper_is_a_process_of_its_own() {
+    fn echo(channel: shipote_sandbox::Channel) {
+        while let Ok(Some(message)) = channel.receive::<String>() {
+            let descriptors: Vec<_> = message.descriptors.iter().map(std::os::fd::AsFd::as_fd).collect();
+            let _ = channel.send(&(message.body, std::process::id()), &descriptors);
+        }
+    }
+    let spawner = shipote_sandbox::Spawner::start_with(SpawnerConfig::default(), echo).unwrap();
+    let helper = spawner.helper().await.unwrap();
+    let (_, given) = common::pipe();
+    helper.send(&"hello".to_owned(), &[std::os::fd::AsFd::as_fd(&given)]).unwrap();
+    let back = helper.receive::<(String, u32)>().unwrap().unwrap();
+    assert_eq!((back.body.0.as_str(), back.descriptors.len()), ("hello", 1));
+    assert_ne!(back.body.1, std::process::id());
+    // It goes on without the spawner.
+    drop(spawner);
+    helper.send(&"again".to_owned(), &[]).unwrap();
+    assert_eq!(helper.receive::<(String, u32)>().unwrap().unwrap().body.0, "again");
+    let process = pidfd(back.body.1.cast_signed());
+    drop(helper);
+    await_end(&process, "helper");
 }
 
 #[test]

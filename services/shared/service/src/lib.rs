@@ -8,13 +8,12 @@
 //! Invariant: the order. Early work, then confinement, then the runtime's first thread;
 //! every object is served before the bus name is taken; readiness is said last; the
 //! watchdog is pinged only after the state actor has answered.
-#![forbid(unsafe_code)]
-
 mod authority;
 mod confine;
 mod health;
 mod lifecycle;
 mod logging;
+mod store;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -28,6 +27,7 @@ use shipote_confinement::Mechanism;
 
 pub use authority::{Authority, Caller, NotAuthorized};
 pub use health::mechanism_info;
+pub use store::FdStore;
 
 /// What the scaffold must know of a service before it starts.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +51,8 @@ pub struct Context {
     pub authority: Authority,
     /// Where mutations are recorded.
     pub audit: Arc<Audit>,
+    /// Descriptors that outlive this process.
+    pub store: FdStore,
 }
 
 /// What the scaffold asks a running service for.

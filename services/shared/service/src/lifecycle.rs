@@ -13,7 +13,7 @@ use shipote_config::AuditMode;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::health::{HealthInterface, now_usec};
-use crate::{Authority, Context, Definition, Parts, confine};
+use crate::{Authority, Context, Definition, FdStore, Parts, confine};
 
 /// How long the state actor may take to answer the watchdog.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,6 +28,7 @@ where
     P: Parts,
 {
     let service = definition.service;
+    let store = FdStore::inherit();
     let paths = ServicePaths::from_env(service.name());
     for folder in [&paths.state, &paths.runtime] {
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
@@ -55,6 +56,7 @@ where
             audit,
             connection: connection.clone(),
             paths,
+            store,
             confinement: Arc::clone(&confinement),
         };
         let parts = Arc::new(start(context, prepared).await?);

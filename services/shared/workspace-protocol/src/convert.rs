@@ -97,9 +97,6 @@ fn soma(field: &str, soma: &SomaSpec) -> Result<bus::Soma, SpecError> {
 /// # Errors
 /// The first field that cannot be honoured, or what is wrong with the pipeline.
 pub fn pipeline(spec: &PipelineSpec, vars: &BTreeMap<String, String>) -> Result<ValidatedPipeline, SpecError> {
-    if spec.restart_on_failure {
-        return later("restart_on_failure", "restarting a pipeline", "use `false`");
-    }
     if spec.nodes.len() > bus::NODES_MAX {
         return refuse("nodes", format!("are {}; at most {} are allowed", spec.nodes.len(), bus::NODES_MAX));
     }
@@ -143,9 +140,16 @@ pub fn pipeline(spec: &PipelineSpec, vars: &BTreeMap<String, String>) -> Result<
         max_bytes_per_sec: spec.discern.max_bytes_per_sec,
         lossless: false,
     };
+    let restart =
+        spec.restart_on_failure.then(|| policy(spec.restart_backoff_ms, spec.restart_max_backoff_ms, spec.restart_max));
     let label = substitute(&spec.label, vars);
     // every string is final: what a variable brought in is not looked at again
-    bus::PipelineSpec { label, workspace: None, nodes, edges, discern }.validate(&BTreeMap::new())
+    bus::PipelineSpec { label, workspace: None, nodes, edges, discern, restart }.validate(&BTreeMap::new())
+}
+
+/// Figures of a restart, doubling; a cap below the first pause is the pause.
+fn policy(initial_ms: u64, max_ms: u64, limit: u32) -> bus::RestartPolicy {
+    bus::RestartPolicy { initial_ms, max_ms: max_ms.max(initial_ms), limit, ..bus::RestartPolicy::default() }
 }
 
 fn node(field: &str, node: &CommandRef, vars: &BTreeMap<String, String>) -> Result<bus::Node, SpecError> {
@@ -158,13 +162,11 @@ fn node(field: &str, node: &CommandRef, vars: &BTreeMap<String, String>) -> Resu
             return later(format!("{field}.flows.{name}[0].pin_to"), "binding a flow to a place", "leave it out");
         }
     }
-    match node.supervision {
-        Supervision::OneShot => {}
-        Supervision::Restart { .. } => {
-            return later(format!("{field}.supervision"), "restarting a node", "use `oneshot`");
-        }
+    let restart = match node.supervision {
+        Supervision::OneShot => None,
+        Supervision::Restart { initial, max } => Some(policy(initial, max, 0)),
         Supervision::Delegate => return later(format!("{field}.supervision"), "delegation", "use `oneshot`"),
-    }
+    };
     let payload = match &node.payload {
         Payload::Native { exec, argv, envp } => bus::Payload::Native(command(exec, argv, envp, vars)?),
         Payload::Wasm { .. } => return later(format!("{field}.payload"), "a WebAssembly module", "use `native`"),
@@ -173,7 +175,8 @@ fn node(field: &str, node: &CommandRef, vars: &BTreeMap<String, String>) -> Resu
             return later(format!("{field}.payload"), "imitating services of the system", "use `native`");
         }
     };
-    Ok(bus::Node { label: substitute(&node.label, vars), payload: Some(payload), soma, ..bus::Node::default() })
+    let (label, payload) = (substitute(&node.label, vars), Some(payload));
+    Ok(bus::Node { label, payload, soma, restart, ..bus::Node::default() })
 }
 
 /// A program with its arguments and environment.

@@ -150,14 +150,12 @@ fn nodes_and_edges_that_cannot_be_honoured_are_refused_by_name() {
     let vars = [("P".to_owned(), "${P}x".to_owned())].into();
     assert_eq!(convert::pipeline(&plain, &vars).unwrap().nodes[0].command.exec, "${P}x");
     let refusals: Vec<Refusal<PipelineSpec>> = vec![
-        ("restart_on_failure", |s| s.restart_on_failure = true),
         ("nodes[0].payload", |s| s.nodes[0].payload = Payload::Virtual),
         ("nodes[0].payload", |s| s.nodes[0].payload = Payload::Wasm { module_sha256: [0; 32], entry: "e".into() }),
         ("nodes[0].payload", |s| {
             s.nodes[0].payload = Payload::Legacy { exec: "e".into(), argv: vec![], fakes: Default::default() };
         }),
         ("nodes[1].supervision", |s| s.nodes[1].supervision = Supervision::Delegate),
-        ("nodes[1].supervision", |s| s.nodes[1].supervision = Supervision::Restart { initial: 1, max: 1 }),
         ("nodes[0].soma.rlimits.nproc", |s| s.nodes[0].soma.rlimits.nproc = Some(0)),
         ("nodes[0].soma.cgroup.path", |s| s.nodes[0].soma.cgroup.path = "x".into()),
         ("nodes[0].soma.cpu_affinity", |s| s.nodes[0].soma.cpu_affinity = Some(vec![])),

@@ -47,6 +47,7 @@ pub(super) fn command(command: &Command, log_bytes: Option<u64>) -> CommandInfo 
         reason: command.reason.to_owned(),
         started: command.started,
         ended: command.ended,
+        restarts: command.relaunches,
         uid: command.uid,
         pipeline: command.pipeline.map(|p| p.to_string()).unwrap_or_default(),
         log_bytes,

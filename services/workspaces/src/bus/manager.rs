@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::pipe::{PipeFlags, pipe_with};
 use shipote_audit::Event;
 use shipote_bus::service::MechanismInfo;
-use shipote_bus::spec::{NodeCommand, PipelineSpec, WorkspaceSpec};
+use shipote_bus::spec::{NodeCommand, PipelineSpec, RestartPolicy, WorkspaceSpec};
 use shipote_bus::workspaces::{
     CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, SPEC_MAX,
     WorkspaceInfo, WorkspacesError,
@@ -227,7 +227,11 @@ impl Manager {
 
     /// A pipe with a command's kept output; end of file at its end. `stream` is `stdout`,
     /// `stderr` or `both` (in order of arrival). Options: `tail` (t): only the last bytes,
-    /// 0 for all that is kept; `follow` (b): go on until the command ends.
+    /// 0 for all that is kept; `follow` (b): go on until the command ends; `since_stdout` and `since_stderr` (t): only
+    /// from these offsets of the streams on, what is no longer kept left out; `framed` (b): each piece begins with its
+    /// stream (1 byte: 1 stdout, 2 stderr), its offset in the stream (8 bytes, big endian) and its length (4 bytes, big
+    /// endian), and the last thing is a frame of stream 0: without it the service went away, and the rest is to be
+    /// asked for with the offsets.
     #[zbus(out_args("output"))]
     async fn open_log(
         &self,
@@ -237,11 +241,14 @@ impl Manager {
         options: Options,
     ) -> Result<zbus::OwnedFd, WorkspacesError> {
         self.doors.may_use_command(&header, &command).await?;
-        let follow = flag(&options, "follow", &["follow", "tail"])?;
-        let tail = match options.get("tail") {
-            Some(value) => u64::try_from(value).map_err(|_| wrong_type("tail", "t"))?,
-            None => 0,
+        const OPTIONS: &[&str] = &["follow", "framed", "since_stderr", "since_stdout", "tail"];
+        let (follow, framed) = (flag(&options, "follow", OPTIONS)?, flag(&options, "framed", OPTIONS)?);
+        let number = |name: &str| match options.get(name) {
+            Some(value) => u64::try_from(value).map_err(|_| wrong_type(name, "t")),
+            None => Ok(0),
         };
+        let tail = number("tail")?;
+        let since = [number("since_stdout")?, number("since_stderr")?];
         let (stdout, stderr) = match stream {
             "both" | "" => (true, true),
             "stdout" => (true, false),
@@ -258,7 +265,7 @@ impl Manager {
             (Ok(id), _) | (Err(_), Ok(id)) => id,
             (Err(error), Err(_)) => return Err(error.into()),
         };
-        match self.logs.read(id, Selection { stdout, stderr, tail, follow }) {
+        match self.logs.read(id, Selection { stdout, stderr, tail, follow, since, framed }) {
             Ok(Some(fd)) => Ok(fd.into()),
             Ok(None) => Err(Error::NoSuchCommand(format!(
                 "{command} (with a log: the output of a command that was handed descriptors is not kept)"
@@ -353,6 +360,7 @@ impl Manager {
     #[zbus(out_args("flows"))]
     async fn list_flows(&self, options: Options) -> Result<Vec<FlowInfo>, WorkspacesError> {
         known(&options, &[])?;
+        self.doors.actor.measure().await?;
         Ok(self.doors.actor.ask(|_, flows| flows.flows()).await?)
     }
 
@@ -470,6 +478,16 @@ fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Er
         check_size(text)?;
         command.soma = shipote_config::parse(text, "soma").map_err(|e| Error::InvalidSpec(format!("run: {e}")))?;
         command.soma.validate("soma").map_err(|e| Error::InvalidSpec(format!("run: {e}")))?;
+    }
+    if let Some(text) = &options.restart {
+        let invalid = |e: &dyn std::fmt::Display| Error::InvalidSpec(format!("run: {e}"));
+        check_size(text)?;
+        let policy: RestartPolicy = shipote_config::parse(text, "restart").map_err(|e| invalid(&e))?;
+        policy.validate("restart").map_err(|e| invalid(&e))?;
+        command.restart = Some(policy);
+    }
+    if command.restart.is_some() && command.terminal.is_some() {
+        return bad("a command with a terminal cannot be started again on it; leave out one of the two".to_owned());
     }
     Ok(command)
 }

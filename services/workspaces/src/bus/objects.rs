@@ -141,7 +141,7 @@ impl CommandObject {
         read(&self.info, |i| i.pid)
     }
 
-    /// `starting`, `running` or `ended`.
+    /// `starting`, `running`, `waiting` (for its next start) or `ended`.
     #[zbus(property)]
     fn state(&self) -> String {
         read(&self.info, |i| i.state.clone())
@@ -246,6 +246,8 @@ impl FlowObject {
     async fn figures(&self) -> FlowInfo {
         let known = read(&self.info, FlowInfo::clone);
         let (pipeline, edge) = (known.pipeline.clone(), known.edge);
+        // where that fails the last figures are shown
+        let _ = self.doors.actor.measure().await;
         let now = self
             .doors
             .actor

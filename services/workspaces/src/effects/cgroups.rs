@@ -98,7 +98,6 @@ impl Cgroups {
     }
 
     /// Takes over the group of a workspace that an earlier instance made, with the commands in it.
-    #[expect(dead_code, reason = "for workspaces that outlive their service")]
     pub(crate) fn adopt(&self, workspace: Ulid, soma: &Soma) {
         let Ok(tree) = &self.0.tree else { return };
         let Some(cgroup) = tree.existing(&workspace.to_string()) else { return };

@@ -3,11 +3,20 @@
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
+use rustix::io::ioctl_fionread;
 use shipote_bus::workspaces::Completion;
 use ulid::Ulid;
 
 /// Longest message; the whole line must fit into `PIPE_BUF` (4096) to be written at once.
 const MESSAGE_MAX: usize = 2048;
+
+/// Writes the line where an instance that was killed may not have come to it. Whoever has read the first one may find
+/// a second.
+pub(super) fn write_again(pipe: OwnedFd, id: Ulid, status: i32, reason: &str, message: &str) {
+    if ioctl_fionread(&pipe).unwrap_or(0) == 0 {
+        write(pipe, id, status, reason, message.to_owned());
+    }
+}
 
 /// Writes the line and closes the pipe. A reader that went away is no error.
 pub(super) fn write(pipe: OwnedFd, id: Ulid, status: i32, reason: &str, mut message: String) {

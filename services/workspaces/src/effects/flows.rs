@@ -1,31 +1,42 @@
-//! Tapped edges: their junctions, sockets and what is known of them.
+//! Tapped edges: their relays, sockets and what is known of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use shipote_bus::spec::DiscernPolicy;
 use shipote_bus::workspaces::FlowInfo;
-use shipote_flow::{EdgeId, EdgeSink, FlowEvent, Junction, Tap, TapSpec};
-use tokio::sync::{mpsc, watch};
+use shipote_sandbox::{AsyncChannel, Channel, Spawner};
+use shipote_service::FdStore;
+use tokio::sync::{mpsc, oneshot, watch};
 use ulid::Ulid;
 
 use super::wiring::JunctionPlan;
 use crate::actor::Change;
+use crate::relay::{FromRelay, TapPlan, ToRelay};
 use crate::state::Pipeline;
 
-/// Most subscribers of one edge.
-const SUBSCRIBERS_MAX: usize = 64;
+/// How long a relay may take to answer.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Flow {
     info: FlowInfo,
-    junction: Arc<Junction>,
-    edge: EdgeId,
     socket: Option<PathBuf>,
+}
+
+/// A pipeline's relay.
+#[derive(Debug)]
+struct Relay {
+    channel: Arc<AsyncChannel>,
+    /// Who waits for figures.
+    asked: HashMap<u64, oneshot::Sender<()>>,
+    begun: Option<oneshot::Sender<Result<(), String>>>,
 }
 
 /// All tapped edges, by pipeline and number of the edge.
@@ -33,120 +44,284 @@ struct Flow {
 pub(super) struct Flows {
     folder: PathBuf,
     own_uid: u32,
+    spawner: Arc<Spawner>,
+    store: FdStore,
     changes: mpsc::UnboundedSender<Change>,
     news: watch::Sender<()>,
     table: Arc<Mutex<BTreeMap<(Ulid, usize), Flow>>>,
+    relays: Arc<Mutex<HashMap<Ulid, Relay>>>,
+    sequence: Arc<AtomicU64>,
+}
+
+/// Name of a relay's channel in the store.
+fn stored_name(pipeline: Ulid) -> String {
+    format!("r{pipeline}")
+}
+
+/// The pipeline whose relay's channel has this name in the store.
+pub(super) fn pipeline_of(name: &str) -> Option<Ulid> {
+    Ulid::from_string(name.strip_prefix('r')?).ok()
 }
 
 impl Flows {
-    /// Opens the folder of the sockets; those of an earlier instance are dead and go.
-    pub(super) fn open(runtime: &Path, changes: mpsc::UnboundedSender<Change>) -> io::Result<Self> {
+    /// Opens the folder of the sockets. Those of relays that live on stay, the others are dead and go.
+    pub(super) fn open(
+        runtime: &Path,
+        spawner: Arc<Spawner>,
+        store: FdStore,
+        living: &HashSet<Ulid>,
+        changes: mpsc::UnboundedSender<Change>,
+    ) -> io::Result<Self> {
         let folder = runtime.join("flows");
-        match std::fs::remove_dir_all(&folder) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
         std::fs::create_dir_all(&folder)?;
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o711))?;
+        for entry in std::fs::read_dir(&folder)?.filter_map(Result::ok) {
+            let name = entry.file_name();
+            let owner = name.to_str().and_then(|name| Ulid::from_string(name.split('-').next()?).ok());
+            if !owner.is_some_and(|id| living.contains(&id)) {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
         Ok(Flows {
             folder,
             own_uid: rustix::process::getuid().as_raw(),
+            spawner,
+            store,
             changes,
             news: watch::Sender::new(()),
             table: Arc::default(),
+            relays: Arc::default(),
+            sequence: Arc::default(),
         })
     }
 
-    /// Starts the junctions of a pipeline.
-    pub(super) fn start(&self, pipeline: &Pipeline, labels: &[&str], plans: Vec<JunctionPlan>) -> io::Result<()> {
-        for plan in plans {
-            self.start_junction(pipeline, labels, plan)?;
-        }
-        Ok(())
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(Ulid, usize), Flow>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start_junction(&self, pipeline: &Pipeline, labels: &[&str], plan: JunctionPlan) -> io::Result<()> {
+    fn relays(&self) -> std::sync::MutexGuard<'_, HashMap<Ulid, Relay>> {
+        self.relays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn socket(&self, pipeline: Ulid, number: usize) -> PathBuf {
+        self.folder.join(format!("{pipeline}-{number}.sock"))
+    }
+
+    /// Makes the sockets of a pipeline and has a relay carry its junctions. The future ends when it does.
+    pub(super) fn start(
+        &self,
+        pipeline: &Pipeline,
+        labels: &[&str],
+        plans: Vec<JunctionPlan>,
+    ) -> io::Result<impl Future<Output = Result<(), String>> + Send + 'static> {
         let id = pipeline.what.id;
-        let mut sockets = Vec::new();
-        let mut sinks = Vec::new();
-        for (number, sink) in plan.edges {
-            let tap = if pipeline.what.tap {
-                let path = self.folder.join(format!("{id}-{number}.sock"));
-                let listener = UnixListener::bind(&path)
-                    .map_err(|e| io::Error::new(e.kind(), format!("listen on {}: {e}", path.display())))?;
-                // who may connect is decided by uid at each connection
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
-                sockets.push((number, Some(path)));
-                let (own, owner) = (self.own_uid, pipeline.uid);
-                let allow = Arc::new(move |uid: u32| uid == 0 || uid == own || uid == owner);
-                Some(Tap { spec: tap_spec(&pipeline.what.discern), listener, allow })
-            } else {
-                sockets.push((number, None));
-                None
-            };
-            sinks.push(EdgeSink { id: EdgeId(number as u64), sink, tap });
-        }
-        let (events, receiver) = mpsc::unbounded_channel();
-        let junction = Arc::new(Junction::start(plan.source, sinks, events).map_err(io::Error::other)?);
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        for (number, socket) in sockets {
-            let edge = &pipeline.what.edges[number];
-            let label = |node: usize| labels.get(node).copied().unwrap_or_default().to_owned();
-            let info = FlowInfo {
-                edge: u32::try_from(number).unwrap_or(u32::MAX),
-                pipeline: id.to_string(),
-                from: label(edge.from),
-                from_output: edge.from_output.clone(),
-                to: label(edge.to),
-                to_input: edge.to_input.clone(),
-                ty: String::new(),
-                mime: String::new(),
-                lens: String::new(),
-                confidence: 0.0,
-                bytes_total: 0,
-                bytes_per_sec: 0.0,
-                socket: socket.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
-                subscribers: 0,
-                dropped: 0,
-                state: "flowing".to_owned(),
-            };
-            if socket.is_some() {
-                self.publish(Change::Flow(id, number, Box::new(info.clone())));
+        let mut junctions = Vec::new();
+        for plan in plans {
+            let mut edges = Vec::new();
+            for (number, sink) in plan.edges {
+                let listener = if pipeline.what.tap { Some(self.listen(&self.socket(id, number))?) } else { None };
+                self.insert(pipeline, labels, number);
+                edges.push((number, sink, listener));
             }
-            let flow = Flow { info, junction: Arc::clone(&junction), edge: EdgeId(number as u64), socket };
-            table.insert((id, number), flow);
+            junctions.push((plan.source, edges));
         }
-        tokio::spawn(self.clone().follow(id, receiver));
+        let policy = pipeline.what.discern.clone();
+        let allowed = vec![self.own_uid, pipeline.uid];
+        let flows = self.clone();
+        Ok(async move {
+            if junctions.is_empty() {
+                return Ok(());
+            }
+            let failed = |error: io::Error| format!("start its relay: {error}");
+            let channel = flows.spawner.helper().await.map_err(|error| error.to_string())?;
+            let stored = stored_name(id);
+            // one of an earlier launch
+            flows.store.forget(&stored);
+            if flows.store.is_available() && !flows.store.keep(&stored, channel.as_fd()) {
+                tracing::warn!("pipeline {id}: its flows end with this service: the store of descriptors is full");
+            }
+            let (channel, begun) = flows.follow(id, channel).map_err(failed)?;
+            for (source, edges) in junctions {
+                for (number, sink, listener) in edges {
+                    let plan = listener.as_ref().map(|_| TapPlan { policy: policy.clone(), allowed: allowed.clone() });
+                    let given: Vec<BorrowedFd<'_>> =
+                        [Some(sink.as_fd()), listener.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
+                    channel.send(&ToRelay::Edge { number, tap: plan }, &given).await.map_err(failed)?;
+                }
+                channel.send(&ToRelay::Junction, &[source.as_fd()]).await.map_err(failed)?;
+            }
+            channel.send(&ToRelay::Begin, &[]).await.map_err(failed)?;
+            begun.await.unwrap_or_else(|_| Err("start its relay: it ended at once".to_owned()))
+        })
+    }
+
+    /// Takes over the relay of a pipeline that an earlier instance started.
+    pub(super) fn adopt(&self, pipeline: &Pipeline, labels: &[&str], channel: OwnedFd) -> io::Result<()> {
+        let id = pipeline.what.id;
+        for number in 0..pipeline.what.edges.len() {
+            self.insert(pipeline, labels, number);
+        }
+        let (channel, _) = self.follow(id, Channel::new(channel))?;
+        tokio::spawn(async move {
+            if let Err(error) = channel.send(&ToRelay::Tell, &[]).await {
+                tracing::warn!("take over the relay of pipeline {id}: {error}");
+            }
+        });
         Ok(())
     }
 
-    /// Takes what the junction tells into the table.
-    async fn follow(self, pipeline: Ulid, mut events: mpsc::UnboundedReceiver<FlowEvent>) {
-        while let Some(event) = events.recv().await {
-            let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut with = |edge: EdgeId, change: &mut dyn FnMut(&mut FlowInfo)| {
-                if let Some(flow) = usize::try_from(edge.0).ok().and_then(|n| table.get_mut(&(pipeline, n))) {
-                    change(&mut flow.info);
-                    if flow.socket.is_some() {
-                        self.publish(Change::Flow(pipeline, flow.info.edge as usize, Box::new(flow.info.clone())));
+    fn listen(&self, path: &Path) -> io::Result<UnixListener> {
+        // that of an earlier launch
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)
+            .map_err(|e| io::Error::new(e.kind(), format!("listen on {}: {e}", path.display())))?;
+        // who may connect is decided by uid at each connection
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+        Ok(listener)
+    }
+
+    fn insert(&self, pipeline: &Pipeline, labels: &[&str], number: usize) {
+        let id = pipeline.what.id;
+        let edge = &pipeline.what.edges[number];
+        let socket = pipeline.what.tap.then(|| self.socket(id, number));
+        let label = |node: usize| labels.get(node).copied().unwrap_or_default().to_owned();
+        let info = FlowInfo {
+            edge: u32::try_from(number).unwrap_or(u32::MAX),
+            pipeline: id.to_string(),
+            from: label(edge.from),
+            from_output: edge.from_output.clone(),
+            to: label(edge.to),
+            to_input: edge.to_input.clone(),
+            ty: String::new(),
+            mime: String::new(),
+            lens: String::new(),
+            confidence: 0.0,
+            bytes_total: 0,
+            bytes_per_sec: 0.0,
+            socket: socket.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
+            subscribers: 0,
+            dropped: 0,
+            state: "flowing".to_owned(),
+        };
+        if socket.is_some() {
+            self.publish(Change::Flow(id, number, Box::new(info.clone())));
+        }
+        self.lock().insert((id, number), Flow { info, socket });
+    }
+
+    /// Listens to a relay until it ends.
+    #[allow(clippy::type_complexity)]
+    fn follow(
+        &self,
+        pipeline: Ulid,
+        channel: Channel,
+    ) -> io::Result<(Arc<AsyncChannel>, oneshot::Receiver<Result<(), String>>)> {
+        let channel = Arc::new(channel.into_async()?);
+        let (begun, wait) = oneshot::channel();
+        let relay = Relay { channel: Arc::clone(&channel), asked: HashMap::new(), begun: Some(begun) };
+        self.relays().insert(pipeline, relay);
+        let (flows, own) = (self.clone(), Arc::clone(&channel));
+        tokio::spawn(async move {
+            loop {
+                match own.receive::<FromRelay>().await {
+                    Ok(Some(message)) => flows.hear(pipeline, message.body),
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::warn!("listen to the relay of pipeline {pipeline}: {error}");
+                        break;
                     }
                 }
-            };
-            match event {
-                FlowEvent::Sampled { id, discernment } => with(id, &mut |info| {
-                    info.ty = discernment.ty.to_string();
-                    info.mime = discernment.mime.map(ToString::to_string).unwrap_or_default();
-                    info.lens = discernment.lens.map(ToString::to_string).unwrap_or_default();
-                    info.confidence = f64::from(discernment.confidence);
-                }),
-                FlowEvent::Ended { id, .. } => with(id, &mut |info| "ended".clone_into(&mut info.state)),
-                FlowEvent::Failed { id, reason, .. } => {
-                    tracing::error!("pipeline {pipeline}, edge {id:?}: {reason}");
-                }
-                other => tracing::debug!("pipeline {pipeline}: {other:?}"),
             }
-            drop(table);
-            self.news.send_replace(());
+            // it may have been replaced by that of the next launch
+            let mut relays = flows.relays();
+            if relays.get(&pipeline).is_some_and(|relay| Arc::ptr_eq(&relay.channel, &own)) {
+                relays.remove(&pipeline);
+            }
+        });
+        Ok((channel, wait))
+    }
+
+    /// Takes what a relay tells into the table.
+    fn hear(&self, pipeline: Ulid, message: FromRelay) {
+        match message {
+            FromRelay::Begun { failure } => {
+                if let Some(begun) = self.relays().get_mut(&pipeline).and_then(|relay| relay.begun.take()) {
+                    let _ = begun.send(failure.map_or(Ok(()), Err));
+                }
+            }
+            FromRelay::Known { edge, known } => {
+                let mut table = self.lock();
+                let Some(flow) = table.get_mut(&(pipeline, edge)) else { return };
+                if let Some(sampled) = known.sampled {
+                    flow.info.ty = sampled.ty;
+                    flow.info.mime = sampled.mime;
+                    flow.info.lens = sampled.lens;
+                    flow.info.confidence = f64::from(sampled.confidence);
+                }
+                if known.ended {
+                    "ended".clone_into(&mut flow.info.state);
+                }
+                if flow.socket.is_some() {
+                    self.publish(Change::Flow(pipeline, edge, Box::new(flow.info.clone())));
+                }
+                drop(table);
+                self.news.send_replace(());
+            }
+            FromRelay::Note { edge, text, failed: true } => {
+                tracing::error!("pipeline {pipeline}, edge {edge}: {text}");
+            }
+            FromRelay::Note { edge, text, .. } => tracing::debug!("pipeline {pipeline}, edge {edge}: {text}"),
+            FromRelay::Figures { sequence, edges } => {
+                let mut table = self.lock();
+                for (edge, figures) in edges {
+                    if let Some(flow) = table.get_mut(&(pipeline, edge)) {
+                        flow.info.bytes_total = figures.bytes_total;
+                        flow.info.bytes_per_sec = figures.bytes_per_sec as f64;
+                        flow.info.subscribers = u32::try_from(figures.subscribers).unwrap_or(u32::MAX);
+                        flow.info.dropped = figures.dropped;
+                    }
+                }
+                drop(table);
+                if let Some(asked) = self.relays().get_mut(&pipeline).and_then(|relay| relay.asked.remove(&sequence)) {
+                    let _ = asked.send(());
+                }
+            }
+        }
+    }
+
+    /// Asks all relays for their figures; those of one that does not answer stay what they were.
+    pub(super) fn measure(&self) -> impl Future<Output = ()> + Send + 'static {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let waits: Vec<_> = self
+            .relays()
+            .values_mut()
+            .map(|relay| {
+                let (answer, wait) = oneshot::channel();
+                relay.asked.insert(sequence, answer);
+                (Arc::clone(&relay.channel), wait)
+            })
+            .collect();
+        let all = async move {
+            // all are asked before any is waited for
+            for (channel, _) in &waits {
+                let _ = channel.send(&ToRelay::Measure { sequence }, &[]).await;
+            }
+            for (_, wait) in waits {
+                // one that has ended answers no more
+                let _ = wait.await;
+            }
+        };
+        let relays = Arc::clone(&self.relays);
+        async move {
+            if tokio::time::timeout(ANSWER_TIME, all).await.is_err() {
+                tracing::warn!("a relay does not answer");
+            }
+            for relay in relays.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+                relay.asked.remove(&sequence);
+            }
         }
     }
 
@@ -160,50 +335,42 @@ impl Flows {
         self.news.subscribe()
     }
 
-    /// All tapped edges with their figures.
+    /// All tapped edges, with their figures as they were last [measured](Flows::measure).
     pub(super) fn list(&self) -> Vec<FlowInfo> {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table
-            .values()
-            .filter(|flow| flow.socket.is_some())
-            .map(|flow| {
-                let mut info = flow.info.clone();
-                if let Some(stats) = flow.junction.stats(flow.edge) {
-                    info.bytes_total = stats.bytes_total;
-                    info.bytes_per_sec = stats.bytes_per_sec as f64;
-                    info.subscribers = u32::try_from(stats.subscribers).unwrap_or(u32::MAX);
-                    info.dropped = stats.dropped_subscribers;
-                }
-                info
-            })
-            .collect()
+        self.lock().values().filter(|flow| flow.socket.is_some()).map(|flow| flow.info.clone()).collect()
     }
 
-    /// Drops the flows of a pipeline: subscribers see the end, sockets go.
+    /// Drops the flows of a pipeline: subscribers see the end, sockets go. What still flows goes on.
+    pub(super) fn close(&self, pipeline: Ulid) {
+        self.remove(pipeline);
+        if let Some(channel) = self.relays().get(&pipeline).map(|relay| Arc::clone(&relay.channel)) {
+            tokio::spawn(async move {
+                // one that has ended has no socket left
+                let _ = channel.send(&ToRelay::CloseTaps, &[]).await;
+            });
+        }
+    }
+
+    /// As `close`, of a pipeline that has ended: its relay ends.
     pub(super) fn forget(&self, pipeline: Ulid) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        self.remove(pipeline);
+        self.store.forget(&stored_name(pipeline));
+        if let Some(relay) = self.relays().remove(&pipeline) {
+            // the task that listens holds it, too
+            let _ = rustix::net::shutdown(relay.channel.as_fd(), rustix::net::Shutdown::Both);
+        }
+    }
+
+    fn remove(&self, pipeline: Ulid) {
+        let mut table = self.lock();
         let gone: Vec<_> = table.range((pipeline, 0)..=(pipeline, usize::MAX)).map(|(k, _)| *k).collect();
         for key in gone {
-            if let Some(flow) = table.remove(&key) {
+            if let Some(path) = table.remove(&key).and_then(|flow| flow.socket) {
                 self.publish(Change::FlowGone(key.0, key.1));
-                flow.junction.close_taps();
-                if let Some(path) = flow.socket
-                    && let Err(error) = std::fs::remove_file(&path)
-                {
+                if let Err(error) = std::fs::remove_file(&path) {
                     tracing::warn!("remove {}: {error}", path.display());
                 }
             }
         }
-    }
-}
-
-fn tap_spec(policy: &DiscernPolicy) -> TapSpec {
-    TapSpec {
-        sample_bytes: policy.sample_bytes,
-        replay_chunks: policy.replay_chunks,
-        replay_bytes: policy.replay_bytes,
-        max_bytes_per_sec: policy.max_bytes_per_sec,
-        lossless: policy.lossless,
-        max_subscribers: SUBSCRIBERS_MAX,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,18 +14,21 @@ use shipote_sandbox::{
     CommandSpec, Event, ExitStream, HostFiles, Keeper, Network, PathGrant, SandboxError, SandboxSpec, Spawner, Stdio,
     Step, Terminal,
 };
+use shipote_service::FdStore;
 use tokio::sync::{mpsc, watch};
 use ulid::Ulid;
 
 use super::breach;
 use super::cgroups::{Cgroups, describe, rlimits};
 use super::flows::Flows;
+use super::log::Stream;
+use super::numbers;
 use super::wiring::{NodeDescriptors, wire};
-use super::{Effects, Explanations, Handed, LogStore, completion};
-use crate::actor::{Change, FlowSource};
+use super::{Effects, Explanations, Handed, Journal, LogStore, completion};
+use crate::actor::{BoxFuture, Change, FlowSource};
 use crate::error::{Error, SpawnKind};
 use crate::figures::{Meter, Subject};
-use crate::state::{Command, Input, Pipeline, Workspace};
+use crate::state::{Command, CommandPhase, Input, Pipeline, Record, Usec, Workspace};
 
 /// Size of the private scratch where the spec names none.
 const SCRATCH: u64 = 256 * 1024 * 1024;
@@ -36,73 +39,94 @@ const KILL: i32 = 9;
 /// Where programs are looked up inside a workspace.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin";
 
-/// A living keeper and the numbers under which it knows our commands.
-#[derive(Debug)]
-struct Kept {
-    keeper: Arc<Keeper>,
-    numbers: Arc<Mutex<Numbers>>,
-}
+/// From SIGTERM to SIGKILL in a workspace whose service is gone for good, milliseconds.
+const ORPHAN_GRACE_MS: u64 = 2000;
 
-/// The keeper counts; we have ULIDs.
-#[derive(Debug, Default)]
-struct Numbers {
-    next: u64,
-    of: HashMap<Ulid, u64>,
-    by: HashMap<u64, Ulid>,
+/// Commands by the number under which a keeper knows their present launch.
+pub(super) type Launches = Arc<Mutex<HashMap<u64, Ulid>>>;
+
+/// A living keeper and the launches it tells the ends of.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) launches: Launches,
 }
 
 /// What a task tells `Live` of a keeper that came up.
 type Keepers = Arc<Mutex<HashMap<Ulid, Kept>>>;
 type Terminals = Arc<Mutex<HashMap<Ulid, OwnedFd>>>;
 
-/// By what workspaces are made.
+/// What the effects are made of.
 pub(crate) struct Means {
     pub(crate) spawner: Spawner,
+    pub(crate) store: FdStore,
+    pub(crate) journal: Journal,
     pub(crate) cgroups: Cgroups,
     pub(crate) meter: Meter,
+    pub(crate) logs: LogStore,
+    pub(crate) runtime: PathBuf,
     /// Hidden in every workspace that sees files of the host.
     pub(crate) hidden: Arc<[PathBuf]>,
+    pub(crate) inputs: mpsc::UnboundedSender<Input>,
+    pub(crate) changes: mpsc::UnboundedSender<Change>,
+}
+
+/// What is left of them once the spawner is shared and the flows are open.
+pub(super) struct Made {
+    pub(super) store: FdStore,
+    pub(super) journal: Journal,
+    pub(super) cgroups: Cgroups,
+    pub(super) meter: Meter,
+    pub(super) logs: LogStore,
+    pub(super) hidden: Arc<[PathBuf]>,
+    pub(super) inputs: mpsc::UnboundedSender<Input>,
+}
+
+/// Name of a keeper's socket in the store.
+pub(super) fn stored_name(workspace: Ulid) -> String {
+    format!("k{workspace}")
 }
 
 /// The effects, live.
 pub(crate) struct Live {
-    spawner: Arc<Spawner>,
+    pub(super) spawner: Arc<Spawner>,
+    pub(super) store: FdStore,
+    journal: Journal,
     /// Hidden in every workspace that sees files of the host.
     protected: Arc<[PathBuf]>,
-    cgroups: Cgroups,
-    meter: Meter,
-    logs: LogStore,
-    flows: Flows,
-    inputs: mpsc::UnboundedSender<Input>,
-    keepers: Keepers,
-    handed: HashMap<Ulid, Handed>,
+    pub(super) cgroups: Cgroups,
+    pub(super) meter: Meter,
+    pub(super) logs: LogStore,
+    pub(super) flows: Flows,
+    pub(super) inputs: mpsc::UnboundedSender<Input>,
+    pub(super) keepers: Keepers,
+    pub(super) handed: HashMap<Ulid, Handed>,
+    /// Standard descriptors of what may be launched again.
+    pub(super) kept_stdio: HashMap<Ulid, [Option<OwnedFd>; 3]>,
     nodes: HashMap<Ulid, NodeDescriptors>,
     terminals: Terminals,
-    explanations: Explanations,
+    pub(super) explanations: Explanations,
 }
 
 impl Live {
-    pub(crate) fn new(
-        means: Means,
-        logs: LogStore,
-        runtime: &std::path::Path,
-        inputs: mpsc::UnboundedSender<Input>,
-        changes: mpsc::UnboundedSender<Change>,
-    ) -> io::Result<Self> {
-        Ok(Live {
-            spawner: Arc::new(means.spawner),
-            protected: means.hidden,
-            cgroups: means.cgroups,
-            meter: means.meter,
-            logs,
-            flows: Flows::open(runtime, changes)?,
-            inputs,
+    pub(super) fn new(made: Made, flows: Flows, spawner: Arc<Spawner>) -> Self {
+        Live {
+            spawner,
+            store: made.store,
+            journal: made.journal,
+            protected: made.hidden,
+            cgroups: made.cgroups,
+            meter: made.meter,
+            logs: made.logs,
+            flows,
+            inputs: made.inputs,
             keepers: Keepers::default(),
             handed: HashMap::new(),
+            kept_stdio: HashMap::new(),
             nodes: HashMap::new(),
             terminals: Terminals::default(),
             explanations: Explanations::default(),
-        })
+        }
     }
 
     /// Changes whenever something becomes known of a flow.
@@ -115,53 +139,131 @@ impl Live {
         self.explanations.clone()
     }
 
-    fn kept(&self, workspace: Ulid) -> Option<(Arc<Keeper>, Arc<Mutex<Numbers>>)> {
+    fn kept(&self, workspace: Ulid) -> Option<(Arc<Keeper>, Launches)> {
         let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
-        keepers.get(&workspace).map(|k| (Arc::clone(&k.keeper), Arc::clone(&k.numbers)))
+        keepers.get(&workspace).map(|k| (Arc::clone(&k.keeper), Arc::clone(&k.launches)))
     }
 
-    /// Standard descriptors of a command: an edge's, the caller's, or its log's.
-    fn stdio(&mut self, command: &Command) -> io::Result<Stdio> {
+    /// Standard descriptors of a command: an edge's, the caller's, or its log's; and what its keeper is to hold.
+    fn stdio(&mut self, command: &Command) -> io::Result<(Stdio, Vec<(u64, u8, Arc<OwnedFd>)>)> {
         let id = command.what.id;
+        let again = command.what.restart.is_some();
+        let owner = numbers::owner(command, again);
         let mut own = self.nodes.remove(&id).unwrap_or_default();
-        if let Some([stdin, stdout, stderr]) = self.handed.get_mut(&id).and_then(|h| h.stdio.take()) {
-            own.stdin.get_or_insert(stdin);
-            own.stdout.get_or_insert(stdout);
-            own.stderr.get_or_insert(stderr);
+        let handed = match self.kept_stdio.get(&id) {
+            Some(kept) => clone_all(kept)?,
+            None => match self.handed.get_mut(&id).and_then(|h| h.stdio.take()) {
+                Some(stdio) => stdio.map(Some),
+                None => [None, None, None],
+            },
+        };
+        let [stdin, stdout, stderr] = handed;
+        own.stdin = own.stdin.or(stdin);
+        own.stdout = own.stdout.or(stdout);
+        own.stderr = own.stderr.or(stderr);
+        let mut held = Vec::new();
+        if again && !self.kept_stdio.contains_key(&id) {
+            let now = [&own.stdin, &own.stdout, &own.stderr];
+            let kept = clone_all(&now.map(|fd| fd.as_ref().map(AsFd::as_fd)))?;
+            for (tag, fd) in (numbers::TAG_STDIO..).zip(&kept) {
+                if let Some(fd) = fd {
+                    held.push((owner, tag, Arc::new(fd.try_clone()?)));
+                }
+            }
+            self.kept_stdio.insert(id, kept);
         }
-        let missing: Vec<u8> = [(1, own.stdout.is_none()), (2, own.stderr.is_none())]
+        if let Some(completion) = self.handed.get(&id).and_then(|handed| handed.completion.as_ref()) {
+            held.push((owner, numbers::TAG_DONE, Arc::new(completion.try_clone()?)));
+        }
+        let missing: Vec<Stream> = [(Stream::Stdout, own.stdout.is_none()), (Stream::Stderr, own.stderr.is_none())]
             .into_iter()
             .filter_map(|(stream, missing)| missing.then_some(stream))
             .collect();
         if !missing.is_empty() && command.what.terminal.is_none() {
-            let ends = self.logs.capture(id, &missing)?;
-            for (stream, end) in missing.into_iter().zip(ends) {
-                *(if stream == 1 { &mut own.stdout } else { &mut own.stderr }) = Some(end);
+            let launch = numbers::launch(id, command.relaunches);
+            for captured in self.logs.capture(id, &missing, again || command.pipeline.is_some())? {
+                let (slot, tag) = match captured.stream {
+                    Stream::Stdout => (&mut own.stdout, numbers::TAG_STDOUT),
+                    Stream::Stderr => (&mut own.stderr, numbers::TAG_STDERR),
+                };
+                *slot = Some(captured.write);
+                held.push((launch, tag, captured.read));
             }
         }
-        Ok(Stdio { stdin: own.stdin, stdout: own.stdout, stderr: own.stderr })
+        Ok((Stdio { stdin: own.stdin, stdout: own.stdout, stderr: own.stderr }, held))
     }
 
     fn wire_all(&mut self, pipeline: &Pipeline, labels: &[&str]) -> io::Result<()> {
         let what = &pipeline.what;
         let mut wiring = wire(pipeline.nodes.len(), &what.edges, what.tap)?;
-        if let Some([stdin, stdout, stderr]) = self.handed.get_mut(&what.id).and_then(|h| h.stdio.take()) {
+        if let Some(stdio) = self.handed.get_mut(&what.id).and_then(|h| h.stdio.take()) {
+            self.kept_stdio.insert(what.id, stdio.map(Some));
+        }
+        self.hold_for_pipeline(pipeline)?;
+        if let Some(kept) = self.kept_stdio.get(&what.id) {
+            let [stdin, stdout, stderr] = clone_all(kept)?;
             // one reader only: two nodes reading one input would each get some of it
             if let Some(first) = wiring.nodes.iter_mut().find(|n| n.stdin.is_none()) {
-                first.stdin = Some(stdin);
+                first.stdin = stdin;
             }
             for node in &mut wiring.nodes {
                 if node.stdout.is_none() {
-                    node.stdout = Some(stdout.try_clone()?);
+                    node.stdout = stdout.as_ref().map(OwnedFd::try_clone).transpose()?;
                 }
                 if node.stderr.is_none() {
-                    node.stderr = Some(stderr.try_clone()?);
+                    node.stderr = stderr.as_ref().map(OwnedFd::try_clone).transpose()?;
                 }
             }
         }
-        self.flows.start(pipeline, labels, wiring.junctions)?;
+        if what.restart.is_none() {
+            self.kept_stdio.remove(&what.id);
+        }
+        let carried = self.flows.start(pipeline, labels, wiring.junctions)?;
+        let (id, inputs) = (what.id, self.inputs.clone());
+        tokio::spawn(async move {
+            if let Err(reason) = carried.await {
+                let error = Error::Failed(format!("run pipeline {id}: {reason}"));
+                let _ = inputs.send(Input::PipelineBroken { pipeline: id, error });
+            }
+        });
         self.nodes.extend(pipeline.nodes.iter().copied().zip(wiring.nodes));
         Ok(())
+    }
+
+    /// Has the keeper hold what a pipeline needs until it has ended.
+    fn hold_for_pipeline(&self, pipeline: &Pipeline) -> io::Result<()> {
+        let id = pipeline.what.id;
+        let mut held: Vec<(u8, OwnedFd)> = Vec::new();
+        if let Some(completion) = self.handed.get(&id).and_then(|handed| handed.completion.as_ref()) {
+            held.push((numbers::TAG_DONE, completion.try_clone()?));
+        }
+        if pipeline.what.restart.is_some()
+            && let Some(kept) = self.kept_stdio.get(&id)
+        {
+            for (tag, fd) in (numbers::TAG_STDIO..).zip(kept) {
+                if let Some(fd) = fd {
+                    held.push((tag, fd.try_clone()?));
+                }
+            }
+        }
+        let Some((keeper, _)) = self.kept(pipeline.workspace).filter(|_| !held.is_empty()) else { return Ok(()) };
+        tokio::spawn(async move {
+            let descriptors: Vec<_> = held.iter().map(|(tag, fd)| (*tag, fd.as_fd())).collect();
+            if let Err(error) = keeper.hold(numbers::number(id), &descriptors).await {
+                tracing::debug!("hold the descriptors of pipeline {id}: {error}");
+            }
+        });
+        Ok(())
+    }
+
+    /// What a keeper holds for `owner` is not needed any more.
+    fn let_go(&self, workspace: Ulid, owner: u64) {
+        if let Some((keeper, _)) = self.kept(workspace) {
+            tokio::spawn(async move {
+                // a keeper that has ended holds nothing
+                let _ = keeper.acknowledge(owner).await;
+            });
+        }
     }
 
     fn send(&self, input: Input) {
@@ -173,6 +275,10 @@ impl Live {
 impl FlowSource for Live {
     fn flows(&self) -> Vec<FlowInfo> {
         self.flows.list()
+    }
+
+    fn measure(&self) -> BoxFuture {
+        Box::pin(self.flows.measure())
     }
 }
 
@@ -192,8 +298,9 @@ impl Effects for Live {
         let soma = workspace.spec.soma.clone();
         let mut spec = sandbox_spec(&workspace.name, &workspace.spec, workspace.strict, &self.protected);
         spec.rlimits = rlimits(&soma, self.cgroups.controllers());
+        spec.handover_ms = self.store.is_available().then_some(ORPHAN_GRACE_MS);
         let (spawner, keepers, inputs) = (Arc::clone(&self.spawner), Arc::clone(&self.keepers), self.inputs.clone());
-        let (cgroups, meter) = (self.cgroups.clone(), self.meter.clone());
+        let (cgroups, meter, store) = (self.cgroups.clone(), self.meter.clone(), self.store.clone());
         let explanations = self.explanations.clone();
         tokio::spawn(async move {
             let cgroup = match make_group(&cgroups, id, &name, &soma, spec.strict).await {
@@ -208,31 +315,28 @@ impl Effects for Live {
             };
             let _ = inputs.send(match spawner.workspace(&spec).await {
                 Ok((keeper, exits)) => {
+                    if store.keep(&stored_name(id), keeper.socket()) {
+                        keeper.outlive();
+                    } else if store.is_available() {
+                        tracing::warn!("workspace {name:?} ends with this service: the store of descriptors is full");
+                    }
                     let mut mechanisms = keeper.mechanisms().to_vec();
                     // the keeper knows that it has one, not what that can do
                     if let Some(known) = mechanisms.iter_mut().find(|m| m.name == cgroup.name) {
                         *known = cgroup;
                     }
-                    let (name, soma) = (name.clone(), soma.clone());
-                    let group = cgroups.of(id);
                     let subject = Subject {
                         name: name.clone(),
                         ephemeral,
                         keeper: keeper.pid(),
-                        group: group.clone(),
-                        soma: soma.clone(),
+                        group: cgroups.of(id),
+                        soma,
                         quota,
                     };
-                    meter.track(id, subject);
-                    if let Some(group) = group.filter(|_| breach::is_wanted(quota)) {
-                        let watched = breach::Watched { workspace: id, name, soma, quota };
-                        let task = tokio::spawn(breach::watch(group, watched, inputs.clone()));
-                        cgroups.attend(id, task.abort_handle());
-                    }
-                    let numbers = Arc::<Mutex<Numbers>>::default();
+                    attend(id, subject, (&cgroups, &meter), &inputs);
+                    let kept = Kept { keeper: Arc::new(keeper), launches: Launches::default() };
                     let told = (cgroups, explanations);
-                    tokio::spawn(watch_exits(id, exits, Arc::clone(&numbers), told, inputs.clone()));
-                    let kept = Kept { keeper: Arc::new(keeper), numbers };
+                    tokio::spawn(watch_exits(id, exits, Arc::clone(&kept.launches), told, inputs.clone()));
                     keepers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, kept);
                     Input::KeeperReady { workspace: id, mechanisms }
                 }
@@ -266,6 +370,7 @@ impl Effects for Live {
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner).remove(&workspace);
         self.cgroups.remove(workspace);
         self.meter.untrack(workspace);
+        self.store.forget(&stored_name(workspace));
     }
 
     fn wire(&mut self, pipeline: &Pipeline, labels: &[&str]) -> Result<(), Error> {
@@ -278,26 +383,20 @@ impl Effects for Live {
     fn start_command(&mut self, workspace: &Workspace, command: &Command) {
         let id = command.what.id;
         let program = command.what.command.exec.clone();
-        let Some((keeper, numbers)) = self.kept(workspace.id) else { return };
-        let stdio = match self.stdio(command) {
+        let Some((keeper, launches)) = self.kept(workspace.id) else { return };
+        let (stdio, held) = match self.stdio(command) {
             Ok(stdio) => stdio,
             Err(error) => {
-                let error = spawn_error(SpawnKind::Other, &program, format!("make its log: {error}"));
+                let error = spawn_error(SpawnKind::Other, &program, format!("make its descriptors: {error}"));
                 return self.send(Input::StartFailed { command: id, error });
             }
         };
-        let number = {
-            let mut numbers = numbers.lock().unwrap_or_else(PoisonError::into_inner);
-            numbers.next += 1;
-            let number = numbers.next;
-            numbers.of.insert(id, number);
-            numbers.by.insert(number, id);
-            number
-        };
+        let number = numbers::launch(id, command.relaunches);
+        launches.lock().unwrap_or_else(PoisonError::into_inner).insert(number, id);
         if workspace.spec.explain {
             self.explanations.begin(id);
         }
-        let mut spec = command_spec(workspace, command);
+        let mut spec = CommandSpec { held, ..command_spec(workspace, command) };
         spec.rlimits = rlimits(&command.what.soma, self.cgroups.controllers());
         let (inputs, terminals) = (self.inputs.clone(), Arc::clone(&self.terminals));
         let (cgroups, workspace, soma) = (self.cgroups.clone(), workspace.id, command.what.soma.clone());
@@ -305,12 +404,15 @@ impl Effects for Live {
             match make_leaf(&cgroups, workspace, id, soma).await {
                 Ok(cgroup) => spec.cgroup = cgroup,
                 Err(reason) => {
+                    launches.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
                     let error = spawn_error(SpawnKind::Other, &program, reason);
                     let _ = inputs.send(Input::StartFailed { command: id, error });
                     return;
                 }
             }
-            let _ = inputs.send(match keeper.spawn(number, &spec, stdio).await {
+            let spawned = keeper.spawn(number, &spec, stdio).await;
+            drop(spec);
+            let _ = inputs.send(match spawned {
                 Ok(spawned) => {
                     if let Some(terminal) = spawned.terminal {
                         terminals.lock().unwrap_or_else(PoisonError::into_inner).insert(id, terminal);
@@ -318,9 +420,7 @@ impl Effects for Live {
                     Input::Started { command: id, pid: spawned.pid }
                 }
                 Err(error) => {
-                    let mut numbers = numbers.lock().unwrap_or_else(PoisonError::into_inner);
-                    numbers.of.remove(&id);
-                    numbers.by.remove(&number);
+                    launches.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
                     cgroups.ended(workspace, id, 0);
                     Input::StartFailed { command: id, error: explain(&program, &error) }
                 }
@@ -333,10 +433,10 @@ impl Effects for Live {
         if signal == KILL {
             self.cgroups.kill(workspace, command);
         }
-        let Some((keeper, numbers)) = self.kept(workspace) else { return };
-        let Some(number) = numbers.lock().unwrap_or_else(PoisonError::into_inner).of.get(&command).copied() else {
-            return;
-        };
+        let Some((keeper, launches)) = self.kept(workspace) else { return };
+        let launches = launches.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(number) = launches.iter().find(|(_, id)| **id == command).map(|(number, _)| *number) else { return };
+        drop(launches);
         tokio::spawn(async move {
             if let Err(error) = keeper.signal(number, signal).await {
                 // it ended in the meantime, which its exit will say
@@ -361,16 +461,60 @@ impl Effects for Live {
     }
 
     fn complete(&mut self, id: Ulid, status: i32, reason: &'static str, message: String) {
+        self.kept_stdio.remove(&id);
+        self.logs.finish(id);
         if let Some(pipe) = self.handed.remove(&id).and_then(|h| h.completion) {
             completion::write(pipe, id, status, reason, message);
         }
     }
 
-    fn pipeline_ended(&mut self, pipeline: Ulid) {
+    fn pipeline_ended(&mut self, pipeline: &Pipeline, since: Usec) {
+        let id = pipeline.what.id;
+        self.let_go(pipeline.workspace, numbers::number(id));
+        let linger = if pipeline.what.tap { FLOW_LINGER } else { Duration::ZERO };
+        let rest = linger.saturating_sub(Duration::from_micros(since));
         let flows = self.flows.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(FLOW_LINGER).await;
-            flows.forget(pipeline);
+            tokio::time::sleep(rest).await;
+            flows.forget(id);
+        });
+    }
+
+    fn close_flows(&mut self, pipeline: Ulid) {
+        self.flows.close(pipeline);
+    }
+
+    fn record(&mut self, records: &[Record]) -> bool {
+        self.journal.append(records)
+    }
+
+    fn rewrite(&mut self, records: &[Record]) {
+        self.journal.rewrite(records);
+    }
+
+    fn exit_recorded(&mut self, id: Ulid, command: Option<&Command>) {
+        // one that nobody remembers any more has no workspace that could be asked either
+        let Some(command) = command else { return };
+        let Some((keeper, _)) = self.kept(command.workspace) else { return };
+        let again = command.what.restart.is_some();
+        let ended = command.phase == CommandPhase::Ended;
+        let number = numbers::launch(id, command.relaunches);
+        let owner = numbers::owner(command, again);
+        let drained = self.logs.drained(id);
+        tokio::spawn(async move {
+            // what the caller waits for must come to its end, though a child of the command may write on
+            if ended && owner != number {
+                let _ = keeper.acknowledge(owner).await;
+            }
+            if let Some(mut open) = drained {
+                if ended {
+                    let _ = keeper.release(owner, numbers::TAG_DONE).await;
+                }
+                // an error is a log that was forgotten
+                let _ = open.wait_for(|open| *open == 0).await;
+            }
+            // a keeper that has ended remembers nothing
+            let _ = keeper.acknowledge(number).await;
         });
     }
 
@@ -384,26 +528,26 @@ impl Effects for Live {
     }
 }
 
-async fn watch_exits(
+pub(super) async fn watch_exits(
     workspace: Ulid,
     mut exits: ExitStream,
-    numbers: Arc<Mutex<Numbers>>,
+    launches: Launches,
     (cgroups, explanations): (Cgroups, Explanations),
     inputs: mpsc::UnboundedSender<Input>,
 ) {
     while let Some(event) = exits.next().await {
         let input = match event {
             Event::Exited { id, code, signal, .. } => {
-                let mut numbers = numbers.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some(command) = numbers.by.remove(&id) else { continue };
-                numbers.of.remove(&command);
+                let Some(command) = launches.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) else {
+                    continue;
+                };
                 let status = signal.map_or(code.unwrap_or_default(), |signal| 128 + signal);
                 let limits = cgroups.ended(workspace, command, status);
                 Input::Exited { command, status, signalled: signal.is_some(), limits }
             }
             Event::Refused { id, refusal } => {
-                let numbers = numbers.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(command) = numbers.by.get(&id) {
+                let launches = launches.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(command) = launches.get(&id) {
                     explanations.note(*command, refusal);
                 }
                 continue;
@@ -461,6 +605,27 @@ async fn make_leaf(
             Err(error)
         }
     }
+}
+
+/// Has a workspace measured, and its limits watched where somebody wants to know of them.
+pub(super) fn attend(
+    workspace: Ulid,
+    subject: Subject,
+    (cgroups, meter): (&Cgroups, &Meter),
+    inputs: &mpsc::UnboundedSender<Input>,
+) {
+    if let Some(group) = subject.group.clone().filter(|_| breach::is_wanted(subject.quota)) {
+        let (name, soma, quota) = (subject.name.clone(), subject.soma.clone(), subject.quota);
+        let watched = breach::Watched { workspace, name, soma, quota };
+        let task = tokio::spawn(breach::watch(group, watched, inputs.clone()));
+        cgroups.attend(workspace, task.abort_handle());
+    }
+    meter.track(workspace, subject);
+}
+
+fn clone_all<F: AsFd>(all: &[Option<F>; 3]) -> io::Result<[Option<OwnedFd>; 3]> {
+    let clone = |fd: &Option<F>| fd.as_ref().map(|fd| fd.as_fd().try_clone_to_owned()).transpose();
+    Ok([clone(&all[0])?, clone(&all[1])?, clone(&all[2])?])
 }
 
 fn spawn_error(kind: SpawnKind, program: &str, reason: String) -> Error {

@@ -1,13 +1,16 @@
 //! The I/O of the service, behind a trait: the actor says what is to be done, the answers
 //! come back as inputs.
 
+mod adoption;
 mod breach;
 mod cgroups;
 mod completion;
 mod explanations;
 mod flows;
+mod journal;
 mod live;
 mod log;
+mod numbers;
 mod wiring;
 
 use std::os::fd::OwnedFd;
@@ -17,10 +20,11 @@ use ulid::Ulid;
 
 use crate::actor::FlowSource;
 use crate::error::Error;
-use crate::state::{Command, Pipeline, Workspace};
+use crate::state::{Command, Pipeline, Record, Usec, Workspace};
 
 pub(crate) use cgroups::Cgroups;
 pub(crate) use explanations::Explanations;
+pub(crate) use journal::Journal;
 pub(crate) use live::{Live, Means};
 pub(crate) use log::{LogStore, Selection};
 
@@ -59,10 +63,19 @@ pub(crate) trait Effects: FlowSource {
     fn take_terminal(&mut self, command: Ulid) -> Option<OwnedFd>;
     /// Tells whoever waits that a command or pipeline has ended.
     fn complete(&mut self, id: Ulid, status: i32, reason: &'static str, message: String);
-    /// A pipeline has ended: its flows serve their replay for a while longer.
-    fn pipeline_ended(&mut self, pipeline: Ulid);
+    /// A pipeline ended so many microseconds ago: its flows serve their replay for a while longer.
+    fn pipeline_ended(&mut self, pipeline: &Pipeline, since: Usec);
+    /// Closes the sockets of a pipeline's flows; the pipeline goes on.
+    fn close_flows(&mut self, pipeline: Ulid);
     /// Drops a pipeline's flows.
     fn forget_flows(&mut self, pipeline: Ulid);
+    /// Writes down what has changed, for the next instance of the service.
+    /// True: there are so many by now that they had better be written anew.
+    fn record(&mut self, records: &[Record]) -> bool;
+    /// Writes everything down anew.
+    fn rewrite(&mut self, records: &[Record]);
+    /// The end of a launch is written down: its keeper need not remember it.
+    fn exit_recorded(&mut self, id: Ulid, command: Option<&Command>);
     /// Removes a command's log.
     fn forget_log(&mut self, command: Ulid);
 }

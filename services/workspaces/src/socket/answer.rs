@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shipote_audit::Event;
-use shipote_bus::spec::{Networking, SpecError};
+use shipote_bus::spec::{Networking, RestartPolicy, SpecError};
 use shipote_workspace_protocol::spec::{WorkspaceId, WorkspaceSpec};
 use shipote_workspace_protocol::{
     CommandInfo, FRAME_MAX, FlowInfo, FlowThroughputInfo, Request, Response, WorkspaceSummary, convert,
@@ -64,11 +64,8 @@ impl Door {
             Request::WorkspaceList => self.workspaces().await,
             Request::WorkspaceStop { id, grace_ms } => self.stop_workspace(by, id, grace_ms).await,
             Request::Run { workspace, exec, argv, envp, restart_on_failure } => {
-                if restart_on_failure {
-                    let text = "run: restart_on_failure: restarting a command is not available yet; use `false`";
-                    return Err(Error::InvalidArgument(text.to_owned()));
-                }
-                self.run(by, workspace, exec, argv, envp).await
+                let command = shipote_bus::spec::NodeCommand { exec, argv, envp };
+                self.run(by, workspace, command, restart_on_failure.then(RestartPolicy::default)).await
             }
             Request::PipelineRun { spec, tap, vars } => self.run_pipeline(by, &spec, tap, &vars).await,
             Request::Discern { sample, hint_path } => Ok(discern(&sample, hint_path.as_deref())),
@@ -168,12 +165,11 @@ impl Door {
         &self,
         by: By,
         workspace: WorkspaceId,
-        exec: String,
-        argv: Vec<String>,
-        envp: Vec<(String, String)>,
+        command: shipote_bus::spec::NodeCommand,
+        restart: Option<RestartPolicy>,
     ) -> Result<Response, Error> {
-        let command = shipote_bus::spec::NodeCommand { exec, argv, envp };
-        let command = new_command(command, None)?;
+        let mut command = new_command(command, None)?;
+        command.restart = restart;
         let object = command.command.exec.clone();
         let call = Call::Run {
             target: Target::Existing(workspace.0.to_string()),
@@ -236,7 +232,7 @@ impl Door {
         };
         let failed = |e: std::io::Error| Error::Failed(format!("read the log of command {command}: {e}"));
         let Some(output) =
-            self.logs.read(command, Selection { stdout, stderr, tail, follow: false }).map_err(failed)?
+            self.logs.read(command, Selection { stdout, stderr, tail, ..Selection::default() }).map_err(failed)?
         else {
             let text =
                 format!("{command} (with a log: the output of a command that was handed descriptors is not kept)");
@@ -277,6 +273,7 @@ impl Door {
     }
 
     async fn throughput(&self) -> Result<Response, Error> {
+        self.actor.measure().await?;
         let flows = self.actor.ask(|_, flows| flows.flows()).await?;
         let items = flows.into_iter().map(|flow| FlowThroughputInfo {
             socket: flow.socket.into(),

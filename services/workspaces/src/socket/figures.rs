@@ -31,8 +31,8 @@ impl Door {
                 alive_commands: count(state.living()),
                 alive_pipelines: count(state.pipelines.values().filter(|p| p.exit_status.is_none()).count()),
                 active_flows: count(flows.flows().iter().filter(|flow| flow.state == "flowing").count()),
-                // living workspaces are not on the disk: the service's end is theirs
-                dirty: !state.workspaces.is_empty(),
+                // every change is written down before anything comes of it
+                dirty: false,
             })
             .await
     }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use shipote_bus::spec::WorkspaceSpec;
 use ulid::Ulid;
 
+use super::restart::Restarts;
 use super::{
-    COMMANDS_MAX, Command, CommandPhase, Effect, Ending, HISTORY_MAX, LimitNote, NewCommand, NewPipeline, Outcome,
-    RequestId, State, Target, Timer, Usec, WorkspacePhase,
+    COMMANDS_MAX, Command, CommandPhase, Effect, Ending, HISTORY_MAX, Key, LastEnd, LimitNote, NewCommand, NewPipeline,
+    Outcome, RequestId, State, Target, Timer, Usec, WorkspacePhase,
 };
 use crate::error::Error;
 
@@ -21,6 +22,11 @@ const STATUS_NOT_EXECUTABLE: i32 = 126;
 const STATUS_FAILED: i32 = 125;
 /// 128 + SIGKILL: what happened to commands whose workspace is gone.
 const STATUS_LOST: i32 = 137;
+
+/// A duration in the state's unit.
+pub(super) fn usec(duration: Duration) -> Usec {
+    Usec::try_from(duration.as_micros()).unwrap_or(Usec::MAX)
+}
 
 impl State {
     #[allow(clippy::too_many_arguments)]
@@ -76,11 +82,18 @@ impl State {
                 exit_status: None,
                 reason: "",
                 message: String::new(),
+                launched: now,
+                relaunches: 0,
+                restarts: Restarts::default(),
+                last: None,
+                deadline: None,
+                kill_at: None,
                 ending: None,
                 reply: if pipeline_id.is_none() { Some(request) } else { None },
                 what,
             };
             self.living += 1;
+            self.touched.insert(Key::Command(command.what.id));
             self.commands.insert(command.what.id, command);
         }
         match pipeline {
@@ -92,7 +105,7 @@ impl State {
     }
 
     /// The keeper is ready: start what waited for it.
-    pub(super) fn start_waiting(&mut self, workspace: Ulid, out: &mut Vec<Effect>) {
+    pub(super) fn start_waiting(&mut self, workspace: Ulid, now: Usec, out: &mut Vec<Effect>) {
         let pipelines: Vec<Ulid> = self
             .pipelines
             .values()
@@ -105,7 +118,7 @@ impl State {
                 .filter(|c| c.phase == CommandPhase::Starting)
                 .map(|c| Effect::StartCommand { command: c.what.id }),
         );
-        self.end_if_done(workspace, out);
+        self.end_if_done(workspace, now, out);
     }
 
     /// The keeper never came: what waited for it fails with its error.
@@ -116,18 +129,24 @@ impl State {
         }
     }
 
-    pub(super) fn started(&mut self, id: Ulid, pid: i32, out: &mut Vec<Effect>) {
-        let Some(command) = self.commands.get_mut(&id) else { return };
+    pub(super) fn started(&mut self, id: Ulid, pid: i32, now: Usec, out: &mut Vec<Effect>) {
+        let Some(command) = self.command_mut(id) else { return };
         if command.phase != CommandPhase::Starting {
             return;
         }
         command.phase = CommandPhase::Running;
         command.pid = pid;
+        command.launched = now;
         if let Some(request) = command.reply.take() {
             out.push(Effect::Reply { request, result: Ok(Outcome::Started(id)) });
         }
-        if let Some(delay) = command.what.timeout {
+        // a command that is restarted has its time for all launches together
+        if let (Some(delay), None) = (command.what.timeout, command.deadline) {
+            command.deadline = Some(now.saturating_add(usec(delay)));
             out.push(Effect::After { delay, input: Timer::Deadline(id) });
+        }
+        if command.ending.is_some() {
+            command.kill_at = Some(now.saturating_add(usec(GRACE)));
         }
         let ending = command.ending;
         let pipeline = command.pipeline;
@@ -138,13 +157,13 @@ impl State {
             out.push(Effect::After { delay: GRACE, input: Timer::Escalate(id) });
         }
         if let Some(pipeline) = pipeline {
-            self.pipeline_progress(pipeline, out);
+            self.pipeline_progress(pipeline, now, out);
         }
     }
 
     pub(super) fn start_failed(&mut self, id: Ulid, error: Error, now: Usec, out: &mut Vec<Effect>) {
         use crate::error::SpawnKind;
-        let Some(command) = self.commands.get_mut(&id) else { return };
+        let Some(command) = self.command_mut(id) else { return };
         if command.phase != CommandPhase::Starting {
             return;
         }
@@ -158,7 +177,7 @@ impl State {
         let pipeline = command.pipeline;
         out.push(Effect::DropDescriptors { command: id });
         if let Some(pipeline) = pipeline {
-            self.pipeline_failed(pipeline, &error, out);
+            self.pipeline_failed(pipeline, &error, now, out);
         }
         self.finish(id, status, "spawn-failed", now, out);
         if let Some(request) = reply {
@@ -175,7 +194,8 @@ impl State {
         now: Usec,
         out: &mut Vec<Effect>,
     ) {
-        let Some(command) = self.commands.get_mut(&id).filter(|c| c.phase != CommandPhase::Ended) else { return };
+        let living = self.commands.get(&id).is_some_and(|c| c.phase != CommandPhase::Ended);
+        let Some(command) = self.command_mut(id).filter(|_| living) else { return };
         if command.message.is_empty() {
             command.message = limits.message;
         }
@@ -189,9 +209,63 @@ impl State {
         };
         // the exit may overtake the answer to the start
         if command.phase == CommandPhase::Starting {
-            self.started(id, 0, out);
+            self.started(id, 0, now, out);
         }
-        self.finish(id, status, reason, now, out);
+        // one that has ended already is told again by a keeper that was taken over
+        if self.commands.get(&id).is_none_or(|command| command.phase != CommandPhase::Running) {
+            return;
+        }
+        if !self.wait(id, status, reason, now, out) {
+            self.finish(id, status, reason, now, out);
+        }
+    }
+
+    /// Has a command that ended wait for its next launch, if there may be one; false where it has ended for good.
+    fn wait(&mut self, id: Ulid, status: i32, reason: &'static str, now: Usec, out: &mut Vec<Effect>) -> bool {
+        let Some(command) = self.commands.get(&id).filter(|command| command.ending.is_none()) else { return false };
+        let pipeline = command.pipeline;
+        let with_pipeline = pipeline
+            .and_then(|p| self.pipelines.get(&p))
+            .is_some_and(|p| p.what.restart.is_some() && p.failure.is_none() && p.stoppers.is_empty());
+        let running = self.workspaces.get(&command.workspace).is_some_and(|w| w.phase == WorkspacePhase::Running);
+        let Some(command) = self.command_mut(id) else { return false };
+        let alone = if status != 0 && running { command.what.restart } else { None };
+        let pause = alone.and_then(|policy| command.restarts.after_failure(&policy, command.launched, now));
+        if pause.is_none() && !(with_pipeline && running) {
+            return false;
+        }
+        command.phase = CommandPhase::Waiting;
+        command.last = Some(LastEnd { status, reason });
+        out.push(Effect::CommandChanged { command: id });
+        match (pause, pipeline) {
+            (Some(delay), _) => out.push(Effect::After { delay, input: Timer::Relaunch(id) }),
+            (None, Some(pipeline)) => self.pipeline_progress(pipeline, now, out),
+            (None, None) => {}
+        }
+        true
+    }
+
+    /// Starts a command again.
+    pub(super) fn relaunch(&mut self, id: Ulid, now: Usec, out: &mut Vec<Effect>) {
+        let Some(command) = self.command_mut(id) else { return };
+        if command.phase != CommandPhase::Waiting {
+            return;
+        }
+        command.phase = CommandPhase::Starting;
+        command.pid = 0;
+        command.launched = now;
+        command.relaunches = command.relaunches.saturating_add(1);
+        command.restarts.due = None;
+        command.message.clear();
+        out.push(Effect::CommandChanged { command: id });
+        out.push(Effect::StartCommand { command: id });
+    }
+
+    /// Ends a command that waits, with the end that it waits with.
+    pub(super) fn finish_waiting(&mut self, id: Ulid, stopped: Option<&'static str>, now: Usec, out: &mut Vec<Effect>) {
+        let waiting = self.commands.get(&id).filter(|command| command.phase == CommandPhase::Waiting);
+        let Some(last) = waiting.and_then(|command| command.last) else { return };
+        self.finish(id, last.status, stopped.unwrap_or(last.reason), now, out);
     }
 
     /// The workspace is gone and took the command with it.
@@ -202,7 +276,9 @@ impl State {
             Some(_) => "stopped",
             None => "lost",
         };
-        if command.phase == CommandPhase::Starting {
+        if command.phase == CommandPhase::Waiting {
+            self.finish_waiting(id, Some(reason), now, out);
+        } else if command.phase == CommandPhase::Starting {
             let name = command.workspace_name.clone();
             self.start_failed(id, Error::WrongState(format!("run in workspace {name:?}: it was stopped")), now, out);
         } else {
@@ -218,6 +294,9 @@ impl State {
         let (id, phase) = (command.what.id, command.phase);
         match phase {
             CommandPhase::Running => {}
+            CommandPhase::Waiting => {
+                return Err(Error::WrongState(format!("signal command {name}: it waits for its next launch; stop it")));
+            }
             CommandPhase::Ended => return Err(Error::WrongState(format!("signal command {name}: it has ended"))),
             CommandPhase::Starting => {
                 return Err(Error::WrongState(format!("signal command {name}: it has not started yet; ask again")));
@@ -227,13 +306,28 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    /// SIGTERM now, SIGKILL after the grace.
-    pub(super) fn end_command(&mut self, id: Ulid, ending: Ending, grace: Duration, out: &mut Vec<Effect>) {
-        let Some(command) = self.commands.get_mut(&id) else { return };
+    /// SIGTERM now, SIGKILL after the grace. Asked again, the shortest grace holds.
+    pub(super) fn end_command(&mut self, id: Ulid, ending: Ending, grace: Duration, now: Usec, out: &mut Vec<Effect>) {
+        let Some(command) = self.command_mut(id) else { return };
         if command.phase == CommandPhase::Ended {
             return;
         }
         command.ending.get_or_insert(ending);
+        if command.phase == CommandPhase::Waiting {
+            let reason = match command.ending {
+                Some(Ending::Timeout) => "timeout",
+                Some(Ending::Quota) => "quota",
+                _ => "stopped",
+            };
+            return self.finish_waiting(id, Some(reason), now, out);
+        }
+        let kill_at = now.saturating_add(usec(grace));
+        if command.phase == CommandPhase::Running {
+            if command.kill_at.is_some_and(|earlier| earlier <= kill_at) {
+                return;
+            }
+            command.kill_at = Some(kill_at);
+        }
         if command.phase == CommandPhase::Running {
             let signal = if grace.is_zero() { libc_signal::KILL } else { libc_signal::TERM };
             self.send(id, signal, out);
@@ -244,15 +338,15 @@ impl State {
     }
 
     /// Ends the living commands of a workspace at once; the workspace stays.
-    pub(super) fn quota_reached(&mut self, workspace: Ulid, message: &str, out: &mut Vec<Effect>) {
+    pub(super) fn quota_reached(&mut self, workspace: Ulid, message: &str, now: Usec, out: &mut Vec<Effect>) {
         let living: Vec<Ulid> = self.living_in(workspace).map(|c| c.what.id).collect();
         for id in living {
-            if let Some(command) = self.commands.get_mut(&id)
+            if let Some(command) = self.command_mut(id)
                 && command.ending.is_none()
             {
                 message.clone_into(&mut command.message);
             }
-            self.end_command(id, Ending::Quota, Duration::ZERO, out);
+            self.end_command(id, Ending::Quota, Duration::ZERO, now, out);
         }
         out.push(Effect::Sweep { workspace });
     }
@@ -270,11 +364,13 @@ impl State {
     }
 
     fn finish(&mut self, id: Ulid, status: i32, reason: &'static str, now: Usec, out: &mut Vec<Effect>) {
-        let Some(command) = self.commands.get_mut(&id) else { return };
+        let Some(command) = self.command_mut(id) else { return };
         if command.phase == CommandPhase::Ended {
             return;
         }
         command.phase = CommandPhase::Ended;
+        command.last = None;
+        command.restarts.due = None;
         command.exit_status = Some(status);
         command.reason = reason;
         command.ended = Some(now);
@@ -284,9 +380,9 @@ impl State {
         out.push(Effect::CommandChanged { command: id });
         self.history.push_back(id);
         if let Some(pipeline) = pipeline {
-            self.pipeline_progress(pipeline, out);
+            self.pipeline_progress(pipeline, now, out);
         }
-        self.end_if_done(workspace, out);
+        self.end_if_done(workspace, now, out);
         self.trim_history(out);
     }
 
@@ -299,6 +395,7 @@ impl State {
             };
             let Some(id) = self.history.iter().position(settled).and_then(|at| self.history.remove(at)) else { return };
             if let Some(command) = self.commands.remove(&id) {
+                self.touched.insert(Key::Command(id));
                 if let Some(pipeline) = command.pipeline {
                     self.pipeline_forget(pipeline, out);
                 }

@@ -5,27 +5,37 @@
 //!                 \--KeeperFailed--> gone   \--KeeperGone--> gone
 //!
 //! command     Starting --Started--> Running --Exited--> Ended --(history full)--> forgotten
-//!                 \--StartFailed--> Ended      \--workspace gone--> Ended (lost)
+//!                 \--StartFailed--> Ended  |   \--workspace gone--> Ended (lost)
+//!                 ^                        v failed, and restarted; or a node whose pipeline is
+//!                 \------Relaunch------ Waiting --stopped, no more restarts--> Ended
 //! ```
+//!
+//! A pipeline that is restarted waits until all its nodes wait, and launches them together.
+//!
+//! What a service that is killed must find again is in the [`Record`]s that each step leaves behind;
+//! [`State::restore`] makes the state of them and `Input::Resume` compares it with what lives.
 //!
 //! Invariants, property-tested: every request is answered exactly once; a command that is
 //! not ended has a living workspace; an ended command never changes; completion is said
 //! exactly once for each command and pipeline; an ephemeral workspace does not outlive its
-//! last command.
+//! last command; the records of all steps make the same state again.
 
 mod commands;
+mod persist;
 mod pipelines;
+mod restart;
 mod types;
 mod workspaces;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use ulid::Ulid;
 
 use crate::error::Error;
+pub(crate) use persist::{Key, Record};
 pub(crate) use types::*;
 
 /// Ended commands that stay listed.
@@ -45,6 +55,8 @@ pub(crate) struct State {
     /// Ended commands, oldest first.
     history: VecDeque<Ulid>,
     living: usize,
+    /// What was changed since the records were taken.
+    touched: BTreeSet<Key>,
 }
 
 impl State {
@@ -60,7 +72,7 @@ impl State {
                     Err(error) => out.push(Effect::Reply { request, result: Err(error) }),
                 }
             }
-            Input::KeeperReady { workspace, mechanisms } => self.keeper_ready(workspace, mechanisms, out),
+            Input::KeeperReady { workspace, mechanisms } => self.keeper_ready(workspace, mechanisms, now, out),
             Input::KeeperFailed { workspace, error } => self.keeper_failed(workspace, &error, now, out),
             Input::KeeperGone { workspace } => self.keeper_gone(workspace, now, out),
             Input::KeeperEnded { workspace, reaped } => self.keeper_ended(workspace, reaped, now, out),
@@ -69,23 +81,51 @@ impl State {
                     out.push(Effect::Reply { request, result: Err(error) });
                 }
             }
-            Input::Started { command, pid } => self.started(command, pid, out),
+            Input::Started { command, pid } => self.started(command, pid, now, out),
             Input::StartFailed { command, error } => self.start_failed(command, error, now, out),
             Input::Exited { command, status, signalled, limits } => {
                 self.exited(command, status, signalled, limits, now, out);
             }
-            Input::QuotaReached { workspace, message } => self.quota_reached(workspace, &message, out),
+            Input::QuotaReached { workspace, message } => self.quota_reached(workspace, &message, now, out),
             Input::Signal { request, command, signal } => {
                 let result = self.signal(&command, signal, out);
                 out.push(Effect::Reply { request, result });
             }
-            Input::StopWorkspace { request, workspace, grace } => self.stop_workspace(request, &workspace, grace, out),
-            Input::StopPipeline { request, pipeline, grace } => self.stop_pipeline(request, &pipeline, grace, out),
-            Input::Deadline { command } => self.end_command(command, Ending::Timeout, commands::GRACE, out),
+            Input::StopWorkspace { request, workspace, grace } => {
+                self.stop_workspace(request, &workspace, grace, now, out);
+            }
+            Input::StopPipeline { request, pipeline, grace } => {
+                self.stop_pipeline(request, &pipeline, grace, now, out);
+            }
+            Input::Deadline { command } => {
+                self.end_command(command, Ending::Timeout, commands::GRACE, now, out);
+            }
             Input::Escalate { command } => self.escalate(command, out),
-            Input::TtlExpired { workspace } => self.begin_stop(workspace, commands::GRACE, out),
+            Input::TtlExpired { workspace } => self.begin_stop(workspace, commands::GRACE, now, out),
+            Input::Relaunch { command } => self.relaunch(command, now, out),
+            Input::RelaunchPipeline { pipeline } => self.relaunch_pipeline(pipeline, now, out),
+            Input::PipelineBroken { pipeline, error } => self.pipeline_broken(pipeline, &error, now, out),
+            Input::Resume { survivors } => self.resume(&survivors, now, out),
         }
         effects
+    }
+
+    /// A workspace to be changed; the change is recorded.
+    fn workspace_mut(&mut self, id: Ulid) -> Option<&mut Workspace> {
+        self.touched.insert(Key::Workspace(id));
+        self.workspaces.get_mut(&id)
+    }
+
+    /// A command to be changed; the change is recorded.
+    fn command_mut(&mut self, id: Ulid) -> Option<&mut Command> {
+        self.touched.insert(Key::Command(id));
+        self.commands.get_mut(&id)
+    }
+
+    /// A pipeline to be changed; the change is recorded.
+    fn pipeline_mut(&mut self, id: Ulid) -> Option<&mut Pipeline> {
+        self.touched.insert(Key::Pipeline(id));
+        self.pipelines.get_mut(&id)
     }
 
     /// A living workspace, by name or id.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use shipote_bus::spec::{NodeCommand, ValidatedEdge, WorkspaceSpec};
+use shipote_bus::spec::{NodeCommand, RestartPolicy, ValidatedEdge, WorkspaceSpec};
 
 use super::*;
 use crate::error::SpawnKind;
@@ -54,6 +54,12 @@ enum Step {
         command: usize,
         signal: i32,
     },
+    /// The timer that is due next comes.
+    Time,
+    /// The service is killed; of what it started, these live on.
+    Killed {
+        survive: u8,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -72,7 +78,19 @@ fn step() -> impl Strategy<Value = Step> {
         (0..8usize).prop_map(|workspace| Step::Ttl { workspace }),
         (0..8usize).prop_map(|workspace| Step::Quota { workspace }),
         (0..8usize, -1..70i32).prop_map(|(command, signal)| Step::Signal { command, signal }),
+        Just(Step::Time),
+        Just(Step::Time),
+        any::<u8>().prop_map(|survive| Step::Killed { survive }),
     ]
+}
+
+/// What of a state outlives the service.
+fn lasting(state: &State) -> (Vec<Record>, Vec<(String, Ulid)>) {
+    let plain = |record: &Record| serde_json::from_str(&serde_json::to_string(record).unwrap()).unwrap();
+    let records = state.all_records().iter().map(plain).collect();
+    let mut names: Vec<_> = state.names.iter().map(|(name, id)| (name.clone(), *id)).collect();
+    names.sort();
+    (records, names)
 }
 
 #[derive(Default)]
@@ -86,6 +104,11 @@ struct World {
     ended: HashMap<Ulid, (i32, &'static str)>,
     pending: VecDeque<Effect>,
     dead_keepers: HashSet<Ulid>,
+    /// What the records of all steps say, in the form in which they are kept.
+    kept: BTreeMap<Key, String>,
+    timers: BTreeSet<(Usec, Timer)>,
+    /// Every other command is restarted.
+    restarted: bool,
 }
 
 fn new_command(id: Ulid, label: &str) -> NewCommand {
@@ -97,10 +120,24 @@ fn new_command(id: Ulid, label: &str) -> NewCommand {
         cwd: None,
         terminal: None,
         timeout: None,
+        restart: None,
     }
 }
 
+const RESTART: RestartPolicy = RestartPolicy { initial_ms: 1, factor: 2, max_ms: 4, limit: 3, healthy_ms: 60_000 };
+
 impl World {
+    /// A command as the next step wants it: every other one is restarted when it fails.
+    fn next_command(&mut self, label: &str) -> NewCommand {
+        let id = self.id();
+        NewCommand { restart: self.next_restart(), ..new_command(id, label) }
+    }
+
+    fn next_restart(&mut self) -> Option<RestartPolicy> {
+        self.restarted = !self.restarted;
+        self.restarted.then_some(RESTART)
+    }
+
     fn id(&mut self) -> Ulid {
         self.ids += 1;
         Ulid::from_bytes(self.ids.to_be_bytes())
@@ -130,8 +167,14 @@ impl World {
                 Effect::StartKeeper { .. } | Effect::StartCommand { .. } | Effect::EndKeeper { .. } => {
                     self.pending.push_back(effect);
                 }
+                Effect::After { delay, input } => {
+                    self.timers.insert((self.now + u64::try_from(delay.as_micros()).unwrap(), input));
+                }
                 _ => {}
             }
+        }
+        for record in self.state.take_records() {
+            self.kept.insert(record.key(), serde_json::to_string(&record).unwrap());
         }
         self.check();
     }
@@ -165,6 +208,14 @@ impl World {
         }
     }
 
+    /// The records of all steps make the same state, but for the callers, who are not kept.
+    fn check_records(&self) {
+        let mut copy = State::restore(self.kept.values().map(|text| serde_json::from_str(text).unwrap()));
+        assert_eq!(format!("{:?}", lasting(&copy)), format!("{:?}", lasting(&self.state)));
+        assert_eq!((copy.living(), copy.history.len()), (self.state.living(), self.state.history.len()));
+        assert!(copy.take_records().is_empty());
+    }
+
     fn target(&mut self, workspace: usize, ephemeral: bool) -> Target {
         match Self::nth(self.state.workspaces.values().filter(|w| !w.ephemeral).map(|w| w.name.clone()), workspace) {
             Some(name) if !ephemeral => Target::Existing(name),
@@ -193,6 +244,45 @@ impl World {
         self.handle(input);
     }
 
+    /// The service is killed and started again. Of eight things each, those of a set bit live on.
+    fn kill(&mut self, survive: u8) {
+        let mut survivors = Survivors::default();
+        let lives = |n: usize| survive & (1 << (n % 8)) != 0;
+        for (n, workspace) in self.state.workspaces.values().enumerate() {
+            if lives(n) && workspace.phase != WorkspacePhase::Starting && !self.dead_keepers.contains(&workspace.id) {
+                survivors.workspaces.insert(workspace.id, vec![]);
+            }
+        }
+        let running = |c: &&Command| matches!(c.phase, CommandPhase::Running | CommandPhase::Starting);
+        for (n, command) in self.state.commands.values().filter(running).enumerate() {
+            if survivors.workspaces.contains_key(&command.workspace) {
+                match (lives(n), lives(n + 3)) {
+                    (true, _) => drop(survivors.running.insert(command.what.id, 9)),
+                    (false, true) => drop(survivors.ended.insert(command.what.id)),
+                    (false, false) => {}
+                }
+            }
+        }
+        survivors.relays =
+            self.state.pipelines.keys().enumerate().filter(|(n, _)| lives(*n)).map(|(_, id)| *id).collect();
+        let ended = survivors.ended.clone();
+        // its callers and its timers die with it, and what was under way is answered to nobody
+        self.answered.extend((1..=self.requests).map(RequestId));
+        self.pending.clear();
+        self.timers.clear();
+        self.state = State::restore(self.kept.values().map(|text| serde_json::from_str(text).unwrap()));
+        self.handle(Input::Resume { survivors: Box::new(survivors) });
+        for command in ended {
+            self.handle(Input::Exited { command, status: 3, signalled: false, limits: LimitNote::default() });
+        }
+        // every timer that was on its way is on its way again
+        for command in self.state.commands.values().filter(|c| c.phase == CommandPhase::Waiting) {
+            let own = self.timers.iter().any(|(_, timer)| *timer == Timer::Relaunch(command.what.id));
+            let with = command.pipeline.is_some();
+            assert!(own || with, "{} waits for nothing", command.what.id);
+        }
+    }
+
     fn command(&self, n: usize) -> Option<Ulid> {
         Self::nth(self.state.commands.keys().copied(), n)
     }
@@ -209,9 +299,9 @@ impl World {
                 self.handle(Input::Create { request, id, spec, strict: false, uid: 1, numbered });
             }
             Step::Run { workspace, ephemeral } => {
-                let (request, id) = (self.request(), self.id());
+                let request = self.request();
                 let target = self.target(workspace, ephemeral);
-                let commands = vec![new_command(id, "true")];
+                let commands = vec![self.next_command("true")];
                 self.handle(Input::Run { request, target, strict: false, uid: 1, commands, pipeline: None });
             }
             Step::RunPipeline { workspace, nodes } => {
@@ -231,7 +321,9 @@ impl World {
                         to_input: "stdin".into(),
                     })
                     .collect();
-                let what = NewPipeline { id, label: "p".into(), edges, discern: Default::default(), tap: true };
+                let restart = self.next_restart();
+                let what =
+                    NewPipeline { id, label: "p".into(), edges, discern: Default::default(), tap: true, restart };
                 self.handle(Input::Run { request, target, strict: false, uid: 1, commands, pipeline: Some(what) });
             }
             Step::Answer { well } => self.answer(well),
@@ -285,6 +377,18 @@ impl World {
                     self.handle(Input::QuotaReached { workspace, message: "m".to_owned() });
                 }
             }
+            Step::Time => {
+                let Some((due, timer)) = self.timers.pop_first() else { return };
+                self.now = self.now.max(due);
+                self.handle(match timer {
+                    Timer::Deadline(command) => Input::Deadline { command },
+                    Timer::Escalate(command) => Input::Escalate { command },
+                    Timer::Ttl(workspace) => Input::TtlExpired { workspace },
+                    Timer::Relaunch(command) => Input::Relaunch { command },
+                    Timer::RelaunchPipeline(pipeline) => Input::RelaunchPipeline { pipeline },
+                });
+            }
+            Step::Killed { survive } => self.kill(survive),
             Step::Signal { command, signal } => {
                 if let Some(id) = self.command(command) {
                     let request = self.request();
@@ -317,13 +421,14 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_keeps_the_invariants(steps in prop::collection::vec(step(), 1..80)) {
         let mut world = World::default();
         for step in steps {
             world.take(step);
+            world.check_records();
         }
         world.wind_up();
     }
@@ -345,7 +450,7 @@ fn the_history_is_bounded() {
 
 #[test]
 fn a_limit_that_ends_a_command_is_its_reason() {
-    let mut world = World::default();
+    let mut world = World { restarted: true, ..World::default() };
     world.take(Step::Create { name: 0, numbered: false });
     world.answer(true);
     let workspace = world.workspace(0).unwrap();
@@ -406,4 +511,83 @@ fn a_name_cannot_stand_before_an_id() {
     let spec = Box::new(WorkspaceSpec { label: id.to_string(), ..Default::default() });
     world.handle(Input::Create { request, id: other, spec, strict: false, uid: 2, numbered: true });
     assert_eq!(world.state.find_workspace(&id.to_string()).unwrap().id, id);
+}
+
+#[test]
+fn a_failed_command_is_restarted_under_its_id_until_it_works() {
+    let mut world = World { restarted: false, ..World::default() };
+    world.take(Step::Create { name: 0, numbered: false });
+    world.answer(true);
+    world.timers.clear();
+    world.take(Step::Run { workspace: 0, ephemeral: false });
+    let id = world.command(0).unwrap();
+    for launch in 0..3 {
+        world.answer(true);
+        assert_eq!(world.state.commands[&id].phase, CommandPhase::Running);
+        assert_eq!(world.state.commands[&id].restarts.count, launch);
+        if launch == 1 {
+            // killed and back: the count stays
+            world.kill(0xff);
+        }
+        let status = if launch < 2 { 1 } else { 0 };
+        world.handle(Input::Exited { command: id, status, signalled: false, limits: LimitNote::default() });
+        if launch < 2 {
+            assert_eq!(world.state.commands[&id].phase, CommandPhase::Waiting);
+            assert!(world.completed.is_empty());
+            if launch == 0 {
+                // killed while it waits: the pause goes on
+                world.kill(0xff);
+            }
+            world.take(Step::Time);
+        }
+    }
+    assert_eq!(world.completed.get(&id), Some(&0));
+}
+
+#[test]
+fn a_pipeline_is_restarted_as_a_whole_up_to_its_limit() {
+    let mut world = World { restarted: true, ..World::default() };
+    world.take(Step::Create { name: 0, numbered: false });
+    world.answer(true);
+    world.timers.clear();
+    // two nodes, the first of which would be restarted alone
+    world.take(Step::RunPipeline { workspace: 0, nodes: 2 });
+    let id = *world.state.pipelines.keys().next().unwrap();
+    for command in world.state.commands.values_mut() {
+        command.what.restart = None;
+    }
+    world.state.pipelines.get_mut(&id).unwrap().what.restart = Some(RESTART);
+    let nodes = world.state.pipelines[&id].nodes.clone();
+    for launch in 0..=3 {
+        world.answer(true);
+        world.answer(true);
+        assert_eq!(world.state.pipelines[&id].restarts.count, launch);
+        for (node, status) in nodes.iter().zip([1, 0]) {
+            assert!(world.completed.is_empty());
+            world.handle(Input::Exited { command: *node, status, signalled: false, limits: LimitNote::default() });
+        }
+        world.take(Step::Time);
+    }
+    assert_eq!(world.state.pipelines[&id].exit_status, Some(1));
+    assert_eq!(world.completed.len(), 3);
+}
+
+#[test]
+fn a_second_shorter_grace_shortens_the_first() {
+    let mut world = World::default();
+    world.take(Step::Create { name: 0, numbered: false });
+    world.answer(true);
+    let workspace = world.workspace(0).unwrap().to_string();
+    let mut graces = Vec::new();
+    for seconds in [60, 3600, 1] {
+        let request = world.request();
+        let grace = Duration::from_secs(seconds);
+        let input = Input::StopWorkspace { request, workspace: workspace.clone(), grace };
+        for effect in world.state.handle(input, world.now) {
+            if let Effect::EndKeeper { grace, .. } = effect {
+                graces.push(grace.as_secs());
+            }
+        }
+    }
+    assert_eq!(graces, [60, 1]);
 }

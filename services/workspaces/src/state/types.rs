@@ -1,11 +1,15 @@
 //! What the state machine holds, what goes in and what comes out.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use shipote_bus::spec::{DiscernPolicy, NodeCommand, Soma, ValidatedEdge, WorkspaceSpec};
+use serde::{Deserialize, Serialize};
+use shipote_bus::spec::{DiscernPolicy, NodeCommand, RestartPolicy, Soma, ValidatedEdge, WorkspaceSpec};
 use shipote_confinement::Mechanism;
 use ulid::Ulid;
 
+use super::persist;
+use super::restart::Restarts;
 use crate::error::Error;
 
 /// Ties a reply to the call that waits for it.
@@ -15,7 +19,10 @@ pub(crate) struct RequestId(pub(crate) u64);
 /// Microseconds since the epoch.
 pub(crate) type Usec = u64;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One of few words.
+pub(crate) type Word = &'static str;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum WorkspacePhase {
     Starting,
     Running,
@@ -32,7 +39,7 @@ impl WorkspacePhase {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Workspace {
     pub(crate) id: Ulid,
     pub(crate) name: String,
@@ -44,15 +51,22 @@ pub(crate) struct Workspace {
     /// Made for one command or pipeline; ends with the last of them.
     pub(crate) ephemeral: bool,
     pub(crate) mechanisms: Vec<Mechanism>,
+    /// When what is left of it is killed, once it is being stopped.
+    #[serde(default)]
+    pub(super) kill_at: Option<Usec>,
+    #[serde(skip)]
     pub(super) creators: Vec<RequestId>,
+    #[serde(skip)]
     pub(super) stoppers: Vec<RequestId>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum CommandPhase {
     /// Its workspace is not ready, or the keeper has not answered.
     Starting,
     Running,
+    /// Between two launches: it failed and is started again, or the other nodes of its pipeline are waited for.
+    Waiting,
     Ended,
 }
 
@@ -61,13 +75,14 @@ impl CommandPhase {
         match self {
             CommandPhase::Starting => "starting",
             CommandPhase::Running => "running",
+            CommandPhase::Waiting => "waiting",
             CommandPhase::Ended => "ended",
         }
     }
 }
 
 /// What to start, as a caller asks for it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NewCommand {
     pub(crate) id: Ulid,
     pub(crate) label: String,
@@ -77,9 +92,12 @@ pub(crate) struct NewCommand {
     pub(crate) cwd: Option<String>,
     pub(crate) terminal: Option<(u16, u16)>,
     pub(crate) timeout: Option<Duration>,
+    /// Whether, and how, it is started again after a failure.
+    #[serde(default)]
+    pub(crate) restart: Option<RestartPolicy>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Command {
     pub(crate) what: NewCommand,
     pub(crate) workspace: Ulid,
@@ -91,14 +109,41 @@ pub(crate) struct Command {
     pub(crate) started: Usec,
     pub(crate) ended: Option<Usec>,
     pub(crate) exit_status: Option<i32>,
-    pub(crate) reason: &'static str,
+    #[serde(with = "persist::word")]
+    pub(crate) reason: Word,
     pub(crate) message: String,
+    /// When it was launched last.
+    #[serde(default)]
+    pub(crate) launched: Usec,
+    /// How often it was launched again, alone or with its pipeline.
+    #[serde(default)]
+    pub(crate) relaunches: u32,
+    #[serde(default)]
+    pub(crate) restarts: Restarts,
+    /// How the last launch ended, while it waits for the next.
+    #[serde(default)]
+    pub(super) last: Option<LastEnd>,
+    /// When its time is over.
+    #[serde(default)]
+    pub(super) deadline: Option<Usec>,
+    /// When it is killed, once it was told to end.
+    #[serde(default)]
+    pub(super) kill_at: Option<Usec>,
     pub(super) ending: Option<Ending>,
+    #[serde(skip)]
     pub(super) reply: Option<RequestId>,
 }
 
+/// How a launch ended that may not have been the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LastEnd {
+    pub(crate) status: i32,
+    #[serde(with = "persist::word")]
+    pub(crate) reason: Word,
+}
+
 /// Why a command is being ended by us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Ending {
     Timeout,
     Stopped,
@@ -116,16 +161,28 @@ pub(crate) struct LimitNote {
 }
 
 /// A pipeline as it is asked for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct NewPipeline {
     pub(crate) id: Ulid,
     pub(crate) label: String,
     pub(crate) edges: Vec<ValidatedEdge>,
     pub(crate) discern: DiscernPolicy,
     pub(crate) tap: bool,
+    /// Whether, and how, all of it is started again when all nodes have ended and one failed.
+    #[serde(default)]
+    pub(crate) restart: Option<RestartPolicy>,
 }
 
-#[derive(Debug, Clone)]
+impl NewPipeline {
+    /// Some output is tapped or has several consumers, so that something stands between the nodes.
+    pub(crate) fn has_junctions(&self) -> bool {
+        let ends = |i: usize| (self.edges[i].from, &self.edges[i].from_output);
+        let shared = |i: usize| (0..i).any(|j| ends(j) == ends(i));
+        !self.edges.is_empty() && (self.tap || (0..self.edges.len()).any(shared))
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Pipeline {
     pub(crate) what: NewPipeline,
     pub(crate) workspace: Ulid,
@@ -134,8 +191,18 @@ pub(crate) struct Pipeline {
     pub(crate) uid: u32,
     pub(crate) started: Usec,
     pub(crate) exit_status: Option<i32>,
+    #[serde(default)]
+    pub(crate) ended: Option<Usec>,
+    /// When all of it was launched last.
+    #[serde(default)]
+    pub(crate) launched: Usec,
+    #[serde(default)]
+    pub(crate) restarts: Restarts,
+    #[serde(skip)]
     pub(super) reply: Option<RequestId>,
+    #[serde(skip)]
     pub(super) stoppers: Vec<RequestId>,
+    #[serde(with = "persist::failure")]
     pub(super) failure: Option<Error>,
 }
 
@@ -226,6 +293,35 @@ pub(crate) enum Input {
     TtlExpired {
         workspace: Ulid,
     },
+    /// The pause before the next launch is over.
+    Relaunch {
+        command: Ulid,
+    },
+    RelaunchPipeline {
+        pipeline: Ulid,
+    },
+    /// What carries a pipeline's flows could not be started or is gone.
+    PipelineBroken {
+        pipeline: Ulid,
+        error: Error,
+    },
+    /// An earlier instance's state was read: what has become of it meanwhile.
+    Resume {
+        survivors: Box<Survivors>,
+    },
+}
+
+/// What lives on of what an earlier instance of the service started.
+#[derive(Debug, Default)]
+pub(crate) struct Survivors {
+    /// Workspaces, with how they are isolated.
+    pub(crate) workspaces: BTreeMap<Ulid, Vec<Mechanism>>,
+    /// Commands that run, with their pid.
+    pub(crate) running: BTreeMap<Ulid, i32>,
+    /// Commands whose end will be told.
+    pub(crate) ended: BTreeSet<Ulid>,
+    /// Pipelines whose flows are carried on.
+    pub(crate) relays: BTreeSet<Ulid>,
 }
 
 /// What the state machine wants done.
@@ -294,11 +390,13 @@ pub(crate) enum Effect {
 }
 
 /// A timer that comes back as an input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Timer {
     Deadline(Ulid),
     Escalate(Ulid),
     Ttl(Ulid),
+    Relaunch(Ulid),
+    RelaunchPipeline(Ulid),
 }
 
 /// A successful answer.

@@ -6,9 +6,8 @@ use shipote_bus::spec::WorkspaceSpec;
 use shipote_confinement::Mechanism;
 use ulid::Ulid;
 
-use super::{
-    CommandPhase, Effect, Ending, Outcome, RequestId, State, Timer, Usec, WORKSPACES_MAX, Workspace, WorkspacePhase,
-};
+use super::commands::usec;
+use super::{Effect, Ending, Key, Outcome, RequestId, State, Timer, Usec, WORKSPACES_MAX, Workspace, WorkspacePhase};
 use crate::error::Error;
 
 impl State {
@@ -55,9 +54,11 @@ impl State {
             created: now,
             ephemeral,
             mechanisms: Vec::new(),
+            kill_at: None,
             creators: Vec::new(),
             stoppers: Vec::new(),
         };
+        self.touched.insert(Key::Workspace(id));
         self.workspaces.insert(id, workspace);
         out.push(Effect::StartKeeper { workspace: id });
         Ok(())
@@ -69,8 +70,8 @@ impl State {
         }
     }
 
-    pub(super) fn keeper_ready(&mut self, id: Ulid, mechanisms: Vec<Mechanism>, out: &mut Vec<Effect>) {
-        let Some(workspace) = self.workspaces.get_mut(&id) else { return };
+    pub(super) fn keeper_ready(&mut self, id: Ulid, mechanisms: Vec<Mechanism>, now: Usec, out: &mut Vec<Effect>) {
+        let Some(workspace) = self.workspace_mut(id) else { return };
         workspace.mechanisms = mechanisms;
         if workspace.phase == WorkspacePhase::Stopping {
             // it was told to end before it stood
@@ -82,7 +83,7 @@ impl State {
             out.push(Effect::Reply { request, result: Ok(Outcome::Created(id)) });
         }
         out.push(Effect::WorkspaceChanged { workspace: id });
-        self.start_waiting(id, out);
+        self.start_waiting(id, now, out);
     }
 
     pub(super) fn keeper_failed(&mut self, id: Ulid, error: &Error, now: Usec, out: &mut Vec<Effect>) {
@@ -98,48 +99,75 @@ impl State {
         }
     }
 
+    /// An earlier instance's workspace did not live on.
+    pub(super) fn lost_workspace(&mut self, id: Ulid, now: Usec, out: &mut Vec<Effect>) {
+        let error = Error::Failed("the workspace ended while the service was restarted".to_owned());
+        self.remove_workspace(id, Some(&error), 0, now, out);
+    }
+
     pub(super) fn keeper_ended(&mut self, id: Ulid, reaped: u32, now: Usec, out: &mut Vec<Effect>) {
         self.remove_workspace(id, None, reaped, now, out);
     }
 
-    pub(super) fn stop_workspace(&mut self, request: RequestId, name: &str, grace: Duration, out: &mut Vec<Effect>) {
+    pub(super) fn stop_workspace(
+        &mut self,
+        request: RequestId,
+        name: &str,
+        grace: Duration,
+        now: Usec,
+        out: &mut Vec<Effect>,
+    ) {
         match self.find_workspace(name).map(|w| w.id) {
             Ok(id) => {
-                if let Some(workspace) = self.workspaces.get_mut(&id) {
+                if let Some(workspace) = self.workspace_mut(id) {
                     workspace.stoppers.push(request);
                 }
-                self.begin_stop(id, grace, out);
+                self.begin_stop(id, grace, now, out);
             }
             Err(error) => out.push(Effect::Reply { request, result: Err(error) }),
         }
     }
 
-    pub(super) fn begin_stop(&mut self, id: Ulid, grace: Duration, out: &mut Vec<Effect>) {
-        let Some(workspace) = self.workspaces.get_mut(&id) else { return };
-        if workspace.phase == WorkspacePhase::Stopping {
+    /// Ends a workspace. Asked again, the shortest grace holds.
+    pub(super) fn begin_stop(&mut self, id: Ulid, grace: Duration, now: Usec, out: &mut Vec<Effect>) {
+        let Some(workspace) = self.workspace_mut(id) else { return };
+        let kill_at = now.saturating_add(usec(grace));
+        let before = workspace.phase;
+        let shorter = workspace.kill_at.is_none_or(|earlier| kill_at < earlier);
+        if before == WorkspacePhase::Stopping && !(shorter && workspace.kill_at.is_some()) {
             return;
         }
-        let stands = workspace.phase == WorkspacePhase::Running;
         workspace.phase = WorkspacePhase::Stopping;
-        for command in self.commands.values_mut().filter(|c| c.workspace == id && c.phase != CommandPhase::Ended) {
-            command.ending.get_or_insert(Ending::Stopped);
-        }
-        if stands {
+        // one that does not stand yet is ended at once when it does
+        if before != WorkspacePhase::Starting {
+            workspace.kill_at = Some(kill_at);
             out.push(Effect::EndKeeper { workspace: id, grace });
         }
+        if before == WorkspacePhase::Stopping {
+            return;
+        }
         out.push(Effect::WorkspaceChanged { workspace: id });
+        let living: Vec<Ulid> = self.living_in(id).map(|c| c.what.id).collect();
+        for command in living {
+            let Some(command) = self.command_mut(command) else { continue };
+            command.ending.get_or_insert(Ending::Stopped);
+            let id = command.what.id;
+            // what waits for a launch has none any more
+            self.finish_waiting(id, Some("stopped"), now, out);
+        }
     }
 
     /// An ephemeral workspace ends with its last command.
-    pub(super) fn end_if_done(&mut self, id: Ulid, out: &mut Vec<Effect>) {
+    pub(super) fn end_if_done(&mut self, id: Ulid, now: Usec, out: &mut Vec<Effect>) {
         let ephemeral = self.workspaces.get(&id).is_some_and(|w| w.ephemeral && w.phase == WorkspacePhase::Running);
         if ephemeral && self.living_in(id).next().is_none() {
-            self.begin_stop(id, Duration::ZERO, out);
+            self.begin_stop(id, Duration::ZERO, now, out);
         }
     }
 
     fn remove_workspace(&mut self, id: Ulid, error: Option<&Error>, reaped: u32, now: Usec, out: &mut Vec<Effect>) {
         let Some(workspace) = self.workspaces.remove(&id) else { return };
+        self.touched.insert(Key::Workspace(id));
         self.names.remove(&workspace.name);
         let left: Vec<Ulid> = self.living_in(id).map(|c| c.what.id).collect();
         for command in left {

@@ -6,6 +6,7 @@
 mod command;
 mod limits;
 mod pipeline;
+mod restart;
 mod tighten;
 mod workspace;
 
@@ -15,6 +16,7 @@ pub use pipeline::{
     DiscernPolicy, EDGES_MAX, Edge, NODES_MAX, Node, NodeRef, PipelineSpec, ValidatedEdge, ValidatedNode,
     ValidatedPipeline,
 };
+pub use restart::RestartPolicy;
 pub use workspace::{Access, Filesystem, IpcPolicy, Networking, PathGrant, Permissions, WorkspaceSpec};
 
 /// A label is a name of something on the bus, in files and in tables.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeCommand, Payload, Soma, SpecError, check_label};
+use super::{NodeCommand, Payload, RestartPolicy, Soma, SpecError, check_label};
 
 /// A pipeline as a person writes it.
 ///
@@ -33,6 +33,8 @@ pub struct PipelineSpec {
     pub edges: Vec<Edge>,
     /// How tapped edges are sampled, replayed and limited.
     pub discern: DiscernPolicy,
+    /// All of it is started again when all nodes have ended and one failed; none: it is not.
+    pub restart: Option<RestartPolicy>,
 }
 
 /// One command of a pipeline.
@@ -49,6 +51,8 @@ pub struct Node {
     pub env: BTreeMap<String, String>,
     /// Limits, on top of the workspace's.
     pub soma: Soma,
+    /// This node alone is started again when it fails, on the same pipes; none: it is not.
+    pub restart: Option<RestartPolicy>,
 }
 
 /// A pipe from one node's output to another's input.
@@ -126,6 +130,8 @@ pub struct ValidatedPipeline {
     pub edges: Vec<ValidatedEdge>,
     /// How tapped edges are treated.
     pub discern: DiscernPolicy,
+    /// Whether, and how, all of it is started again.
+    pub restart: Option<RestartPolicy>,
 }
 
 /// A node with everything resolved.
@@ -137,10 +143,12 @@ pub struct ValidatedNode {
     pub command: NodeCommand,
     /// Its limits, on top of the workspace's.
     pub soma: Soma,
+    /// Whether, and how, it alone is started again when it fails.
+    pub restart: Option<RestartPolicy>,
 }
 
 /// An edge between nodes that exist.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ValidatedEdge {
     /// Producer's position.
     pub from: usize,
@@ -176,7 +184,11 @@ impl PipelineSpec {
                 return Err(SpecError::new(format!("nodes[{i}].label"), format!("{label:?} is taken by another node")));
             }
             node.soma.validate(&format!("nodes[{i}].soma"))?;
-            nodes.push(ValidatedNode { label, command: node.resolve(i, vars)?, soma: node.soma.clone() });
+            if let Some(policy) = &node.restart {
+                policy.validate(&format!("nodes[{i}].restart"))?;
+            }
+            let (soma, restart) = (node.soma.clone(), node.restart);
+            nodes.push(ValidatedNode { label, command: node.resolve(i, vars)?, soma, restart });
         }
         let edges = self
             .edges
@@ -193,7 +205,11 @@ impl PipelineSpec {
             let path: Vec<&str> = cycle.iter().map(|&n| nodes[n].label.as_str()).collect();
             return Err(SpecError::new("edges", format!("form a cycle: {}", path.join(" -> "))));
         }
-        Ok(ValidatedPipeline { label, nodes, edges, discern: self.discern.clone() })
+        if let Some(policy) = &self.restart {
+            policy.validate("restart")?;
+        }
+        let (discern, restart) = (self.discern.clone(), self.restart);
+        Ok(ValidatedPipeline { label, nodes, edges, discern, restart })
     }
 }
 

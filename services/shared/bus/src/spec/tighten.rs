@@ -31,7 +31,9 @@ impl Soma {
             return above("cpu_affinity".to_owned(), format!("CPU {cpu}"), format!("{has:?}"));
         }
         for (i, asked) in cgroup.io_max.iter().enumerate() {
-            let Some(has) = workspace.cgroup.io_max.iter().find(|has| has.numbers() == asked.numbers()) else { continue };
+            let Some(has) = workspace.cgroup.io_max.iter().find(|has| has.numbers() == asked.numbers()) else {
+                continue;
+            };
             for (name, asked, has) in [
                 ("rbps", asked.rbps, has.rbps),
                 ("wbps", asked.wbps, has.wbps),

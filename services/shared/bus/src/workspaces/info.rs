@@ -39,7 +39,7 @@ pub struct CommandInfo {
     pub argv: Vec<String>,
     /// Process id on the host; 0 before it started.
     pub pid: i32,
-    /// `starting`, `running` or `ended`.
+    /// `starting`, `running`, `waiting` (for its next start) or `ended`.
     pub state: String,
     /// Exit code, or 128 + signal; absent while it lives.
     pub exit_status: Option<i32>,
@@ -50,6 +50,8 @@ pub struct CommandInfo {
     pub started: u64,
     /// When it ended, microseconds since the epoch; absent while it lives.
     pub ended: Option<u64>,
+    /// How often it was started again, under the same id and into the same log.
+    pub restarts: u32,
     /// User that started it.
     pub uid: u32,
     /// Pipeline it is a node of; empty: none.
@@ -157,6 +159,8 @@ pub struct RunOptions {
     pub soma: Option<String>,
     /// Say what it is refused.
     pub explain: Option<bool>,
+    /// Start it again when it fails (TOML, the keys of a spec's `[restart]`; empty: the defaults).
+    pub restart: Option<String>,
 }
 
 /// One thing that a command was refused.

@@ -14,6 +14,7 @@ mod serve;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use shipote_confinement::seccomp::Filter;
@@ -75,7 +76,8 @@ fn live(seat: &Seat<'_>) {
                 let mechanisms = mechanisms.into_iter().filter(lacks).collect();
                 let _ = wire::send(seat.socket, &Reply::NotEnforced { mechanisms }, &[]);
             } else if wire::send(seat.socket, &Reply::Ready { mechanisms: mechanisms.clone() }, &[]).is_ok() {
-                serve::serve(seat.socket, &common, mechanisms);
+                let handover = seat.spec.handover_ms.map(Duration::from_millis);
+                serve::serve(seat.socket, &common, mechanisms, handover);
             }
         }
         Err(failure) => {

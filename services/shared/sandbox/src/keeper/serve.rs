@@ -1,6 +1,6 @@
 //! The keeper at work: one loop over its socket and its children.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -40,17 +40,28 @@ struct Keeper<'a> {
     /// Ends that no service has acknowledged.
     records: VecDeque<Record>,
     mechanisms: Vec<Mechanism>,
+    /// Descriptors of commands, living and ended, that must outlive the service: by command and tag.
+    held: BTreeMap<(u64, u8), OwnedFd>,
     ending: Option<Ending>,
+    /// From SIGTERM to SIGKILL where the connection is lost; none: it may not be lost.
+    handover: Option<Duration>,
+    /// The service is gone for good.
+    orphaned: bool,
 }
 
 struct Ending {
     deadline: Instant,
     killed: bool,
     reaped: u32,
+    /// No process is left.
+    complete: bool,
 }
 
+/// Most descriptors that one message takes back to a service.
+const TOGETHER: usize = 32;
+
 /// Serves until the socket closes or an end was asked for and everything is reaped.
-pub(super) fn serve(socket: BorrowedFd<'_>, common: &Common, mechanisms: Vec<Mechanism>) {
+pub(super) fn serve(socket: BorrowedFd<'_>, common: &Common, mechanisms: Vec<Mechanism>, handover: Option<Duration>) {
     let Ok(children) = children_signal() else { return };
     let mut keeper = Keeper {
         socket,
@@ -59,10 +70,15 @@ pub(super) fn serve(socket: BorrowedFd<'_>, common: &Common, mechanisms: Vec<Mec
         ids: HashMap::new(),
         records: VecDeque::new(),
         mechanisms,
+        held: BTreeMap::new(),
         ending: None,
+        handover,
+        orphaned: false,
     };
     // An error is a socket that closed: there is nobody left to serve.
-    let _ = keeper.run(children.as_fd());
+    if keeper.run(children.as_fd()).is_err() && keeper.orphan() {
+        let _ = keeper.run(children.as_fd());
+    }
 }
 
 /// A descriptor that is readable when a child has ended. Every signal is blocked since the spawner.
@@ -84,29 +100,67 @@ impl Keeper<'_> {
         loop {
             let socket = self.socket;
             let mut watched =
-                [PollFd::from_borrowed_fd(socket, PollFlags::IN), PollFd::from_borrowed_fd(children, PollFlags::IN)];
-            match poll(&mut watched, self.timeout().as_ref()) {
+                [PollFd::from_borrowed_fd(children, PollFlags::IN), PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+            let watched = &mut watched[..if self.orphaned { 1 } else { 2 }];
+            match poll(watched, self.timeout().as_ref()) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             }
-            let [asked, ended] = watched.map(|fd| !fd.revents().is_empty());
+            let ended = !watched[0].revents().is_empty();
+            let asked = watched.get(1).is_some_and(|socket| !socket.revents().is_empty());
             if ended {
                 let mut buffer = [0_u8; 1024];
                 while rustix::io::read(children, &mut buffer).is_ok() {}
             }
-            if asked && !self.request()? {
+            if asked && !self.request()? && !self.orphan() {
                 return Ok(());
             }
             // Without a signal too: an end may find nothing to wait for, and has a deadline.
-            if (ended || self.ending.is_some()) && self.reap()? {
+            if (ended || self.ending.as_ref().is_some_and(|ending| !ending.complete)) && self.reap()? {
+                return Ok(());
+            }
+            if self.is_over() {
                 return Ok(());
             }
         }
     }
 
+    /// The connection is lost: everything ends, with the grace that was agreed. False where there is none.
+    fn orphan(&mut self) -> bool {
+        let Some(grace) = self.handover.filter(|_| !self.orphaned) else { return false };
+        self.orphaned = true;
+        // What waits for these must learn that nobody will answer.
+        self.held.clear();
+        if self.ending.as_ref().is_some_and(|ending| ending.complete) {
+            return false;
+        }
+        self.end(grace);
+        true
+    }
+
+    /// The end is complete, and a service to come has nothing to ask.
+    fn is_over(&self) -> bool {
+        let complete = self.ending.as_ref().is_some_and(|ending| ending.complete);
+        complete && (self.handover.is_none() || (self.records.is_empty() && self.held.is_empty()))
+    }
+
+    fn end(&mut self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        match &mut self.ending {
+            // Who asks again may shorten the grace, not lengthen it.
+            Some(ending) => ending.deadline = ending.deadline.min(deadline),
+            None => {
+                everyone(libc::SIGTERM);
+                // One that is stopped could not react.
+                everyone(libc::SIGCONT);
+                self.ending = Some(Ending { deadline, killed: false, reaped: 0, complete: false });
+            }
+        }
+    }
+
     fn timeout(&self) -> Option<Timespec> {
-        let ending = self.ending.as_ref()?;
+        let ending = self.ending.as_ref().filter(|ending| !ending.complete)?;
         let left = if ending.killed {
             Duration::from_millis(50)
         } else {
@@ -125,15 +179,16 @@ impl Keeper<'_> {
                 wire::send(self.socket, &Reply::Signalled { sequence, errno }, &[])?;
             }
             Request::End { grace_ms } => {
-                if self.ending.is_none() {
-                    everyone(libc::SIGTERM);
-                    // One that is stopped could not react.
-                    everyone(libc::SIGCONT);
-                }
-                let deadline = Instant::now() + Duration::from_millis(grace_ms);
-                self.ending = Some(Ending { deadline, killed: false, reaped: 0 });
+                self.end(Duration::from_millis(grace_ms));
             }
-            Request::Acknowledge { id } => self.records.retain(|record| record.id != id),
+            Request::Acknowledge { id } => {
+                self.records.retain(|record| record.id != id);
+                self.held.retain(|(owner, _), _| *owner != id);
+            }
+            Request::Hold { id, tags } => self.hold(id, &tags, descriptors),
+            Request::Release { id, tag } => {
+                self.held.remove(&(id, tag));
+            }
             Request::Adopt => self.tell()?,
         }
         Ok(true)
@@ -141,7 +196,9 @@ impl Keeper<'_> {
 
     /// Tells a service that has taken over all there is to know.
     fn tell(&self) -> io::Result<()> {
-        wire::send(self.socket, &Reply::Adopting, &[])?;
+        let own = Pid::from_raw(std::process::id().cast_signed()).ok_or(io::ErrorKind::NotFound)?;
+        let own = pidfd_open(own, PidfdFlags::empty())?;
+        wire::send(self.socket, &Reply::Adopting, &[own.as_fd()])?;
         for (id, pid) in &self.running {
             let process = Pid::from_raw(*pid).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
             let pidfd = pidfd_open(process, PidfdFlags::empty())?;
@@ -150,10 +207,26 @@ impl Keeper<'_> {
         for record in &self.records {
             wire::send(self.socket, &record.reply(), &[])?;
         }
-        wire::send(self.socket, &Reply::Adopted { mechanisms: self.mechanisms.clone() }, &[])
+        let mut owners: Vec<u64> = self.held.keys().map(|(id, _)| *id).collect();
+        owners.dedup();
+        for id in owners {
+            let all: Vec<_> = self.held.range((id, 0)..=(id, u8::MAX)).collect();
+            for some in all.chunks(TOGETHER) {
+                let tags = some.iter().map(|((_, tag), _)| *tag).collect();
+                let descriptors: Vec<BorrowedFd<'_>> = some.iter().map(|(_, fd)| fd.as_fd()).collect();
+                wire::send(self.socket, &Reply::Holds { id, tags }, &descriptors)?;
+            }
+        }
+        let ended = self.ending.as_ref().filter(|ending| ending.complete).map(|ending| ending.reaped);
+        wire::send(self.socket, &Reply::Adopted { mechanisms: self.mechanisms.clone(), ended }, &[])
     }
 
-    fn spawn(&mut self, id: u64, command: &wire::Command, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+    fn hold(&mut self, id: u64, tags: &[u8], descriptors: Vec<OwnedFd>) {
+        self.held.extend(tags.iter().map(|tag| (id, *tag)).zip(descriptors));
+    }
+
+    fn spawn(&mut self, id: u64, command: &wire::Command, mut descriptors: Vec<OwnedFd>) -> io::Result<()> {
+        let held = descriptors.split_off(descriptors.len().saturating_sub(command.held.len()));
         let started = if self.running.contains_key(&id) || self.ending.is_some() {
             let (errno, object) = if self.ending.is_some() {
                 (libc::ESHUTDOWN, "workspace is ending".to_owned())
@@ -168,6 +241,7 @@ impl Keeper<'_> {
             Ok(started) => {
                 // The id has come to mean another command.
                 self.records.retain(|record| record.id != id);
+                self.held.extend(command.held.iter().copied().zip(held));
                 self.ids.insert(started.pid, id);
                 self.running.insert(id, started.pid);
                 let mut given = vec![started.pidfd.as_fd()];
@@ -204,13 +278,18 @@ impl Keeper<'_> {
                 }
                 Reaped::NoneNow => break,
                 Reaped::NoChildren => {
-                    let Some(ending) = &self.ending else { break };
+                    let Some(ending) = &mut self.ending else { break };
+                    ending.complete = true;
+                    if self.orphaned {
+                        return Ok(true);
+                    }
                     wire::send(self.socket, &Reply::Ended { reaped: ending.reaped }, &[])?;
-                    return Ok(true);
+                    return Ok(false);
                 }
             }
         }
         if let Some(ending) = &mut self.ending
+            && !ending.complete
             && Instant::now() >= ending.deadline
         {
             ending.killed = true;
@@ -229,7 +308,7 @@ impl Keeper<'_> {
         let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
         let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
         let record = Record { id, code, signal, usage };
-        let sent = wire::send(self.socket, &record.reply(), &[]);
+        let sent = if self.orphaned { Ok(()) } else { wire::send(self.socket, &record.reply(), &[]) };
         if self.records.len() == RECORDS {
             self.records.pop_front();
         }

@@ -1,0 +1,193 @@
+//! What the relay does, in its own process.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use shipote_bus::spec::DiscernPolicy;
+use shipote_confinement::{Domain, Handled, PathAccess, seccomp};
+use shipote_flow::{EdgeId, EdgeSink, FlowEvent, Junction, Tap, TapSpec};
+use shipote_sandbox::{Channel, Message};
+use tokio::sync::mpsc;
+
+use super::{Figures, FromRelay, Known, Sampled, TapPlan, ToRelay};
+
+/// Most subscribers of one edge.
+const SUBSCRIBERS_MAX: usize = 64;
+
+/// Serves until the service and all that hold its end are gone.
+pub(crate) fn carry(channel: Channel) {
+    let channel = Arc::new(channel);
+    let failure = confine().err();
+    let known = Arc::<Mutex<BTreeMap<usize, Known>>>::default();
+    let (events, mut receiver) = mpsc::unbounded_channel();
+    let (to, table) = (Arc::clone(&channel), Arc::clone(&known));
+    let telling = std::thread::Builder::new().name("relay".to_owned()).stack_size(128 * 1024).spawn(move || {
+        while let Some(event) = receiver.blocking_recv() {
+            // a service that is gone for good ends the other thread, and with it the process
+            let _ = tell(&to, &table, event);
+        }
+    });
+    let mut relay = Relay { channel, known, events, edges: Vec::new(), junctions: Vec::new(), failure };
+    relay.failure = relay.failure.take().or(telling.err().map(|error| error.to_string()));
+    while let Ok(Some(message)) = relay.channel.receive::<ToRelay>() {
+        if relay.obey(message).is_err() {
+            return;
+        }
+    }
+}
+
+struct Relay {
+    channel: Arc<Channel>,
+    known: Arc<Mutex<BTreeMap<usize, Known>>>,
+    events: mpsc::UnboundedSender<FlowEvent>,
+    /// Of the junction that is not complete yet.
+    edges: Vec<EdgeSink>,
+    junctions: Vec<(Vec<usize>, Junction)>,
+    failure: Option<String>,
+}
+
+impl Relay {
+    fn obey(&mut self, message: Message<ToRelay>) -> std::io::Result<()> {
+        let mut descriptors = message.descriptors.into_iter();
+        match message.body {
+            ToRelay::Edge { number, tap } => {
+                let sink = descriptors.next();
+                let tap = tap.map(|plan| (plan, descriptors.next()));
+                match edge(number, sink, tap) {
+                    Some(edge) => self.edges.push(edge),
+                    None => self.fail(format!("edge {number} came without its descriptors")),
+                }
+            }
+            ToRelay::Junction => {
+                let edges = std::mem::take(&mut self.edges);
+                let numbers: Vec<usize> = edges.iter().filter_map(|edge| usize::try_from(edge.id.0).ok()).collect();
+                // where something failed already, dropping them ends both sides
+                let Some(source) = descriptors.next().filter(|_| self.failure.is_none()) else { return Ok(()) };
+                for number in &numbers {
+                    lock(&self.known).insert(*number, Known::default());
+                }
+                match Junction::start(source, edges, self.events.clone()) {
+                    Ok(junction) => self.junctions.push((numbers, junction)),
+                    Err(error) => self.fail(error.to_string()),
+                }
+            }
+            ToRelay::Begin => self.channel.send(&FromRelay::Begun { failure: self.failure.clone() }, &[])?,
+            ToRelay::Tell => {
+                let known = lock(&self.known).clone();
+                for (edge, known) in known {
+                    self.channel.send(&FromRelay::Known { edge, known }, &[])?;
+                }
+            }
+            ToRelay::Measure { sequence } => {
+                let edges = self.junctions.iter().flat_map(|(numbers, junction)| {
+                    numbers.iter().filter_map(|number| Some((*number, figures(junction, *number)?)))
+                });
+                let edges = edges.collect();
+                self.channel.send(&FromRelay::Figures { sequence, edges }, &[])?;
+            }
+            ToRelay::CloseTaps => self.junctions.iter().for_each(|(_, junction)| junction.close_taps()),
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.failure.get_or_insert(reason);
+    }
+}
+
+fn lock(known: &Mutex<BTreeMap<usize, Known>>) -> std::sync::MutexGuard<'_, BTreeMap<usize, Known>> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn edge(number: usize, sink: Option<OwnedFd>, tap: Option<(TapPlan, Option<OwnedFd>)>) -> Option<EdgeSink> {
+    let tap = match tap {
+        None => None,
+        Some((plan, listener)) => {
+            let TapPlan { policy, allowed } = plan;
+            let allow = Arc::new(move |uid: u32| uid == 0 || allowed.contains(&uid));
+            Some(Tap { spec: tap_spec(&policy), listener: UnixListener::from(listener?), allow })
+        }
+    };
+    Some(EdgeSink { id: EdgeId(number as u64), sink: sink?, tap })
+}
+
+fn figures(junction: &Junction, number: usize) -> Option<Figures> {
+    let stats = junction.stats(EdgeId(number as u64))?;
+    Some(Figures {
+        bytes_total: stats.bytes_total,
+        bytes_per_sec: stats.bytes_per_sec,
+        subscribers: stats.subscribers,
+        dropped: stats.dropped_subscribers,
+    })
+}
+
+fn tell(channel: &Channel, table: &Mutex<BTreeMap<usize, Known>>, event: FlowEvent) -> std::io::Result<()> {
+    let change = |id: EdgeId, change: &dyn Fn(&mut Known)| {
+        let edge = usize::try_from(id.0).unwrap_or(usize::MAX);
+        let mut table = lock(table);
+        let known = table.entry(edge).or_default();
+        change(known);
+        FromRelay::Known { edge, known: known.clone() }
+    };
+    let note = |id: EdgeId, text: String, failed| FromRelay::Note {
+        edge: usize::try_from(id.0).unwrap_or(usize::MAX),
+        text,
+        failed,
+    };
+    let message = match event {
+        FlowEvent::Sampled { id, discernment } => {
+            let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+            let sampled = Sampled {
+                ty: discernment.ty.to_string(),
+                mime: text(discernment.mime.as_deref()),
+                lens: text(discernment.lens.as_deref()),
+                confidence: discernment.confidence,
+            };
+            change(id, &|known| known.sampled = Some(sampled.clone()))
+        }
+        FlowEvent::Ended { id, .. } => change(id, &|known| known.ended = true),
+        FlowEvent::Failed { id, reason, .. } => note(id, reason, true),
+        FlowEvent::SubscriberDropped { id, .. }
+        | FlowEvent::SubscriberRefused { id, .. }
+        | FlowEvent::Copied { id, .. }
+        | FlowEvent::Degraded { id, .. } => note(id, format!("{event:?}"), false),
+        _ => return Ok(()),
+    };
+    channel.send(&message, &[])
+}
+
+/// It reads what untrusted commands write, to tell what it is: it may do nothing but carry.
+fn confine() -> Result<(), String> {
+    // pipes may be larger than an ordinary user's
+    let kept = CapabilitySet::SYS_RESOURCE
+        & rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_no_new_privs(true).map_err(|error| format!("confine the relay: {error}"))?;
+    let domain = Domain::new(Handled { signals: true, ..Handled::default() })
+        .and_then(|domain| domain.allow_path(Path::new("/dev/null"), PathAccess::Use));
+    // a kernel without landlock is reported by the service's own confinement
+    domain.and_then(Domain::restrict).map_err(|error| format!("confine the relay: {error}"))?;
+    rustix::thread::set_capabilities(None, sets).map_err(|error| format!("confine the relay: {error}"))?;
+    let parts = seccomp::command_filter_in_parts().map_err(|error| format!("confine the relay: {error}"))?;
+    for filter in [parts.0, parts.1] {
+        if let Err(error) = filter.install() {
+            tracing::debug!("confine the relay: {error}");
+        }
+    }
+    Ok(())
+}
+
+fn tap_spec(policy: &DiscernPolicy) -> TapSpec {
+    TapSpec {
+        sample_bytes: policy.sample_bytes,
+        replay_chunks: policy.replay_chunks,
+        replay_bytes: policy.replay_bytes,
+        max_bytes_per_sec: policy.max_bytes_per_sec,
+        lossless: policy.lossless,
+        max_subscribers: SUBSCRIBERS_MAX,
+    }
+}
