@@ -77,18 +77,23 @@ impl Cgroup {
     /// # Errors
     /// A value that the kernel does not take.
     pub fn limit(&self, limits: &Limits, available: Controllers) -> Result<Vec<Unmet>, Error> {
+        let mut unmet = limits.unmet(available);
         for Setting { file, value, controller, name } in limits.settings() {
             if !available.has(controller) {
                 continue;
             }
             match fs::write(self.path.join(file), &value) {
                 Ok(()) => {}
-                // a kernel without swap accounting has no such file, and nothing to limit by it
-                Err(error) if name.is_empty() && error.kind() == std::io::ErrorKind::NotFound => {}
+                // a kernel may be built without swap accounting, or without anything that weighs disk traffic
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    if !name.is_empty() {
+                        unmet.push(Unmet { limit: name, controller });
+                    }
+                }
                 Err(source) => return Err(Error::Limit { limit: file, value, source }),
             }
         }
-        Ok(limits.unmet(available))
+        Ok(unmet)
     }
 
     /// What it uses, with all below it.
@@ -209,6 +214,14 @@ mod tests {
         assert_eq!(unmet, [Unmet { limit: "pids_max", controller: Controller::Pids }]);
         assert_eq!(fs::read_to_string(folder.path().join("memory.max")).unwrap(), "1048576");
         assert_eq!(fs::read_to_string(folder.path().join("memory.swap.max")).unwrap(), "0");
+    }
+
+    #[test]
+    fn a_file_that_the_kernel_does_not_have_is_an_unmet_limit() {
+        let group = Cgroup::at("/no/such/group".into(), Controllers::default());
+        let limits = Limits { io_weight: Some(5), ..Limits::default() };
+        let unmet = group.limit(&limits, Controllers::default().with(Controller::Io)).unwrap();
+        assert_eq!(unmet, [Unmet { limit: "io_weight", controller: Controller::Io }]);
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub(crate) struct Cgroups(Arc<Inner>);
 struct Inner {
     tree: Result<Tree, Mechanism>,
     groups: Mutex<HashMap<Ulid, Group>>,
+    /// Limits of living commands that this host does not hold, for a person.
+    notes: Mutex<HashMap<Ulid, String>>,
 }
 
 impl Cgroups {
@@ -67,7 +69,7 @@ impl Cgroups {
     pub(crate) fn open(runtime: &Path) -> Self {
         let tree = Tree::open(&Tree::name(runtime))
             .map_err(|error| Mechanism::missing("cgroup", format!("{error}; figures come from /proc")));
-        Cgroups(Arc::new(Inner { tree, groups: Mutex::default() }))
+        Cgroups(Arc::new(Inner { tree, groups: Mutex::default(), notes: Mutex::default() }))
     }
 
     /// How far resources can be limited.
@@ -123,9 +125,11 @@ impl Cgroups {
         let mut limits = limits(soma);
         // the first process is not the workspace's
         limits.pids_max = Some(u64::from(soma.processes().unwrap_or(PROCESSES)) + 1);
-        cgroup.limit(&limits, tree.controllers())?;
+        let mut unmet = cgroup.limit(&limits, tree.controllers())?;
+        // nobody asked for the number of processes that holds where none is named
+        unmet.retain(|u| u.controller != Controller::Pids || soma.processes().is_some());
         let keeper = cgroup.child(KEEPER)?.path().to_owned();
-        Ok(Some(Made { keeper, unmet: self.unmet(soma) }))
+        Ok(Some(Made { keeper, unmet }))
     }
 
     /// What a spec asks for and this host cannot hold.
@@ -148,7 +152,10 @@ impl Cgroups {
 
     /// Makes a command's leaf, to be started in; `None`: its workspace has no group. Blocks.
     pub(crate) fn command(&self, workspace: Ulid, command: Ulid, soma: &Soma) -> Result<Option<Arc<OwnedFd>>, Error> {
-        let Some(group) = self.of(workspace) else { return Ok(None) };
+        let Some(group) = self.of(workspace) else {
+            self.note(command, &self.unmet(soma));
+            return Ok(None);
+        };
         let cgroup = self.leaf(&group, command)?;
         let refused = if group.controllers().has(Controller::Pids) { group.refused() } else { 0 };
         let leaf = Leaf { cgroup: cgroup.clone(), soma: soma.clone(), refused };
@@ -156,8 +163,20 @@ impl Cgroups {
             group.commands.insert(command, leaf);
         }
         let limits = Limits { oom_group: true, ..limits(soma) };
-        cgroup.limit(&limits, group.controllers())?;
+        let unmet = cgroup.limit(&limits, group.controllers())?;
+        self.note(command, &unmet);
         Ok(Some(Arc::new(cgroup.open()?)))
+    }
+
+    /// Remembers what a command asked for in vain, to be said with its end.
+    fn note(&self, command: Ulid, unmet: &[Unmet]) {
+        if !unmet.is_empty() {
+            self.notes().insert(command, describe(unmet));
+        }
+    }
+
+    fn notes(&self) -> MutexGuard<'_, HashMap<Ulid, String>> {
+        self.0.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A command that is started anew gets another leaf, and what the launch before left behind is ended.
@@ -179,6 +198,15 @@ impl Cgroups {
 
     /// What limits had to do with the end of a command. Its leaf goes once nothing is in it.
     pub(crate) fn ended(&self, workspace: Ulid, command: Ulid, status: i32) -> LimitNote {
+        let mut note = self.reached(workspace, command, status);
+        let in_vain = self.notes().remove(&command);
+        if note.message.is_empty() {
+            note.message = in_vain.unwrap_or_default();
+        }
+        note
+    }
+
+    fn reached(&self, workspace: Ulid, command: Ulid, status: i32) -> LimitNote {
         let found = {
             let groups = self.lock();
             groups
