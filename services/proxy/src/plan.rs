@@ -33,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) targets: Vec<Vec<Arc<Target>>>,
     /// By middleware; rate limits only.
     pub(crate) limiters: Vec<Option<Arc<Limiter>>>,
+    /// By middleware; those that ask another server only.
+    pub(crate) auth: Vec<Option<Arc<Target>>>,
     /// By middleware; plugins only.
     pub(crate) sites: Vec<Option<Arc<Site>>>,
     /// By terminator: HTTP/2 may be spoken to an upstream, or another one be asked after a failure.
@@ -83,6 +85,7 @@ impl Plan {
         }
         let mut sites = Vec::with_capacity(graph.middleware.len());
         let mut seen = HashMap::new();
+        let mut auth = Vec::with_capacity(graph.middleware.len());
         let mut limiters = Vec::with_capacity(graph.middleware.len());
         for entry in &graph.middleware {
             let site = plugins.site(entry, before, &mut seen)?;
@@ -91,6 +94,13 @@ impl Plan {
                     .map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
             }
             sites.push(site);
+            auth.push(match &entry.middleware {
+                Middleware::ForwardAuth { upstream, .. } => {
+                    let linked = registry.target(upstream, Some(HttpVersion::H1));
+                    Some(linked.map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?)
+                }
+                _ => None,
+            });
             limiters.push(match &entry.middleware {
                 Middleware::RateLimit { rate, burst, window, .. } => {
                     // The same limit of the same rule goes on counting across a reload.
@@ -102,7 +112,7 @@ impl Plan {
         }
         let listeners =
             graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
-        Ok(Self { graph, targets, others, body_limit, certs, limiters, sites, tls, listeners })
+        Ok(Self { graph, targets, others, body_limit, certs, limiters, auth, sites, tls, listeners })
     }
 
     fn limiter(&self, rule: &str, middleware: &Middleware) -> Option<Arc<Limiter>> {

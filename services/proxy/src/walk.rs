@@ -220,6 +220,8 @@ pub(crate) struct Edits<'p> {
     pub(crate) real_ip: bool,
     pub(crate) headers: Vec<&'p HeaderEdit>,
     pub(crate) rewrite: Option<(&'p str, &'p str)>,
+    /// What another server had to say.
+    pub(crate) given: Vec<HeaderEdit>,
     /// Plugins that look at the answer.
     pub(crate) after: Vec<After<'p>>,
 }
@@ -251,6 +253,8 @@ pub(crate) enum Verdict<'p> {
 pub(crate) enum Need {
     /// The request's body, at most so many bytes of it; with `whole`, a larger one is refused.
     Body { limit: u64, whole: bool },
+    /// What the server of a `forward_auth` says.
+    Auth { middleware: MiddlewareId },
     /// A plugin's answer that takes its time.
     Call { site: Arc<Site>, input: Box<L7RequestInput> },
 }
@@ -419,9 +423,28 @@ fn run<'p>(
                 }
             }
         },
-        // It stands in the response phase.
-        Middleware::ResponseHeaders(_) => Ran::On,
+        Middleware::ForwardAuth { .. } => match called {
+            None => Ran::Pause(Need::Auth { middleware: id }),
+            Some(Called::On) => Ran::On,
+            Some(Called::Answer(response)) => Ran::Made(response),
+            Some(Called::Close) => Ran::Closed,
+            Some(Called::Failed(error) | Called::Internal(error)) => Ran::Failed { error, rule_decides: true },
+        },
+        // They stand in the response phase.
+        Middleware::ResponseHeaders(_) | Middleware::Compress { .. } => Ran::On,
     }
+}
+
+/// The compression of the response phase that begins at `at`: from how many bytes on, and what types.
+pub(crate) fn compression(plan: &Plan, mut at: Option<NodeId>) -> Option<(u64, &[String])> {
+    while let Some(id) = at {
+        let Node::Middleware { middleware, next, .. } = plan.graph.node(id) else { return None };
+        if let Middleware::Compress { min_bytes, types } = &plan.graph.middleware[middleware.index()].middleware {
+            return Some((*min_bytes, types));
+        }
+        at = Some(*next);
+    }
+    None
 }
 
 /// The header edits of the response phase that begins at `at`.

@@ -278,7 +278,7 @@ fn admit(worker: &Rc<Worker>, mut stream: TcpStream, remote: SocketAddr, address
         }
         let mut ends = (remote, stream.local_addr().unwrap_or(address));
         if proxied(&leave.worker, remote, address) {
-            match proxy_protocol::take(&mut stream, leave.worker.settings.peek_time).await {
+            match Box::pin(proxy_protocol::take(&mut stream, leave.worker.settings.peek_time)).await {
                 Ok(told) => ends = told.unwrap_or(ends),
                 Err(e) => return leave.worker.refused(id, remote, &e.to_string()),
             }
@@ -341,7 +341,7 @@ async fn greet(worker: &Rc<Worker>, stream: TcpStream, mut peer: Peer, slot: Rc<
     let mut arrival = arrive(&plan, listener.entry, &peer, None, &worker.plugins);
     if arrival == Arrival::Peek {
         let began = Instant::now();
-        let first = look(worker, &stream, &mut peer).await;
+        let first = Box::pin(look(worker, &stream, &mut peer)).await;
         arrival = arrive(&plan, listener.entry, &peer, Some(first == First::Http), &worker.plugins);
         if let Arrival::Refused { rule, error } = &arrival {
             let (connection, client) = (peer.id, peer.remote_text.as_str());
@@ -365,14 +365,16 @@ async fn greet(worker: &Rc<Worker>, stream: TcpStream, mut peer: Peer, slot: Rc<
         let acceptor = TlsAcceptor::from(Arc::clone(config));
         drop(plan);
         let began = Instant::now();
-        match tokio::time::timeout(worker.settings.head_time, acceptor.accept(stream)).await {
+        let handshake = Box::pin(tokio::time::timeout(worker.settings.head_time, acceptor.accept(stream)));
+        match handshake.await {
             Ok(Ok(stream)) => {
                 let (settled, name) = tls::settled(stream.get_ref().1);
                 let two = settled.alpn.as_deref() == Some(b"h2");
                 (peer.tls, peer.sni) = (Some(settled), name);
                 if two {
                     let stream = Stream::Tls(Box::new(stream));
-                    return http2::server::serve(Rc::clone(worker), Bytes::new(), stream, peer, slot, idle).await;
+                    let worker = Rc::clone(worker);
+                    return Box::pin(http2::server::serve(worker, Bytes::new(), stream, peer, slot, idle)).await;
                 }
                 let client = Io::new(Stream::Tls(Box::new(stream)), slot);
                 connection::serve(Rc::clone(worker), client, peer, idle).await;
@@ -395,7 +397,9 @@ async fn greet(worker: &Rc<Worker>, stream: TcpStream, mut peer: Peer, slot: Rc<
             drop(plan);
             connection::serve(Rc::clone(worker), client, peer, idle).await;
         }
-        Arrival::Forward(terminator) => forward::forward(worker, &plan, terminator, client, &peer).await,
+        Arrival::Forward(terminator) => {
+            Box::pin(forward::forward(worker, &plan, terminator, client, &peer)).await;
+        }
         Arrival::Close | Arrival::Refused { .. } | Arrival::Peek | Arrival::Tls => {}
     }
 }

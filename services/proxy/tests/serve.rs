@@ -449,3 +449,142 @@ fn draining_lets_open_requests_end_and_closes_idle_ones() {
     assert_eq!(idle.read(&mut [0; 1]).unwrap(), 0);
     assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
 }
+
+#[test]
+fn another_server_says_whether_a_request_may_pass() {
+    let (upstream, port) = (Upstream::echo(), free_port());
+    let yes = Upstream::fixed("HTTP/1.1 204 No Content\r\nX-User: alice\r\n\r\n");
+    let no = Upstream::fixed("HTTP/1.1 302 Found\r\nLocation: /login\r\nContent-Length: 5\r\n\r\nlogin");
+    let rule = |name: &str, auth: &str, path: &str| {
+        json!({"name": name, "listen": [format!("127.0.0.1:{port}")], "match": {"http.uri.path": {"prefix": path}},
+            "middleware_chain": [{"use": "forward_auth", "on_error": {"response": {"status": 503}},
+                "args": {"upstream": auth, "path": "/check", "copy_headers": ["X-User"]}}],
+            "terminate": {"type": "http_proxy", "upstream": upstream.address()}})
+    };
+    let dead = format!("127.0.0.1:{}", free_port());
+    let _proxy = Proxy::start(&json!([
+        rule("yes", &yes.address(), "/yes"),
+        rule("no", &no.address(), "/no"),
+        rule("dead", &dead, "/dead")
+    ]));
+    let answer = ask(
+        port,
+        "POST /yes?q HTTP/1.1\r\nHost: h\r\nX-User: mallory\r\nX-Forwarded-Uri: /other\r\nCookie: c\r\nContent-Length: 2\r\n\r\nhi",
+    );
+    let text = answer.text();
+    assert!(text.contains("x-user: alice") && !text.contains("mallory") && text.ends_with("hi"), "{text}");
+    let asked = yes.seen();
+    assert!(asked.starts_with("GET /check HTTP/1.1\r\n") && asked.contains("X-Forwarded-Uri: /yes?q\r\n"), "{asked}");
+    assert!(
+        asked.contains("Cookie: c") && !asked.contains("/other") && asked.contains("X-Forwarded-Method: POST"),
+        "{asked}"
+    );
+    let answer = ask(port, "GET /no HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert!(
+        (answer.status, answer.text().as_str()) == (302, "login") && answer.has("location", "/login"),
+        "{answer:?}"
+    );
+    assert_eq!(ask(port, "GET /dead HTTP/1.1\r\nHost: h\r\n\r\n").status, 503);
+    assert!(!upstream.seen().contains("/no") && !upstream.seen().contains("/dead"));
+}
+
+#[test]
+fn answers_are_compressed_for_clients_that_take_it() {
+    let port = free_port();
+    let text = "compress me ".repeat(1000);
+    let body = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nETag: \"x\"\r\nContent-Length: {}\r\n\r\n{text}",
+        text.len()
+    );
+    let upstream = Upstream::fixed(&body);
+    let image = Upstream::fixed("HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 3\r\n\r\npng");
+    let rule = |name: &str, path: &str, upstream: &Upstream| {
+        json!({"name": name, "listen": [format!("127.0.0.1:{port}")], "match": {"http.uri.path": {"prefix": path}},
+            "middleware_chain": [{"use": "compress"}],
+            "terminate": {"type": "http_proxy", "upstream": upstream.address()}})
+    };
+    let _proxy = Proxy::start(&json!([rule("text", "/text", &upstream), rule("image", "/image", &image)]));
+    let get = |path: &str, accept: &str| {
+        ask(port, &format!("GET {path} HTTP/1.1\r\nHost: a\r\nAccept-Encoding: {accept}\r\n\r\n"))
+    };
+    for accept in ["gzip", "br;q=1, gzip;q=0.5", "*"] {
+        let answer = get("/text", accept);
+        assert!(answer.has("content-encoding", "gzip") && answer.has("etag", "W/\"x\""), "{accept}");
+        assert!(answer.body.len() < text.len() / 10);
+        let mut plain = String::new();
+        flate2::read::GzDecoder::new(&answer.body[..]).read_to_string(&mut plain).unwrap();
+        assert_eq!(plain, text);
+    }
+    for accept in ["identity", "gzip;q=0", "br"] {
+        let answer = get("/text", accept);
+        assert!(answer.text() == text && answer.has("vary", "accept-encoding"), "{accept}");
+    }
+    assert_eq!(get("/image", "gzip").text(), "png");
+}
+
+#[test]
+fn who_drips_or_does_not_read_is_cut_off_and_others_are_served() {
+    let upstream =
+        Upstream::fixed(&format!("HTTP/1.1 200 OK\r\nContent-Length: 90000000\r\n\r\n{}", "x".repeat(20_000_000)));
+    let (port, fast) = (free_port(), free_port());
+    let settings = shipote_proxy::Settings { head_time: Duration::from_millis(300), workers: 1, ..support::settings() };
+    let large = json!({"name": "large", "listen": [format!("127.0.0.1:{port}")],
+        "terminate": {"type": "http_proxy", "upstream": upstream.address(), "timeouts": {"idle": "300ms"}}});
+    let proxy = Proxy::start_with(
+        settings,
+        &json!([large, fixed(fast, "fixed", &json!({"http.method": {"equals": "GET"}}), "ok")]),
+    );
+    // A head that drips: however often a byte comes, the time for the head is over.
+    let mut drips: Vec<TcpStream> = (0..50).map(|_| connect(fast)).collect();
+    let dripping = std::thread::spawn(move || {
+        let text = b"GET / HTTP/1.1\r\nHost: a\r\nX: ".iter().chain(std::iter::repeat(&b'y'));
+        for byte in text {
+            drips.retain_mut(|d| d.write_all(&[*byte]).is_ok());
+            if drips.is_empty() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    });
+    // An answer that nobody reads.
+    let mut deaf = connect(port);
+    deaf.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert_eq!(ask(fast, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").text(), "ok");
+    let flow = support::until(|| proxy.engine.flows(500).into_iter().find(|f| f.rule == "large"));
+    assert!(flow.error.contains("time limit"), "{}", flow.error);
+    support::until(|| (proxy.engine.open() == 0).then_some(()));
+    dripping.join().unwrap();
+    drop(deaf);
+}
+
+#[test]
+fn thousands_of_idle_connections_cost_little() {
+    let port = free_port();
+    let proxy = Proxy::start(&json!([fixed(port, "fixed", &json!({"http.method": {"equals": "GET"}}), "ok")]));
+    // As many as the limit on open files lets both ends have in this one process.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(20_000);
+    let count = usize::try_from((limit.saturating_sub(500) / 2).min(10_000)).unwrap();
+    let resident = || {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let mut clients: Vec<TcpStream> = Vec::with_capacity(count);
+    let get = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let ask_on = |clients: &mut Vec<TcpStream>| {
+        let mut client = connect(port);
+        client.write_all(get).unwrap();
+        assert_eq!(read_answer(&mut client, false).status, 200);
+        clients.push(client);
+    };
+    (0..count / 10).for_each(|_| ask_on(&mut clients));
+    let before = resident();
+    (count / 10..count).for_each(|_| ask_on(&mut clients));
+    let each = resident().saturating_sub(before) / (count - count / 10);
+    assert_eq!(proxy.engine.open(), count as u64);
+    assert!(each <= 8 << 10, "{each} bytes for each of {count} idle connections");
+    // All of them still work.
+    for client in clients.iter_mut().step_by(97) {
+        client.write_all(get).unwrap();
+        assert_eq!(read_answer(client, false).status, 200);
+    }
+}

@@ -15,6 +15,7 @@ use shipote_rules::{NodeId, OnError, ProxySpec, Response, TerminatorId};
 use super::acquire::{Link, Want, acquire, key};
 use super::body::within;
 use super::client::Begun;
+use super::compress::{self, Encoder};
 use super::general::Request;
 use super::reply::Reply;
 use super::sink::{Sink, relay};
@@ -27,7 +28,7 @@ use crate::http2;
 use crate::io::{Io, IoError};
 use crate::plugin::{self, Answered};
 use crate::upstream::{Multiplexed, Target, Used};
-use crate::walk::{After, Edits, response_edits};
+use crate::walk::{After, Edits, compression, response_edits};
 
 /// A body of known length up to this is read before an upstream is chosen, so that the request can go on a connection
 /// that is there and can be repeated.
@@ -300,7 +301,7 @@ pub(crate) struct Progress {
 }
 
 async fn send(body: &mut Body<'_>, sink: &mut Sink<'_>) -> Result<(), BodyError> {
-    let result = relay(body, sink).await;
+    let result = relay(body, sink, None).await;
     if matches!(result, Err(BodyError::Source(_))) {
         sink.tear();
     }
@@ -366,7 +367,11 @@ pub(crate) async fn deliver(
         }
     }
     reply.edit(&response_edits(request.plan, response));
-    let mut ended = send_reply(request, reply, &mut body, client, may_keep).await;
+    let mut encoder = compression(request.plan, response).and_then(|wanted| {
+        let takes = compress::accepted(&request.head.lines, request.bytes) && !request.head.facts.is_head;
+        compress::prepare(&mut reply, wanted, takes)
+    });
+    let mut ended = send_reply(request, reply, &mut body, client, may_keep, encoder.as_mut()).await;
     ended.error = ended.error.or(error);
     ended
 }
@@ -440,6 +445,7 @@ pub(crate) async fn send_reply(
     body: &mut Body<'_>,
     client: &mut Client<'_>,
     may_keep: bool,
+    encoder: Option<&mut Encoder>,
 ) -> Ended {
     let status = reply.status;
     let may_keep = may_keep && !request.worker.shared.draining();
@@ -447,7 +453,7 @@ pub(crate) async fn send_reply(
         Ok(begun) => begun,
         Err(e) => return Ended::broken(status, &e),
     };
-    match relay(body, &mut sink).await {
+    match relay(body, &mut sink, encoder).await {
         Ok(bytes_out) => Ended { status, reusable: keep_alive, bytes_out, ..Ended::default() },
         Err(e) => {
             sink.tear();

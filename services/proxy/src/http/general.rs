@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shipote_rules::{HeaderEdit, Response, Terminator, TimeLimits};
 
+use super::auth;
 use super::exchange::{self, Way, deliver};
 use super::reply::Reply;
 use super::{Body, Client};
@@ -81,6 +82,11 @@ pub(crate) async fn run<'p>(
                 }
                 let (bytes, truncated) = body.view(usize::try_from(limit).unwrap_or(usize::MAX));
                 held = Some(Held { bytes, truncated, limit });
+            }
+            Need::Auth { middleware } => {
+                let (answer, given) = auth::ask(request, middleware).await;
+                edits.given.extend(given);
+                called = Some(answer);
             }
             Need::Call { site, input } => {
                 request.slot.set(APART);
@@ -169,7 +175,7 @@ async fn answer(
     let content = if request.head.facts.is_head || reply.length.is_none() { Vec::new() } else { response.body.clone() };
     let source = if content.is_empty() { super::Source::Empty } else { super::Source::Whole(content.into()) };
     let mut content = Body::new(source);
-    let mut ended = exchange::send_reply(request, reply, &mut content, client, body.is_read()).await;
+    let mut ended = exchange::send_reply(request, reply, &mut content, client, body.is_read(), None).await;
     ended.unread = !body.is_read();
     ended
 }

@@ -5,8 +5,10 @@
 //! change answers.
 
 pub(crate) mod acquire;
+pub(crate) mod auth;
 pub(crate) mod body;
 pub(crate) mod client;
+pub(crate) mod compress;
 pub(crate) mod exchange;
 pub(crate) mod general;
 pub(crate) mod reply;

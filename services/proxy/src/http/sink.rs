@@ -11,6 +11,7 @@ use http::HeaderMap;
 
 use super::Body;
 use super::body::within;
+use super::compress::Encoder;
 use crate::http1::body::{BodyError, Coding, SourceError};
 use crate::io::{Io, IoError, Slot};
 
@@ -126,7 +127,12 @@ pub(crate) fn broken(error: h2::Error) -> IoError {
 }
 
 /// Passes a body on, with its trailers; how many bytes of data it was.
-pub(crate) async fn relay(body: &mut Body<'_>, to: &mut Sink<'_>) -> Result<u64, BodyError> {
+pub(crate) async fn relay(
+    body: &mut Body<'_>,
+    to: &mut Sink<'_>,
+    mut encoder: Option<&mut Encoder>,
+) -> Result<u64, BodyError> {
+    let encoded = |result: std::io::Result<Bytes>| result.map_err(|e| BodyError::Source(SourceError::Io(e.into())));
     let mut done = 0;
     let mut ended = false;
     if body.is_over() {
@@ -135,9 +141,22 @@ pub(crate) async fn relay(body: &mut Body<'_>, to: &mut Sink<'_>) -> Result<u64,
     }
     to.flush().await.map_err(BodyError::Sink)?;
     while let Some(piece) = to.wait(body).await? {
+        let piece = match &mut encoder {
+            None => {
+                ended = body.is_over();
+                piece
+            }
+            Some(encoder) => encoded(encoder.push(&piece))?,
+        };
         done += piece.len() as u64;
-        ended = body.is_over();
-        to.data(piece, ended).await.map_err(BodyError::Sink)?;
+        if !piece.is_empty() {
+            to.data(piece, ended).await.map_err(BodyError::Sink)?;
+        }
+    }
+    if let Some(encoder) = encoder {
+        let last = encoded(encoder.finish())?;
+        done += last.len() as u64;
+        to.data(last, false).await.map_err(BodyError::Sink)?;
     }
     let trailers = body.trailers().await.map_err(BodyError::Source)?;
     to.end(trailers, ended).await.map_err(BodyError::Sink)?;

@@ -58,6 +58,7 @@ pub(crate) fn request(
     host: Option<&str>,
     websocket: bool,
 ) {
+    let all: Vec<&HeaderEdit> = edits.headers.iter().copied().chain(&edits.given).collect();
     out.extend_from_slice(head.method(bytes));
     out.push(b' ');
     path(out, head.path(bytes), edits.rewrite);
@@ -66,7 +67,7 @@ pub(crate) fn request(
         out.extend_from_slice(query);
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    if !touched(&edits.headers, b"host") {
+    if !touched(&all, b"host") {
         line(out, b"Host", host.map_or_else(|| head.host(bytes).unwrap_or_default(), str::as_bytes));
     }
     for (known, name, value) in head.lines.iter(bytes) {
@@ -83,7 +84,7 @@ pub(crate) fn request(
             // CGI and its heirs read `X_A` and `X-A` as one name, so somebody could slip a header past the rules.
             _ if memchr::memchr(b'_', name).is_some() => {}
             _ if head.facts.nominates && nominated(&head.lines, bytes, name) => {}
-            _ if touched(&edits.headers, name) => {}
+            _ if touched(&all, name) => {}
             _ => line(out, name, value),
         }
     }
@@ -99,7 +100,7 @@ pub(crate) fn request(
     if edits.real_ip {
         line(out, b"X-Real-IP", peer.remote_text.as_bytes());
     }
-    additions(out, &edits.headers);
+    additions(out, &all);
     match head.facts.framing {
         Framing::Length(n) => {
             out.extend_from_slice(b"Content-Length: ");

@@ -18,7 +18,7 @@ use crate::http2;
 use crate::io::{Buf, Io, IoError};
 use crate::plan::Plan;
 use crate::upstream::Key;
-use crate::walk::{Edits, Peer, Verdict, response_edits, route};
+use crate::walk::{Edits, Peer, Verdict, compression, response_edits, route};
 use crate::worker::Worker;
 
 /// How much of an unread body is thrown away so that the client gets to read the answer.
@@ -46,7 +46,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Io, peer: Peer, idle: Rc<C
             let Connection { worker, client, peer, .. } = connection;
             worker.pool.give(buf);
             let slot = client.share_slot();
-            return http2::server::serve(worker, early, client.into_stream(), peer, slot, idle).await;
+            let stream = client.into_stream();
+            return Box::pin(http2::server::serve(worker, early, stream, peer, slot, idle)).await;
         }
         let next = if matches!(next, Next::Request) { connection.one(&mut buf).await } else { next };
         if buf.is_empty() {
@@ -153,7 +154,7 @@ impl Connection {
                             Key::Address(_) => None,
                         };
                         let ask = Ask { worker: &worker, plan, peer, client, head, terminator, response, spec, key };
-                        let ended = proxy(&ask, buf, &edits).await;
+                        let ended = Box::pin(proxy(&ask, buf, &edits)).await;
                         self.after(ended, buf).await
                     }
                     Terminator::Static(fixed) => {
@@ -185,9 +186,10 @@ impl Connection {
     fn takes_more(&self, plan: &Plan, verdict: &Verdict<'_>, edits: &Edits<'_>) -> bool {
         match verdict {
             Verdict::Pause { .. } => true,
-            Verdict::Take { terminator, .. } => {
+            Verdict::Take { terminator, response } => {
                 let websocket = self.head.facts.websocket && plan.takes_websocket(*terminator);
-                !websocket && (plan.takes_more(*terminator) || !edits.after.is_empty())
+                let changes = !edits.after.is_empty() || compression(plan, *response).is_some();
+                !websocket && (plan.takes_more(*terminator) || changes)
             }
             _ => false,
         }
@@ -210,7 +212,8 @@ impl Connection {
         let request = Request { worker, plan, peer: &self.peer, head: &self.head, bytes: &bytes, slot: &slot };
         let mut body = Body::new(Source::one(&self.client, buf, facts.framing, facts.expects_continue));
         let mut client = Client::One { io: &self.client, facts };
-        let outcome = run(&request, verdict, edits, &mut body, &mut client).await;
+        // Kept apart: an idle connection must not carry the room that the largest request takes.
+        let outcome = Box::pin(run(&request, verdict, edits, &mut body, &mut client)).await;
         worker.pool.give_text(bytes);
         outcome
     }

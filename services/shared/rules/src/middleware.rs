@@ -10,6 +10,7 @@ use crate::field::{Phase, is_token};
 use crate::graph::OnError;
 use crate::response::{Response, header_name, header_value, parse_headers};
 use crate::section::{Section, kind, show};
+use crate::upstream::Upstream;
 
 /// Which path a rule lets through.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
@@ -91,6 +92,25 @@ pub enum Middleware {
         /// Put there.
         add_prefix: String,
     },
+    /// Asks another server whether a request may pass.
+    ForwardAuth {
+        /// Who is asked, by a `GET` with the request's headers.
+        upstream: Upstream,
+        /// For which path.
+        path: String,
+        /// Headers of a good answer (2xx) that the request takes over, lower-case; the client's own are taken off.
+        copy_headers: Vec<String>,
+        /// For the whole question.
+        #[serde(serialize_with = "millis")]
+        timeout: Duration,
+    },
+    /// Compresses answers with gzip for clients that take it.
+    Compress {
+        /// Answers that are shorter than this stay as they are.
+        min_bytes: u64,
+        /// Beginnings of content types.
+        types: Vec<String>,
+    },
     /// Calls an export of a plugin.
     Plugin {
         /// The plugin's file stem or registry name.
@@ -108,7 +128,7 @@ fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S:
     serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }
 
-const BUILT_IN: [&str; 8] = [
+const BUILT_IN: [&str; 10] = [
     "path_prefix",
     "method_match",
     "host_header_match",
@@ -117,6 +137,8 @@ const BUILT_IN: [&str; 8] = [
     "request_headers",
     "response_headers",
     "rewrite_path",
+    "forward_auth",
+    "compress",
 ];
 
 impl Middleware {
@@ -165,6 +187,8 @@ impl Middleware {
             "request_headers" => Self::RequestHeaders(header_edit(&mut section)?),
             "response_headers" => Self::ResponseHeaders(header_edit(&mut section)?),
             "rewrite_path" => rewrite_path(&mut section)?,
+            "forward_auth" => forward_auth(&mut section)?,
+            "compress" => compress(&mut section)?,
             other => {
                 let known = BUILT_IN.into_iter().chain(["<plugin>:<export>"]);
                 return Err(Problem::new(format!("{path}.use"), format!("{other:?}: {}", suggest(other, known))));
@@ -178,7 +202,7 @@ impl Middleware {
     /// counts as a request's.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        if matches!(self, Self::ResponseHeaders(_)) { Phase::Response } else { Phase::Request }
+        if matches!(self, Self::ResponseHeaders(_) | Self::Compress { .. }) { Phase::Response } else { Phase::Request }
     }
 
     /// The name that rules use.
@@ -193,6 +217,8 @@ impl Middleware {
             Self::RequestHeaders(_) => "request_headers".to_owned(),
             Self::ResponseHeaders(_) => "response_headers".to_owned(),
             Self::RewritePath { .. } => "rewrite_path".to_owned(),
+            Self::ForwardAuth { .. } => "forward_auth".to_owned(),
+            Self::Compress { .. } => "compress".to_owned(),
             Self::Plugin { module, export, .. } => format!("{module}:{export}"),
         }
     }
@@ -209,6 +235,45 @@ fn parse_on_error(value: &Json, path: &str) -> Result<OnError, Problem> {
             format!("expected \"close\" or {{\"response\": {{\"status\": …}}}}, found {}", show(other)),
         )),
     }
+}
+
+fn forward_auth(section: &mut Section<'_>) -> Result<Middleware, Problem> {
+    let mut upstreams = Upstream::read(section)?;
+    if upstreams.len() > 1 {
+        return Err(Problem::new(section.path("upstreams"), "one upstream is asked"));
+    }
+    let path = section.text("path")?.unwrap_or("/");
+    if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Problem::new(section.path("path"), "must begin with / and hold no spaces"));
+    }
+    let path = path.to_owned();
+    let names = section.texts("copy_headers", false)?.unwrap_or_default();
+    let at = section.path("copy_headers");
+    let copy_headers = names.into_iter().map(|name| header_name(name, &at)).collect::<Result<_, _>>()?;
+    let timeout = section.duration("timeout")?.unwrap_or(Duration::from_secs(5));
+    if timeout.is_zero() {
+        return Err(Problem::new(section.path("timeout"), "must be more than zero"));
+    }
+    Ok(Middleware::ForwardAuth { upstream: upstreams.remove(0), path, copy_headers, timeout })
+}
+
+/// What compresses well.
+const TEXTS: [&str; 7] = [
+    "text/",
+    "application/json",
+    "application/javascript",
+    "application/xml",
+    "application/wasm",
+    "image/svg+xml",
+    "application/manifest+json",
+];
+
+fn compress(section: &mut Section<'_>) -> Result<Middleware, Problem> {
+    let types = match section.texts("types", true)? {
+        Some(types) => types.into_iter().map(str::to_ascii_lowercase).collect(),
+        None => TEXTS.map(str::to_owned).to_vec(),
+    };
+    Ok(Middleware::Compress { min_bytes: section.number("min_bytes", 0..=1 << 30)?.unwrap_or(1024), types })
 }
 
 fn owned(texts: Vec<&str>) -> Vec<String> {
