@@ -188,8 +188,9 @@ async fn stream_task(connection: Rc<Connection>, request: http::Request<RecvStre
         }
     }
     if ended.status == 0 {
-        // Without this the stream would end as if by chance; to close is what the rule said.
-        respond.send_reset(Reason::REFUSED_STREAM);
+        // To close is what the rule said, or all that is left. Not as a refused stream: that would invite the client to
+        // send again what an upstream may have acted upon.
+        respond.send_reset(Reason::CANCEL);
     }
     let gone = ended.status == 0 && ended.upstream.is_some() || ended.error.as_deref() == Some(TOOK_BACK);
     let counter = if gone { &connection.taken_back } else { &connection.finished };
