@@ -158,7 +158,7 @@ fn killed_at_any_moment_not_a_byte_is_lost_or_doubled() {
     while commands(&shipote)[&id]["state"] != "ended" || kills < 3 {
         kill(&shipote);
         kills += 1;
-        std::thread::sleep(std::time::Duration::from_millis(37 * (kills % 11)));
+        std::thread::park_timeout(std::time::Duration::from_millis(37 * (kills % 11)));
     }
     let ended = wait_for(&shipote, &id);
     assert_eq!(ended["exit_status"], 3, "{ended}");

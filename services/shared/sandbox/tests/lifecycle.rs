@@ -336,6 +336,7 @@ async fn a_helper_is_a_process_of_its_own() {
             let descriptors: Vec<_> = message.descriptors.iter().map(std::os::fd::AsFd::as_fd).collect();
             let _ = channel.send(&(message.body, std::process::id()), &descriptors);
         }
+        drop(channel);
     }
     let spawner = shipote_sandbox::Spawner::start_with(SpawnerConfig::default(), echo).unwrap();
     let helper = spawner.helper().await.unwrap();

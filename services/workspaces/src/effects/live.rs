@@ -52,6 +52,9 @@ pub(super) struct Kept {
     pub(super) launches: Launches,
 }
 
+/// Descriptors that a keeper is to hold, by owner and tag.
+type ToHold = Vec<(u64, u8, Arc<OwnedFd>)>;
+
 /// What a task tells `Live` of a keeper that came up.
 type Keepers = Arc<Mutex<HashMap<Ulid, Kept>>>;
 type Terminals = Arc<Mutex<HashMap<Ulid, OwnedFd>>>;
@@ -145,7 +148,7 @@ impl Live {
     }
 
     /// Standard descriptors of a command: an edge's, the caller's, or its log's; and what its keeper is to hold.
-    fn stdio(&mut self, command: &Command) -> io::Result<(Stdio, Vec<(u64, u8, Arc<OwnedFd>)>)> {
+    fn stdio(&mut self, command: &Command) -> io::Result<(Stdio, ToHold)> {
         let id = command.what.id;
         let again = command.what.restart.is_some();
         let owner = numbers::owner(command, again);

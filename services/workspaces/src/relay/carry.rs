@@ -143,8 +143,8 @@ fn tell(channel: &Channel, table: &Mutex<BTreeMap<usize, Known>>, event: FlowEve
             let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
             let sampled = Sampled {
                 ty: discernment.ty.to_string(),
-                mime: text(discernment.mime.as_deref()),
-                lens: text(discernment.lens.as_deref()),
+                mime: text(discernment.mime),
+                lens: text(discernment.lens),
                 confidence: discernment.confidence,
             };
             change(id, &|known| known.sampled = Some(sampled.clone()))

@@ -62,8 +62,8 @@ pub(super) async fn serve(
     let mut position = Position { record: extent.records[0], seen: selection.since };
     if selection.tail > 0 {
         let begin = before_tail(&log, selection, extent)?;
-        for at in 0..2 {
-            position.seen[at] = position.seen[at].max(begin[at]);
+        for (seen, begin) in position.seen.iter_mut().zip(begin) {
+            *seen = (*seen).max(begin);
         }
     }
     loop {
