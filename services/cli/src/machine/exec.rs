@@ -16,12 +16,9 @@ use tokio::sync::mpsc;
 use super::image::Source;
 use super::life::{Size, begin, end};
 use super::{machines, open, refusal};
+use crate::run::{STATUS_FAILED, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND};
 use crate::spec::key_value;
 
-/// Exit status where Shipote itself fails, as of env(1) and docker-run(1).
-const STATUS_FAILED: u8 = 125;
-const STATUS_NOT_EXECUTABLE: u8 = 126;
-const STATUS_NOT_FOUND: u8 = 127;
 /// How long a machine that was made for one command may take to power off.
 const GRACE_MS: u64 = 3_000;
 
@@ -52,7 +49,7 @@ pub(super) struct ExecArgs {
     #[command(flatten)]
     what: What,
     /// Program and arguments
-    #[arg(required_unless_present = "image", trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(required_unless_present = "image", trailing_var_arg = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
@@ -68,7 +65,7 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     what: What,
     /// Program and arguments [default, with --image or --rootfs: what that names, or a shell]
-    #[arg(required_unless_present_any = ["image", "rootfs"], trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(required_unless_present_any = ["image", "rootfs"], trailing_var_arg = true, value_name = "CMD")]
     command: Vec<String>,
 }
 

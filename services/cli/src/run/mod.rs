@@ -19,9 +19,9 @@ use crate::signals::Forwarded;
 use crate::spec::{key_value, read_spec};
 
 /// Exit status where Shipote itself fails, as of env(1) and docker-run(1).
-const STATUS_FAILED: u8 = 125;
-const STATUS_NOT_EXECUTABLE: u8 = 126;
-const STATUS_NOT_FOUND: u8 = 127;
+pub(crate) const STATUS_FAILED: u8 = 125;
+pub(crate) const STATUS_NOT_EXECUTABLE: u8 = 126;
+pub(crate) const STATUS_NOT_FOUND: u8 = 127;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  shipote run -- uname -a\n  echo hello | shipote run -- tr a-z A-Z\n  \
