@@ -66,7 +66,7 @@ pub(crate) async fn run(args: FlowArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) const HEAD: &[&str] = &["EDGE", "STATE", "TYPE", "MIME", "CONFIDENCE", "BYTES", "PER SECOND"];
+pub(crate) const HEAD: &[&str] = &["EDGE", "STATE", "TYPE", "MIME", "LENS", "CONFIDENCE", "BYTES", "PER SECOND"];
 
 pub(crate) fn row(flow: &FlowInfo) -> Vec<String> {
     let output = if flow.from_output == "stdout" { String::new() } else { format!(".{}", flow.from_output) };
@@ -76,6 +76,7 @@ pub(crate) fn row(flow: &FlowInfo) -> Vec<String> {
         flow.state.clone(),
         or_dash(&flow.ty),
         or_dash(&flow.mime),
+        or_dash(&flow.lens),
         format!("{:.2}", flow.confidence),
         output::bytes(flow.bytes_total as f64),
         output::bytes(flow.bytes_per_sec),

@@ -37,7 +37,7 @@ use ulid::Ulid;
 use crate::actor::{Actor, Call, Handle, figures};
 use crate::bus::{Doors, Figures, Manager, publish};
 use crate::config::Section;
-use crate::effects::{Cgroups, Journal, Live, LogStore, Means};
+use crate::effects::{Cgroups, Journal, KeptFolders, Live, LogStore, Means};
 use crate::figures::{Meter, run_sampler};
 use crate::protected::Protected;
 use crate::saved::Saved;
@@ -102,6 +102,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let (journal, records) = Journal::open(&context.paths.state).context("open the journal")?;
     let state = State::restore(records);
     let meter = Meter::open(&context.paths.state).context("open the folder of the histories")?;
+    let folders = KeptFolders::open(&context.paths.state).context("open the folder of what workspaces leave")?;
     let means = Means {
         spawner: early.spawner,
         store: context.store.clone(),
@@ -111,6 +112,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
         logs: logs.clone(),
         runtime: context.paths.runtime.clone(),
         hidden: protected.hidden(),
+        folders,
         inputs: inputs.clone(),
         changes: changes.clone(),
     };

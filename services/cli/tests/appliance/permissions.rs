@@ -122,3 +122,42 @@ fn a_run_is_explained_and_goes_on_as_ever() {
     let refused = shipote.run(&["run", "-w", "silent", "--explain", "--", "true"]);
     assert!(text(&refused.stderr).contains("explain = true"), "{}", text(&refused.stderr));
 }
+
+#[test]
+fn what_a_workspace_leaves_is_as_its_spec_says() {
+    let mut shipote = Appliance::start();
+    let file = shipote.path("spec.toml");
+    let life = |shipote: &Appliance, policy: &str, script: &str| {
+        std::fs::write(&file, format!("on_exit = '{policy}'\n")).unwrap();
+        shipote.ok(&["workspace", "create", policy, "-f", file.to_str().unwrap()]);
+        let out = shipote.ok(&["run", "-w", policy, "--", "sh", "-c", script]);
+        shipote.ok(&["workspace", "stop", policy]);
+        out
+    };
+    let leave = "mkdir d && echo left > d/file && chmod 700 d && ln -s file d/link && stat -c %u:%g . d d/file | uniq";
+    let look = "cat d/link 2>/dev/null; true";
+    for (policy, again) in [("reap", ""), ("keep", ""), ("snapshot", "left\n")] {
+        assert_eq!(life(&shipote, policy, leave), "1000:1000\n", "{policy}");
+        assert_eq!(life(&shipote, policy, look), again, "{policy}");
+    }
+    // across a restart of everything; and a crash loses nothing that was written
+    shipote.stop();
+    shipote.restart();
+    assert_eq!(life(&shipote, "snapshot", &format!("{look}; echo more > d/file")), "left\n");
+    std::fs::write(&file, "on_exit = 'snapshot'\n").unwrap();
+    let made = shipote.json(&["workspace", "create", "snapshot", "-f", file.to_str().unwrap(), "--json"]);
+    let weak = made["isolation"].as_array().unwrap().iter().find(|m| m["name"] == "scratch-limit").unwrap();
+    assert_eq!(weak["state"], "degraded", "{weak}");
+    shipote.ok(&["run", "-w", "snapshot", "--", "sh", "-c", "echo last > d/file"]);
+    rustix::process::kill_process(shipote.service("workspaces"), rustix::process::Signal::KILL).unwrap();
+    shipote.stop();
+    shipote.restart();
+    assert_eq!(life(&shipote, "snapshot", look), "last\n");
+    // what was kept lies there for whoever looks after the machine
+    let kept = std::fs::read_dir(shipote.path("state/workspaces/kept")).unwrap().next().unwrap().unwrap().path();
+    let names = std::fs::read_dir(kept).unwrap().flatten().filter(|e| e.path().join("d/file").exists()).count();
+    assert_eq!(names, 2, "one of each");
+    // one that is made for a command has no name to come back under
+    let refused = shipote.run(&["run", "-f", file.to_str().unwrap(), "--", "true"]);
+    assert!(text(&refused.stderr).contains("on_exit"), "{}", text(&refused.stderr));
+}

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -27,7 +27,10 @@ pub(crate) fn prepare(grant: &PathGrant, base: Option<u32>) -> Result<OwnedFd, F
     }
     let read_only = if grant.access == Access::Read { RDONLY } else { 0 };
     sys::set_mount_attributes(tree.as_fd(), read_only | NOSUID | NODEV, true).map_err(failed)?;
-    if let (Access::Owner, Some(base)) = (grant.access, base) {
+    if let (Access::Own, Some(_)) = (grant.access, base) {
+        own(grant, tree.as_fd()).map_err(failed)?;
+    }
+    if let (Access::Owner | Access::Own, Some(base)) = (grant.access, base) {
         // Of the tree, not of the path, which may have come to mean something else.
         let owner = rustix::fs::fstat(&tree).map_err(|error| failed(error.into()))?;
         if owner.st_uid == 0 || owner.st_gid == 0 {
@@ -38,6 +41,19 @@ pub(crate) fn prepare(grant: &PathGrant, base: Option<u32>) -> Result<OwnedFd, F
         sys::map_mount_ids(tree.as_fd(), namespace.as_fd()).map_err(failed)?;
     }
     Ok(tree)
+}
+
+/// Who owns what workspaces leave where they have ids of their own: right below those (see `SpawnerConfig`).
+const OWNER: u32 = 0x5fff_ffff;
+
+fn own(grant: &PathGrant, tree: BorrowedFd<'_>) -> io::Result<()> {
+    let stat = rustix::fs::fstat(tree)?;
+    if stat.st_uid != 0 || fs::read_dir(&grant.path)?.next().is_some() {
+        // Someone's already, or not made for this: what follows refuses root's.
+        return Ok(());
+    }
+    let (uid, gid) = (rustix::fs::Uid::from_raw(OWNER), rustix::fs::Gid::from_raw(OWNER));
+    Ok(rustix::fs::chownat(tree, "", Some(uid), Some(gid), rustix::fs::AtFlags::EMPTY_PATH)?)
 }
 
 /// A user namespace in which `uid` and `gid` are the host's `to`, and nothing else is anything. It lives as

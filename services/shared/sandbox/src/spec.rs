@@ -48,6 +48,9 @@ pub enum Access {
     /// command makes belongs to the owner (an id-mapped mount). The caller of this library answers for who
     /// may grant that. Not for what root owns.
     Owner,
+    /// As `Owner`, for a directory that was made for a workspace: one that root owns and that is empty is given an
+    /// owner of its own first, which nothing else on the host is.
+    Own,
     /// A Unix socket to connect to, as far as its mode lets the workspace's user. Anything else is refused.
     Socket,
 }

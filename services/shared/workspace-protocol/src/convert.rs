@@ -34,11 +34,11 @@ pub fn workspace(spec: WorkspaceSpec) -> Result<bus::WorkspaceSpec, SpecError> {
     if !spec.flow_dirs.is_empty() {
         return later("flow_dirs", "a flow that the workspace shares", "leave the list empty and tap a pipeline");
     }
-    match spec.on_exit {
-        ExitPolicy::Reap => {}
-        ExitPolicy::Keep => return later("on_exit", "keep", "use `reap`"),
-        ExitPolicy::Snapshot => return later("on_exit", "snapshot", "use `reap`"),
-    }
+    let on_exit = match spec.on_exit {
+        ExitPolicy::Reap => bus::ExitPolicy::Reap,
+        ExitPolicy::Keep => bus::ExitPolicy::Keep,
+        ExitPolicy::Snapshot => bus::ExitPolicy::Snapshot,
+    };
     let action = |action: QuotaAction| match action {
         QuotaAction::None => bus::QuotaAction::None,
         QuotaAction::Log => bus::QuotaAction::Log,
@@ -67,6 +67,7 @@ pub fn workspace(spec: WorkspaceSpec) -> Result<bus::WorkspaceSpec, SpecError> {
         permissions,
         ttl: spec.ttl,
         quota_enforce,
+        on_exit,
         ..bus::WorkspaceSpec::default()
     };
     made.validate()?;

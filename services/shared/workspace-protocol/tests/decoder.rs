@@ -90,8 +90,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("soma.cgroup.cpu_weight", |s| s.soma.cgroup.cpu_weight = Some(0)),
         ("soma.cgroup.io_weight", |s| s.soma.cgroup.io_weight = Some(10_001)),
         ("soma.cpu_affinity", |s| s.soma.cpu_affinity = Some(vec![])),
-        ("on_exit", |s| s.on_exit = ExitPolicy::Keep),
-        ("on_exit", |s| s.on_exit = ExitPolicy::Snapshot),
         ("permissions.networking", |s| s.permissions.networking = Networking::Outbound),
         ("permissions.ipc.allow[0]", |s| s.permissions.ipc.allow = vec!["x".into()]),
         ("ttl", |s| s.ttl = Some(0)),
@@ -107,6 +105,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
     let mut limited = plain.clone();
     limited.soma.cgroup.cpu_weight = Some(50);
     limited.quota_enforce.mem = QuotaAction::Kill;
+    limited.on_exit = ExitPolicy::Snapshot;
     limited.quota_enforce.nproc = QuotaAction::Log;
     let limited = convert::workspace(limited).unwrap();
     assert_eq!(limited.soma.cgroup.cpu_weight, Some(50));

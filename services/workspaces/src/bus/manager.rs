@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::pipe::{PipeFlags, pipe_with};
 use shipote_audit::Event;
 use shipote_bus::service::MechanismInfo;
-use shipote_bus::spec::{NodeCommand, PipelineSpec, RestartPolicy, WorkspaceSpec};
+use shipote_bus::spec::{ExitPolicy, NodeCommand, PipelineSpec, RestartPolicy, WorkspaceSpec};
 use shipote_bus::workspaces::{
     CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, SPEC_MAX,
     WorkspaceInfo, WorkspacesError,
@@ -446,6 +446,11 @@ fn target(workspace: String, spec: &str) -> Result<Target, Error> {
     }
     let id = Ulid::generate();
     let mut spec = parse_workspace(spec)?;
+    if spec.on_exit != ExitPolicy::Reap {
+        let text =
+            "run: on_exit: a workspace that is made for one command goes with all it holds; create one with a name";
+        return Err(Error::InvalidSpec(text.to_owned()));
+    }
     spec.label = format!("run-{}", id.to_string().to_ascii_lowercase());
     spec.validate().map_err(|e| Error::InvalidSpec(format!("run: {e}")))?;
     Ok(Target::Ephemeral { id, spec: Box::new(spec) })

@@ -301,6 +301,12 @@ impl FlowObject {
         read(&self.info, |i| i.mime.clone())
     }
 
+    /// View that suits it, as `tree` or `table`; empty: none.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn lens(&self) -> String {
+        read(&self.info, |i| i.lens.clone())
+    }
+
     /// Confidence of the discernment, 0 to 1.
     #[zbus(property(emits_changed_signal = "false"))]
     fn confidence(&self) -> f64 {

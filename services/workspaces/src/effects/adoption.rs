@@ -54,6 +54,7 @@ impl Live {
                 journal: parts.journal,
                 logs: parts.logs,
                 hidden: parts.hidden,
+                folders: parts.folders,
                 cgroups: parts.cgroups,
                 meter: parts.meter,
                 inputs: parts.inputs,

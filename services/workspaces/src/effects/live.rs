@@ -24,7 +24,7 @@ use super::flows::Flows;
 use super::log::Stream;
 use super::numbers;
 use super::wiring::{NodeDescriptors, wire};
-use super::{Effects, Explanations, Handed, Journal, LogStore, completion};
+use super::{Effects, Explanations, Handed, Journal, KeptFolders, LogStore, completion};
 use crate::actor::{BoxFuture, Change, FlowSource};
 use crate::error::{Error, SpawnKind};
 use crate::figures::{Meter, Subject};
@@ -70,6 +70,7 @@ pub(crate) struct Means {
     pub(crate) runtime: PathBuf,
     /// Hidden in every workspace that sees files of the host.
     pub(crate) hidden: Arc<[PathBuf]>,
+    pub(crate) folders: KeptFolders,
     pub(crate) inputs: mpsc::UnboundedSender<Input>,
     pub(crate) changes: mpsc::UnboundedSender<Change>,
 }
@@ -82,6 +83,7 @@ pub(super) struct Made {
     pub(super) meter: Meter,
     pub(super) logs: LogStore,
     pub(super) hidden: Arc<[PathBuf]>,
+    pub(super) folders: KeptFolders,
     pub(super) inputs: mpsc::UnboundedSender<Input>,
 }
 
@@ -97,6 +99,8 @@ pub(crate) struct Live {
     journal: Journal,
     /// Hidden in every workspace that sees files of the host.
     protected: Arc<[PathBuf]>,
+    /// `/work` of those that leave something.
+    folders: KeptFolders,
     pub(super) cgroups: Cgroups,
     pub(super) meter: Meter,
     pub(super) logs: LogStore,
@@ -118,6 +122,7 @@ impl Live {
             store: made.store,
             journal: made.journal,
             protected: made.hidden,
+            folders: made.folders,
             cgroups: made.cgroups,
             meter: made.meter,
             logs: made.logs,
@@ -305,7 +310,16 @@ impl Effects for Live {
         let (spawner, keepers, inputs) = (Arc::clone(&self.spawner), Arc::clone(&self.keepers), self.inputs.clone());
         let (cgroups, meter, store) = (self.cgroups.clone(), self.meter.clone(), self.store.clone());
         let explanations = self.explanations.clone();
+        let (folders, on_exit, uid) = (self.folders.clone(), workspace.spec.on_exit, workspace.uid);
         tokio::spawn(async move {
+            match folders.grant(on_exit, uid, &name, id).await {
+                Ok(grant) => spec.paths.extend(grant),
+                Err(error) => {
+                    let reason = format!("on_exit: {error}");
+                    let _ = inputs.send(Input::KeeperFailed { workspace: id, error: Error::Keeper { name, reason } });
+                    return;
+                }
+            }
             let cgroup = match make_group(&cgroups, id, &name, &soma, spec.strict).await {
                 Ok((keeper, mechanism)) => {
                     spec.cgroup = keeper;

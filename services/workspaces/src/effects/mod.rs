@@ -8,6 +8,7 @@ mod completion;
 mod explanations;
 mod flows;
 mod journal;
+mod kept;
 mod live;
 mod log;
 mod numbers;
@@ -25,6 +26,7 @@ use crate::state::{Command, Pipeline, Record, Usec, Workspace};
 pub(crate) use cgroups::Cgroups;
 pub(crate) use explanations::Explanations;
 pub(crate) use journal::Journal;
+pub(crate) use kept::KeptFolders;
 pub(crate) use live::{Live, Means};
 pub(crate) use log::{LogStore, Selection};
 

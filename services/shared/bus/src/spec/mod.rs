@@ -17,7 +17,7 @@ pub use pipeline::{
     ValidatedPipeline,
 };
 pub use restart::RestartPolicy;
-pub use workspace::{Access, Filesystem, IpcPolicy, Networking, PathGrant, Permissions, WorkspaceSpec};
+pub use workspace::{Access, ExitPolicy, Filesystem, IpcPolicy, Networking, PathGrant, Permissions, WorkspaceSpec};
 
 /// A label is a name of something on the bus, in files and in tables.
 pub const LABEL_MAX: usize = 128;

@@ -37,6 +37,8 @@ pub struct WorkspaceSpec {
     pub scratch_bytes: Option<u64>,
     /// What happens where its limit on memory or processes is reached.
     pub quota_enforce: QuotaEnforcement,
+    /// What becomes of the files in `/work`.
+    pub on_exit: ExitPolicy,
     /// Say what commands are refused, and why; each of their calls that names a path is looked at first.
     pub explain: bool,
     /// Environment of every command, beside `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
@@ -55,6 +57,20 @@ pub struct Permissions {
     pub ipc: IpcPolicy,
     /// Sees the host's processes in `/proc`. None of them can be signalled or traced.
     pub processes: bool,
+}
+
+/// What becomes of the files in `/work` when the workspace ends. `/tmp` and `/dev/shm` always go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExitPolicy {
+    /// They go: `/work` is memory, and `scratch_bytes` bounds it.
+    #[default]
+    Reap,
+    /// They stay in the service's state folder, for whoever looks after it. `/work` begins empty, and is on disk
+    /// without a limit of its own.
+    Keep,
+    /// They are there again at the next start of the same user's workspace of the same name. On disk, as with `keep`.
+    Snapshot,
 }
 
 /// Network of a workspace.

@@ -66,6 +66,10 @@ pub(super) fn build(spec: &SandboxSpec, ids: Ids, prepared: &[OwnedFd]) -> Resul
     for (grant, tree) in spec.paths.iter().zip(trees) {
         root.attach(grant.target.as_ref().unwrap_or(&grant.path), tree.as_fd())?;
     }
+    if let Some(grant) = spec.paths.iter().find(|grant| grant.target.as_deref() == Some(Path::new("/work"))) {
+        let reason = format!("/work is {} of the host's disk, without a limit of its own", grant.path.display());
+        report.push(Mechanism::degraded("scratch-limit", reason));
+    }
     for tree in prepared {
         // Nothing here owns them: this process is a copy of the one that does.
         sys::close_range(tree.as_raw_fd() as u32, tree.as_raw_fd() as u32, 0);

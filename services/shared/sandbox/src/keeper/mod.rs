@@ -228,7 +228,7 @@ fn domain(spec: &SandboxSpec) -> Result<Domain, shipote_confinement::Error> {
     for grant in &spec.paths {
         let access = match grant.access {
             Access::Read => PathAccess::Execute,
-            Access::Write | Access::Owner => PathAccess::All,
+            Access::Write | Access::Owner | Access::Own => PathAccess::All,
             Access::Socket => PathAccess::Use,
         };
         domain = domain.allow_path(grant.target.as_ref().unwrap_or(&grant.path), access)?;
