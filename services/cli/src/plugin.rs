@@ -28,17 +28,26 @@ pub(crate) struct PluginArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Add a component: it is checked, compiled, kept, and put to work
-    #[command(after_help = "Example:\n  shipote plugin add stamp.wasm")]
+    /// Add components: each is checked, compiled, kept, and put to work
+    #[command(
+        after_help = "Examples:\n  shipote plugin add stamp.wasm\n  shipote plugin add oci://ghcr.io/example/stamp:1.0.0"
+    )]
     Add {
-        /// Component; text (.wat) is accepted for development
+        /// Component (text, .wat, is accepted for development), folder of components, or oci://REGISTRY/REPOSITORY:TAG
+        #[arg(value_name = "FILE|DIR|oci://…")]
         file: PathBuf,
+        /// Credentials for the registry, as `docker login` writes them
+        #[arg(long, value_name = "FILE")]
+        auth: Option<PathBuf>,
         /// Name that the plugin must give itself
         #[arg(long)]
         name: Option<String>,
         /// Keep it without putting it to work
         #[arg(long)]
         no_activate: bool,
+        /// Its signature, made by minisign; without this, FILE.minisig if there is one
+        #[arg(long, value_name = "FILE")]
+        signature: Option<PathBuf>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -70,10 +79,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show what is at work and how plugins are linked
+    Graph {
+        /// Form
+        #[arg(long, default_value = "text", value_parser = ["text", "mermaid", "dot", "json"])]
+        format: String,
+        /// The same as --format json
+        #[arg(long)]
+        json: bool,
+    },
     /// Put a version to work
     Activate {
         /// NAME@1.2.3, NAME@^1.2 or sha256:HEX
         plugin: String,
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -82,6 +103,9 @@ enum Command {
     Rollback {
         /// Name
         name: String,
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -92,8 +116,11 @@ enum Command {
         /// NAME, NAME@1.2.3, NAME@^1.2 or sha256:HEX
         plugin: String,
         /// Remove it even if it is at work
-        #[arg(long)]
+        #[arg(long, conflicts_with = "dry_run")]
         force: bool,
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -107,10 +134,17 @@ enum Command {
 
 pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Add { file, name, no_activate, json } => {
-            let component = component(&file)?;
-            let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-            let options = AddOptions { name, stem, activate: Some(!no_activate) };
+        Command::Add { file, auth, name, no_activate, signature, json } => {
+            let common = AddOptions { name, activate: Some(!no_activate), ..AddOptions::default() };
+            if file.is_dir() {
+                return add_folder(&file, &common, json).await;
+            }
+            let (component, stem) = match file.to_str().filter(|text| text.starts_with("oci://")) {
+                Some(reference) => (fetched(reference, auth.as_deref())?, reference_stem(reference)),
+                None => (component(&file)?, stem(&file)),
+            };
+            let signature = signature_of(&file, signature)?;
+            let options = AddOptions { stem, signature, ..common };
             let added = manager().await?.add(component.as_fd().into(), &options).await;
             done("added", added, json)?;
         }
@@ -120,13 +154,22 @@ pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
             let info = manager().await?.show(&plugin).await.map_err(|error| refusal(&error))?;
             show(&info, json)?;
         }
-        Command::Activate { plugin, json } => {
+        Command::Graph { format, json } => {
+            let format = if json { "json" } else { format.as_str() };
+            let graph = manager().await?.graph(format).await.map_err(|error| refusal(&error))?;
+            let empty = format == "text" && graph.is_empty();
+            println!("{}", if empty { "no plugin is at work" } else { graph.trim_end() });
+        }
+        Command::Activate { plugin, dry_run: true, json } => return plan("activate", &plugin, json).await,
+        Command::Rollback { name, dry_run: true, json } => return plan("rollback", &name, json).await,
+        Command::Rm { plugin, dry_run: true, json, .. } => return plan("remove", &plugin, json).await,
+        Command::Activate { plugin, json, .. } => {
             done("activated", manager().await?.activate(&plugin, Options::new()).await, json)?;
         }
-        Command::Rollback { name, json } => {
+        Command::Rollback { name, json, .. } => {
             done("back to", manager().await?.rollback(&name, Options::new()).await, json)?;
         }
-        Command::Rm { plugin, force, json } => {
+        Command::Rm { plugin, force, json, .. } => {
             let options = Options::from([("force", force.into())]);
             let gone = manager().await?.remove(&plugin, options).await.map_err(|error| refusal(&error))?;
             let [name, version, digest] = gone.try_into().unwrap_or_default();
@@ -142,6 +185,30 @@ pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a change would do: 0 if it would be done, 1 if it would be refused.
+async fn plan(action: &str, reference: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let plan = manager().await?.plan(action, reference, Options::new()).await.map_err(|error| refusal(&error))?;
+    if json {
+        output::json(&plan)?;
+    } else if plan.refused.is_empty() {
+        let version = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
+        println!("{}: at work now {}, then {}", plan.name, version(&plan.from), version(&plan.to));
+        for (what, names) in [
+            ("new exports", &plan.exports_added),
+            ("exports that go", &plan.exports_removed),
+            ("plugins that call it", &plan.used_by),
+        ] {
+            if !names.is_empty() {
+                println!("  {what}: {}", names.join(", "));
+            }
+        }
+    }
+    if plan.refused.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if json { Ok(ExitCode::FAILURE) } else { Err(anyhow::anyhow!("{}", plan.refused)) }
 }
 
 async fn manager() -> anyhow::Result<PluginManagerProxy<'static>> {
@@ -179,6 +246,75 @@ fn component(path: &Path) -> anyhow::Result<OwnedFd> {
     anyhow::ensure!(status.success(), "{}: not WebAssembly text, see above", open());
     binary.seek(SeekFrom::Start(0)).with_context(open)?;
     Ok(binary.into())
+}
+
+fn stem(file: &Path) -> Option<String> {
+    file.file_stem().map(|stem| stem.to_string_lossy().into_owned())
+}
+
+/// The last part of a repository's name, under which a policy may be found.
+fn reference_stem(reference: &str) -> Option<String> {
+    let last = reference.rsplit('/').next()?;
+    last.split(['@', ':']).next().map(str::to_owned)
+}
+
+/// Adds every component of a folder, by name; one that is refused does not keep the others out.
+async fn add_folder(folder: &Path, common: &AddOptions, json: bool) -> anyhow::Result<ExitCode> {
+    let shown = folder.display();
+    let entries = std::fs::read_dir(folder).with_context(|| format!("add plugins of {shown}"))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|ending| ending == "wasm" || ending == "wat"))
+        .collect();
+    anyhow::ensure!(!files.is_empty(), "add plugins of {shown}: no file ends in .wasm or .wat; name another folder");
+    files.sort();
+    let manager = manager().await?;
+    let mut code = ExitCode::SUCCESS;
+    for file in files {
+        let added = async {
+            let component = component(&file)?;
+            let options = AddOptions { stem: stem(&file), signature: signature_of(&file, None)?, ..common.clone() };
+            done("added", manager.add(component.as_fd().into(), &options).await, json)
+        };
+        if let Err(error) = added.await {
+            eprintln!("shipote: {error:#}");
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
+}
+
+/// A component from an OCI registry, fetched by the registry's own program with this one's rights: the service has no
+/// network and no credentials.
+fn fetched(reference: &str, auth: Option<&Path>) -> anyhow::Result<OwnedFd> {
+    let component = File::from(memfd_create("component", MemfdFlags::CLOEXEC).context("make a memfd")?);
+    let mut command = Process::new(registry()?);
+    command.arg("fetch");
+    if let Some(auth) = auth {
+        command.arg("--auth").arg(auth);
+    }
+    let status = command
+        .arg(reference)
+        .stdin(Stdio::null())
+        .stdout(component.try_clone().context("hand over the memfd")?)
+        .status()
+        .with_context(|| format!("add plugin {reference}: start shipote-plugins"))?;
+    anyhow::ensure!(status.success(), "add plugin {reference}: not fetched, see above");
+    Ok(component.into())
+}
+
+/// The text of a component's signature: of the file that is named, else of the one beside it, if there is one.
+fn signature_of(component: &Path, named: Option<PathBuf>) -> anyhow::Result<Option<String>> {
+    let beside = component.with_file_name(format!("{}.minisig", component.file_name().unwrap_or_default().display()));
+    match named {
+        None if !beside.exists() => Ok(None),
+        named => {
+            let path = named.unwrap_or(beside);
+            let text = std::fs::read_to_string(&path);
+            text.map(Some)
+                .with_context(|| format!("add plugin {}: read signature {}", component.display(), path.display()))
+        }
+    }
 }
 
 /// The registry's program: beside this one, else wherever the system finds it.
@@ -252,6 +388,7 @@ fn show(info: &OpenInfo, as_json: bool) -> anyhow::Result<()> {
         "size": info.size,
         "added": info.added,
         "engine": info.engine,
+        "links": info.links,
         "metadata": parsed(&info.metadata),
         "policy": parsed(&info.policy),
     });

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd as StdFd;
 use std::sync::Arc;
 
 use shipote_audit::{Audit, Door, Event, Record};
-use shipote_bus::plugins::{AddOptions, OpenInfo, PluginInfo, PluginReport, PluginsError, RefusalInfo};
+use shipote_bus::plugins::{AddOptions, OpenInfo, PlanInfo, PluginInfo, PluginReport, PluginsError, RefusalInfo};
 use shipote_service::{Authority, Caller};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
@@ -17,6 +17,8 @@ use crate::registry::{Found, Registry, Wish};
 
 /// polkit: everything that changes the registry, or has it work.
 const ACTION_MANAGE: &str = "org.shipote.plugins.manage";
+/// polkit: take compiled code of versions that are there, as the proxy does.
+const ACTION_OPEN: &str = "org.shipote.plugins.open";
 
 type Options = HashMap<String, OwnedVariant>;
 
@@ -30,6 +32,16 @@ pub(crate) struct Manager {
 impl Manager {
     async fn allowed(&self, header: &Header<'_>) -> Result<Caller, Error> {
         Ok(self.authority.check(header, ACTION_MANAGE).await?)
+    }
+
+    /// Tells the proxy of the version at work of `name` (empty: none), and of the plugins that call it, which are linked
+    /// to another one now.
+    async fn announce(&self, emitter: &SignalEmitter<'_>, name: &str, version: String) -> zbus::Result<()> {
+        emitter.changed(name.to_owned(), version).await?;
+        for (user, version) in self.registry.users(name) {
+            emitter.changed(user, version).await?;
+        }
+        Ok(())
     }
 
     /// A change with its record: not begun where records are required and cannot be taken.
@@ -75,6 +87,7 @@ impl Manager {
         let Found { name, version, entry, active } = found.clone();
         Ok(OpenInfo {
             versions: self.registry.versions(&name),
+            links: self.registry.links_of(&entry),
             engine: self.registry.engine().to_owned(),
             policy: json(serde_json::to_string(&self.registry.policy_of(found)))?,
             metadata: json(serde_json::to_string(&entry.metadata))?,
@@ -106,7 +119,7 @@ impl Manager {
         let add = self.registry.add(file(component), wish);
         let found = self.audited(&header, Event::PluginAdd, &object, add).await?;
         if found.active {
-            emitter.changed(found.name.clone(), found.version.to_string()).await?;
+            self.announce(&emitter, &found.name, found.version.to_string()).await?;
         }
         Ok(info(found))
     }
@@ -156,7 +169,7 @@ impl Manager {
         known(&options, &[])?;
         let change = self.registry.activate(reference);
         let found = self.audited(&header, Event::PluginActivate, reference, change).await?;
-        emitter.changed(found.name.clone(), found.version.to_string()).await?;
+        self.announce(&emitter, &found.name, found.version.to_string()).await?;
         Ok(info(found))
     }
 
@@ -171,7 +184,7 @@ impl Manager {
     ) -> Result<PluginInfo, PluginsError> {
         known(&options, &[])?;
         let found = self.audited(&header, Event::PluginActivate, name, self.registry.roll_back(name)).await?;
-        emitter.changed(found.name.clone(), found.version.to_string()).await?;
+        self.announce(&emitter, &found.name, found.version.to_string()).await?;
         Ok(info(found))
     }
 
@@ -190,10 +203,14 @@ impl Manager {
             Some(value) => bool::try_from(value)
                 .map_err(|_| Error::InvalidArgument("option \"force\" is not a boolean (b)".to_owned()))?,
         };
+        let users = self.registry.find(reference).map(|found| self.registry.users(&found.name)).unwrap_or_default();
         let change = self.registry.remove(reference, force);
         let gone = self.audited(&header, Event::PluginRemove, reference, change).await?;
         if gone.active {
             emitter.changed(gone.name.clone(), String::new()).await?;
+            for (user, version) in users {
+                emitter.changed(user, version).await?;
+            }
         }
         Ok(vec![gone.name, gone.version.to_string(), gone.entry.digest])
     }
@@ -208,7 +225,7 @@ impl Manager {
         options: Options,
     ) -> Result<(OwnedFd, OpenInfo), PluginsError> {
         known(&options, &[])?;
-        self.allowed(&header).await?;
+        self.authority.check(&header, ACTION_OPEN).await.map_err(Error::from)?;
         let (code, found) = self.registry.open_code(reference).await?;
         Ok((OwnedFd::from(StdFd::from(code)), self.open_info(&found)?))
     }
@@ -219,7 +236,21 @@ impl Manager {
         Ok(self.open_info(&self.registry.find(reference)?)?.policy)
     }
 
-    /// The active version of a plugin is another one; empty: the plugin is gone.
+    /// What `Activate`, `Rollback` or `Remove` (`action`: `activate`, `rollback`, `remove`) of `reference` would do, without
+    /// doing it. No options yet.
+    #[zbus(out_args("plan"))]
+    async fn plan(&self, action: &str, reference: &str, options: Options) -> Result<PlanInfo, PluginsError> {
+        known(&options, &[])?;
+        Ok(self.registry.plan(action, reference)?)
+    }
+
+    /// The versions at work and how they are linked, as `text`, `mermaid`, `dot` or `json`.
+    #[zbus(out_args("graph"))]
+    async fn graph(&self, format: &str) -> Result<String, PluginsError> {
+        Ok(self.registry.graph(format)?)
+    }
+
+    /// The active version of a plugin is another one, or what it is linked to is; empty: the plugin is gone.
     #[zbus(signal)]
     async fn changed(emitter: &SignalEmitter<'_>, name: String, version: String) -> zbus::Result<()>;
 }
@@ -233,7 +264,8 @@ fn known(options: &Options, names: &[&str]) -> Result<(), Error> {
 }
 
 fn wish(options: AddOptions) -> Wish {
-    Wish { name: options.name, stem: options.stem, activate: options.activate.unwrap_or(true) }
+    let AddOptions { name, stem, activate, signature } = options;
+    Wish { name, stem, activate: activate.unwrap_or(true), signature }
 }
 
 fn file(descriptor: OwnedFd) -> File {

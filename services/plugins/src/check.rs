@@ -13,7 +13,7 @@ use shipote_plugin_abi::metadata::Metadata;
 use crate::examine::Report;
 use crate::forge::{self, Bounds};
 use crate::policy::Policies;
-use crate::store;
+use crate::{signature, store};
 
 const USAGE: &str = "usage: shipote-plugins check [--json] [--policy DIR] FILE…";
 
@@ -114,6 +114,11 @@ async fn verdict(path: &Path, policies: &Policies) -> anyhow::Result<Verdict> {
     let digest = store::digest_of(&mut file).map_err(context)?;
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     let policy = policies.of(&digest, &[stem]);
+    let beside = path.with_file_name(format!("{}.minisig", path.file_name().unwrap_or_default().display()));
+    let signature = std::fs::read_to_string(beside).ok();
+    if let Err(refusal) = signature::check(&policy.signed_by, signature.as_deref(), &mut file) {
+        return Ok(Verdict { file: path.to_owned(), ok: false, digest, metadata: None, refusals: vec![refusal] });
+    }
     file.seek(SeekFrom::Start(0)).map_err(context)?;
     let (report, _) = forge::examine(file, &policy, false, bounds).await?;
     let Report { metadata, refusals, .. } = report;

@@ -19,6 +19,8 @@ pub(crate) enum Error {
     VersionTaken { name: String, version: String, there: String },
     #[error("remove plugin {name} {version}: it is active; activate another version first, or force it")]
     InUse { name: String, version: String },
+    #[error("{what}: plugins would no longer fit together: {}; add or activate what is missing first, or keep it off work (--no-activate)", .faults.join("; "))]
+    Links { what: String, faults: Vec<String> },
     #[error("roll back plugin {0}: no version was active before")]
     NothingBefore(String),
     #[error("{0}")]
@@ -59,7 +61,7 @@ impl From<Error> for PluginsError {
         let text = error.to_string();
         match error {
             Error::NoSuchPlugin(_) => Self::NoSuchPlugin(text),
-            Error::Refused { .. } => Self::Refused(text),
+            Error::Refused { .. } | Error::Links { .. } => Self::Refused(text),
             Error::VersionTaken { .. } => Self::VersionTaken(text),
             Error::InUse { .. } => Self::InUse(text),
             Error::NothingBefore(_) => Self::NothingBefore(text),

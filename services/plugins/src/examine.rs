@@ -25,6 +25,8 @@ use shipote_plugin_abi::{REGISTRY_INTERFACE, engine};
 use wasmtime::component::{Component, Instance, Linker};
 use wasmtime::{Config, Engine, OptLevel, ResourceLimiter, Store, Trap};
 
+use crate::links::{self, Links};
+
 /// What begins the line with the report.
 pub(crate) const MARK: &str = "report ";
 
@@ -52,6 +54,9 @@ pub(crate) struct Report {
     pub(crate) metadata: Option<Metadata>,
     /// Broken rules; none: the component is taken.
     pub(crate) refusals: Vec<Refusal>,
+    /// What it offers to other plugins and wants of them.
+    #[serde(default)]
+    pub(crate) links: Links,
     /// Bytes of compiled code on standard output.
     pub(crate) compiled: u64,
     /// The engine configuration that it fits.
@@ -121,10 +126,11 @@ fn examine(job: &Job, report: &mut Report) {
     if !report.refusals.is_empty() {
         return;
     }
-    match ask(job, &bytes) {
-        Ok((metadata, wrong)) => {
+    match ask(job, &bytes, &shape) {
+        Ok(Said { metadata, wrong, links }) => {
             report.refusals = check_metadata(&metadata, &shape);
             report.refusals.extend(wrong);
+            report.links = links;
             report.metadata = Some(metadata);
         }
         Err(refusal) => report.refusals.push(refusal),
@@ -169,8 +175,15 @@ fn fingerprint_of(engine: &Engine) -> String {
     stable.0.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The component's metadata, and which of its handlers are not what the ABI says.
-fn ask(job: &Job, bytes: &[u8]) -> Result<(Metadata, Vec<Refusal>), Refusal> {
+/// What there is to know of a component that could be started.
+struct Said {
+    metadata: Metadata,
+    /// Handlers that are not what the ABI says, imports that are no sockets.
+    wrong: Vec<Refusal>,
+    links: Links,
+}
+
+fn ask(job: &Job, bytes: &[u8], shape: &Shape) -> Result<Said, Refusal> {
     let refused = |rule: &'static str| move |error: wasmtime::Error| Refusal::new(rule, format!("{error:#}"));
     let mut config = Config::new();
     config.target("pulley64").map_err(refused("interpreter"))?;
@@ -197,13 +210,13 @@ fn ask(job: &Job, bytes: &[u8]) -> Result<(Metadata, Vec<Refusal>), Refusal> {
     let instance = linker.instantiate(&mut store, &component).map_err(|error| ran(&error, &store, job, "start"))?;
     let get = function::<(), (Metadata,)>(&instance, &mut store, REGISTRY_INTERFACE, "get-metadata")?;
     let (metadata,) = get.call(&mut store, ()).map_err(|error| ran(&error, &store, job, "get-metadata"))?;
-    let mut wrong = Vec::new();
+    let (links, mut wrong) = links::read(&component, shape, &job.policy);
     for kind in MiddlewareKind::ALL {
         if instance.get_export_index(&mut store, None, kind.interface()).is_some() {
             wrong.extend(handler(&instance, &mut store, kind).err());
         }
     }
-    Ok((metadata, wrong))
+    Ok(Said { metadata, wrong, links })
 }
 
 fn ran(error: &wasmtime::Error, store: &Store<Listener>, job: &Job, step: &str) -> Refusal {

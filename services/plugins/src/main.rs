@@ -2,7 +2,8 @@
 //! policy, compiles ahead of time, and hands compiled code to whoever runs it as a sealed memfd.
 //!
 //! Ways to start it: as the service (no arguments); `check FILE…`, which judges components without a service; `wat FILE`,
-//! which turns text into a component on standard output; and `examine JOB`, the confined child in which components are
+//! which turns text into a component on standard output; `fetch REFERENCE`, which has a component from an OCI registry on
+//! standard output, with the rights of whoever starts it; and `examine JOB`, the confined child in which components are
 //! read, asked for their metadata and compiled.
 //!
 //! Invariant: no byte of a component is parsed, let alone run, in the service's own process; and nothing here ever needs
@@ -13,10 +14,15 @@ mod bus;
 mod check;
 mod error;
 mod examine;
+mod fetch;
 mod forge;
+mod graph;
+mod links;
+mod plan;
 mod policy;
 mod reference;
 mod registry;
+mod signature;
 mod store;
 
 use std::collections::BTreeMap;
@@ -49,6 +55,7 @@ fn main() -> ExitCode {
         None => serve(),
         Some("check") => check::main(arguments.collect()),
         Some("wat") => check::binary(&arguments.next().unwrap_or_default()),
+        Some("fetch") => fetch::main(&arguments.collect::<Vec<_>>()),
         Some("examine") => examine::main(&arguments.next().unwrap_or_default()),
         Some(other) => {
             eprintln!(

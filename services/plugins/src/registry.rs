@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use shipote_bus::plugins::{LinkInfo, PlanInfo};
 use shipote_plugin_abi::check::Refusal;
 use shipote_plugin_abi::policy::{Policy, PolicyError};
 use tokio::sync::Semaphore;
@@ -12,9 +13,11 @@ use tokio::sync::Semaphore;
 use crate::error::Error;
 use crate::examine::{self, Report};
 use crate::forge::{self, Bounds};
+use crate::plan::Change;
 use crate::policy::Policies;
 use crate::reference::Reference;
-use crate::store::{Entry, Incoming, Store, Version};
+use crate::store::{Entry, Incoming, Index, Store, Version};
+use crate::{graph, links, signature};
 
 /// The registry. Its lock is held for looks and short writes, never while a component is examined.
 #[derive(Debug)]
@@ -42,6 +45,7 @@ pub(crate) struct Wish {
     pub(crate) name: Option<String>,
     pub(crate) stem: Option<String>,
     pub(crate) activate: bool,
+    pub(crate) signature: Option<String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -96,6 +100,43 @@ impl Registry {
         store.index().find(&parsed).map(found).ok_or_else(|| Error::NoSuchPlugin(reference.to_owned()))
     }
 
+    /// What a change would do. `action` is `activate`, `rollback` or `remove`.
+    pub(crate) fn plan(&self, action: &str, reference: &str) -> Result<PlanInfo, Error> {
+        let version = || self.find(reference).map(|found| (found.name, found.version));
+        let change = match action {
+            "activate" => version().map(|(name, version)| Change::Activate(name, version))?,
+            "rollback" => Change::RollBack(reference.to_owned()),
+            "remove" => version().map(|(name, version)| Change::Remove { name, version, force: false })?,
+            other => {
+                let known = "activate, rollback and remove";
+                return Err(Error::InvalidArgument(format!("plan {other:?}: no such action; there are {known}")));
+            }
+        };
+        Ok(change.plan(lock(&self.store).index()))
+    }
+
+    /// The versions at work and how they are linked, as `text`, `mermaid`, `dot` or `json`.
+    pub(crate) fn graph(&self, format: &str) -> Result<String, Error> {
+        graph::draw(lock(&self.store).index(), format)
+    }
+
+    /// Plugins at work, with their versions, that call `name`, be it through others.
+    pub(crate) fn users(&self, name: &str) -> Vec<(String, String)> {
+        links::users(lock(&self.store).index(), name)
+    }
+
+    /// What a version's sockets are linked to now.
+    pub(crate) fn links_of(&self, entry: &Entry) -> Vec<LinkInfo> {
+        let store = lock(&self.store);
+        let plugins = links::at_work(store.index());
+        let link = |(interface, socket): (&String, &links::Socket)| LinkInfo {
+            interface: interface.clone(),
+            cardinality: socket.cardinality.name().to_owned(),
+            plugins: links::providers(&plugins, interface, socket).into_iter().map(str::to_owned).collect(),
+        };
+        entry.links.sockets.iter().map(link).collect()
+    }
+
     /// Runs blocking work with the store off the runtime's thread.
     async fn with_store<A: Send + 'static>(
         &self,
@@ -123,6 +164,19 @@ impl Registry {
     ) -> Result<(Report, File), Error> {
         let names: Vec<&str> = [&wish.name, &wish.stem].into_iter().flatten().map(String::as_str).collect();
         let policy = lock(&self.policies).of(digest, &names);
+        if wish.signature.as_ref().is_some_and(|text| text.len() > signature::SIGNATURE_MAX) {
+            let most = signature::SIGNATURE_MAX;
+            return Err(Error::InvalidArgument(format!(
+                "the signature has more than {most} bytes; give minisign's file"
+            )));
+        }
+        let again = component.try_clone().map_err(Error::io("clone", "the component's descriptor"))?;
+        let signed = component.try_clone().map_err(Error::io("clone", "the component's descriptor"))?;
+        // What nobody vouches for is not even examined.
+        if let Err(refusal) = signed_by(policy.signed_by.clone(), wish.signature.clone(), signed).await? {
+            let none = forge::memfd("none").map_err(|error| Error::io("create", "a memfd")(error.into()))?;
+            return Ok((Report { refusals: vec![refusal], ..Report::default() }, none));
+        }
         let _turn = self.turn.acquire().await.map_err(|_| Error::Examine("the registry is stopping".to_owned()))?;
         let (mut report, code) = forge::examine(component, &policy, compile, self.bounds).await?;
         if let (Some(metadata), Some(name)) = (&report.metadata, &wish.name)
@@ -131,6 +185,11 @@ impl Registry {
             let said = &metadata.name;
             let reason = format!("the plugin calls itself {said:?}, not {name:?}; correct its metadata, or the name");
             report.refusals.push(Refusal::new("name", reason));
+        }
+        // Given under another name, or none, it was not held to the policy of the name that it has.
+        if let Some(metadata) = &report.metadata {
+            let keys = lock(&self.policies).of(digest, &[&metadata.name]).signed_by;
+            report.refusals.extend(signed_by(keys, wish.signature.clone(), again).await?.err());
         }
         Ok((report, code))
     }
@@ -154,11 +213,26 @@ impl Registry {
         let version = Version::parse(&metadata.version)
             .map_err(|error| Error::Examine(format!("version {:?}: {error}", metadata.version)))?;
         let name = metadata.name.clone();
-        let entry = Entry { digest: incoming.digest.clone(), size: incoming.size, added: now(), metadata };
+        let (digest, links) = (incoming.digest.clone(), report.links);
+        let entry = Entry { digest, size: incoming.size, added: now(), metadata, signature: wish.signature, links };
         let engine = report.engine;
         self.with_store(move |store| {
+            let add = |index: &mut Index| {
+                index.add(&name, &version, entry.clone())?;
+                let activate = Change::Activate(name.clone(), version.clone());
+                if wish.activate {
+                    activate.apply(index)?;
+                } else if index.find(&Reference::Active(name.clone())).is_none() {
+                    // A first version goes to work unasked, but only where it fits.
+                    let mut fits = index.clone();
+                    if activate.apply(&mut fits).is_ok() {
+                        *index = fits;
+                    }
+                }
+                Ok(())
+            };
             // Refused before anything is kept; and once more below, where the index is changed.
-            store.index().clone().add(&name, &version, entry.clone())?;
+            add(&mut store.index().clone())?;
             let digest = entry.digest.clone();
             store.keep(incoming)?;
             match forge::content(&code)
@@ -170,13 +244,7 @@ impl Registry {
                     tracing::warn!("keep compiled code of {name} {version}: {error}; it is compiled when it is needed");
                 }
             }
-            store.change(|index| {
-                index.add(&name, &version, entry)?;
-                if wish.activate || index.find(&Reference::Active(name.clone())).is_none() {
-                    index.activate(&name, &version)?;
-                }
-                Ok(())
-            })?;
+            store.change(add)?;
             store.index().find(&exactly(&name, &version)).map(found).ok_or(Error::NoSuchPlugin(name))
         })
         .await
@@ -186,7 +254,8 @@ impl Registry {
     pub(crate) async fn activate(&self, reference: &str) -> Result<Found, Error> {
         let Found { name, version, .. } = self.find(reference)?;
         self.with_store(move |store| {
-            store.change(|index| index.activate(&name, &version))?;
+            let change = Change::Activate(name.clone(), version.clone());
+            store.change(|index| change.apply(index))?;
             store.index().find(&exactly(&name, &version)).map(found).ok_or(Error::NoSuchPlugin(name))
         })
         .await
@@ -196,8 +265,9 @@ impl Registry {
     pub(crate) async fn roll_back(&self, name: &str) -> Result<Found, Error> {
         let name = name.to_owned();
         self.with_store(move |store| {
-            let version = store.change(|index| index.roll_back(&name))?;
-            store.index().find(&exactly(&name, &version)).map(found).ok_or(Error::NoSuchPlugin(name))
+            let change = Change::RollBack(name.clone());
+            store.change(|index| change.apply(index))?;
+            store.index().find(&Reference::Active(name.clone())).map(found).ok_or(Error::NoSuchPlugin(name))
         })
         .await
     }
@@ -207,7 +277,7 @@ impl Registry {
         let gone = self.find(reference)?;
         let (name, version) = (gone.name.clone(), gone.version.clone());
         self.with_store(move |store| {
-            store.change(|index| index.remove(&name, &version, force))?;
+            store.change(|index| Change::Remove { name, version, force }.apply(index))?;
             let mut warnings = Vec::new();
             store.sweep(&mut warnings)?;
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
@@ -217,16 +287,34 @@ impl Registry {
         Ok(gone)
     }
 
+    /// The policy may have come to want a signature, or another one, since the version was added.
+    async fn still_signed(&self, found: &Found) -> Result<(), Error> {
+        let keys = self.policy_of(found).signed_by;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let Entry { digest, signature, .. } = found.entry.clone();
+        let checked = self
+            .with_store(move |store| Ok(signature::check(&keys, signature.as_deref(), &mut store.component(&digest)?)))
+            .await?;
+        checked.map_err(|refusal| Error::Refused {
+            what: format!("{} {}", found.name, found.version),
+            refusals: vec![refusal],
+        })
+    }
+
     /// A version's compiled code in a sealed memfd; from the cache, or compiled anew.
     pub(crate) async fn open_code(&self, reference: &str) -> Result<(File, Found), Error> {
         let found = self.find(reference)?;
+        self.still_signed(&found).await?;
         let (digest, engine) = (found.entry.digest.clone(), self.engine.clone());
         if let Some(code) = self.with_store(move |store| Ok(store.cached(&digest, &engine))).await? {
             return Ok((code, found));
         }
         let digest = found.entry.digest.clone();
         let component = self.with_store(move |store| store.component(&digest)).await?;
-        let wish = Wish { name: Some(found.name.clone()), ..Wish::default() };
+        let signature = found.entry.signature.clone();
+        let wish = Wish { name: Some(found.name.clone()), signature, ..Wish::default() };
         let (report, code) = self.examine(component, &found.entry.digest, &wish, true).await?;
         if !report.refusals.is_empty() {
             return Err(Error::Refused {
@@ -247,6 +335,13 @@ impl Registry {
             .await?;
         Ok((code, found))
     }
+}
+
+/// Whether one of `keys` signed a component; hashing it takes its time.
+async fn signed_by(keys: Vec<String>, text: Option<String>, mut component: File) -> Result<Result<(), Refusal>, Error> {
+    tokio::task::spawn_blocking(move || signature::check(&keys, text.as_deref(), &mut component))
+        .await
+        .map_err(|error| Error::Examine(format!("the work broke off: {error}")))
 }
 
 fn found((name, version, entry, active): (&str, &Version, &Entry, bool)) -> Found {

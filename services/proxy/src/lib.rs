@@ -38,5 +38,5 @@ mod worker;
 pub use engine::{ApplyError, ConnectionInfo, Engine, Inherited, UpstreamInfo};
 pub use flows::Flow;
 pub use plan::LinkError;
-pub use plugin::PluginCode;
+pub use plugin::{PluginCode, PluginLink};
 pub use settings::Settings;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use rustix::fs::SealFlags;
 use shipote_bus::plugins::{PluginManagerProxy, PluginsError};
-use shipote_proxy::PluginCode;
+use shipote_proxy::{PluginCode, PluginLink};
 use shipote_rules::{Graph, Middleware};
 use zbus::proxy::CacheProperties;
 
@@ -39,27 +39,49 @@ pub(crate) async fn fetch(connection: &zbus::Connection, graph: &Graph) -> Resul
         .map_err(|e| format!("reach the plugin registry: {e}"))?;
     let mut codes = Vec::with_capacity(names.len());
     for name in names {
-        let (code, info) = registry.open(&name, BTreeMap::new()).await.map_err(|e| match e {
-            PluginsError::ZBus(e) => format!("open plugin {name:?}: {}", shipote_bus::error::describe(&e)),
-            other => {
-                let reason = zbus::DBusError::description(&other).unwrap_or("refused without a reason");
-                format!("open plugin {name:?}: {reason}")
-            }
-        })?;
-        let code = tokio::task::spawn_blocking(move || read(code.into()))
-            .await
-            .map_err(|e| format!("read the code of {name:?}: {e}"))?
-            .map_err(|e| format!("read the code of {name:?}: {e}"))?;
-        let wrong = |what: &str, e: serde_json::Error| format!("plugin {name:?}: the registry's {what}: {e}");
-        codes.push(PluginCode {
-            name: name.clone(),
-            digest: info.digest,
-            metadata: serde_json::from_str(&info.metadata).map_err(|e| wrong("metadata", e))?,
-            policy: serde_json::from_str(&info.policy).map_err(|e| wrong("policy", e))?,
-            code,
-        });
+        codes.push(fetch_one(&registry, &name, DEPTH).await?);
     }
     Ok(codes)
+}
+
+/// Plugins that call plugins, one below the other.
+const DEPTH: usize = 16;
+
+/// A plugin's code, with that of all plugins that it calls.
+async fn fetch_one(registry: &PluginManagerProxy<'_>, name: &str, depth: usize) -> Result<PluginCode, String> {
+    let (code, info) = registry.open(name, BTreeMap::new()).await.map_err(|e| match e {
+        PluginsError::ZBus(e) => format!("open plugin {name:?}: {}", shipote_bus::error::describe(&e)),
+        other => {
+            let reason = zbus::DBusError::description(&other).unwrap_or("refused without a reason");
+            format!("open plugin {name:?}: {reason}")
+        }
+    })?;
+    let code = tokio::task::spawn_blocking(move || read(code.into()))
+        .await
+        .map_err(|e| format!("read the code of {name:?}: {e}"))?
+        .map_err(|e| format!("read the code of {name:?}: {e}"))?;
+    let wrong = |what: &str, e: serde_json::Error| format!("plugin {name:?}: the registry's {what}: {e}");
+    let mut links = Vec::with_capacity(info.links.len());
+    for link in info.links {
+        if depth == 0 {
+            return Err(format!("plugin {name:?}: more than {DEPTH} plugins that call each other in a row"));
+        }
+        let mut plugins = Vec::with_capacity(link.plugins.len());
+        for provider in link.plugins {
+            plugins.push(Box::pin(fetch_one(registry, &provider, depth - 1)).await?);
+        }
+        let cardinality =
+            serde_json::from_value(link.cardinality.into()).map_err(|e| wrong("cardinality of a socket", e))?;
+        links.push(PluginLink { interface: link.interface, cardinality, plugins });
+    }
+    Ok(PluginCode {
+        name: name.to_owned(),
+        digest: info.digest,
+        metadata: serde_json::from_str(&info.metadata).map_err(|e| wrong("metadata", e))?,
+        policy: serde_json::from_str(&info.policy).map_err(|e| wrong("policy", e))?,
+        links,
+        code,
+    })
 }
 
 /// Reads code, having made sure that nobody can change it any more.

@@ -7,11 +7,10 @@ use std::io::Write as _;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Value as Json, json};
-use shipote_plugin_abi::fixtures::Fixture;
-use shipote_plugin_abi::fixtures::RESULT;
+use shipote_plugin_abi::fixtures::{Fixture, LEAF, RESULT};
 use shipote_plugin_abi::metadata::MiddlewareKind;
-use shipote_plugin_abi::policy::Policy;
-use shipote_proxy::PluginCode;
+use shipote_plugin_abi::policy::{Cardinality, Policy};
+use shipote_proxy::{PluginCode, PluginLink};
 use support::{Proxy, Upstream, ask, connect, free_port, read_answer};
 
 /// What the registry hands over for a component.
@@ -22,6 +21,7 @@ fn compiled(fixture: &Fixture, digest: &str) -> PluginCode {
         digest: digest.to_owned(),
         metadata: fixture.metadata.clone(),
         policy: Policy::default(),
+        links: Vec::new(),
         code: engine.precompile_component(&fixture.component()).unwrap(),
     }
 }
@@ -303,4 +303,32 @@ fn a_match_on_the_body_waits_for_all_of_it() {
     assert!(answer.status == 200 && answer.text().ends_with("nothing to see"), "{answer:?}");
     assert_eq!(post(&"x".repeat(5000)).status, 413);
     assert_eq!(ask(port, GET).status, 200);
+}
+
+#[test]
+fn a_plugin_calls_another_and_sees_its_failure_as_a_value() {
+    let upstream = Upstream::echo();
+    let port = free_port();
+    let proxy = Proxy::start(&json!([]));
+    let rules = rules(port, &upstream.address(), "edge", &Json::Null);
+    let edge = |leaf: &Fixture, digest: &str| {
+        let plugins = vec![compiled(leaf, digest)];
+        let link = PluginLink { interface: LEAF.to_owned(), cardinality: Cardinality::ExactlyOne, plugins };
+        PluginCode { links: vec![link], ..compiled(&Fixture::wanting("edge", "1.0.0"), "sha256:edge") }
+    };
+    proxy.apply_with(&rules, &[edge(&Fixture::offering("leaf", "1.0.0", 18), "sha256:1")]).unwrap();
+    assert_eq!(ask(port, GET).status, 418);
+    // Another version of the one that is called takes over.
+    proxy.apply_with(&rules, &[edge(&Fixture::offering("leaf", "1.1.0", 9), "sha256:2")]).unwrap();
+    assert_eq!(ask(port, GET).status, 409);
+    // The first case of call-error: it trapped. The caller lives on and says so.
+    proxy.apply_with(&rules, &[edge(&Fixture::offering_that("leaf", "1.2.0", "unreachable"), "sha256:3")]).unwrap();
+    assert_eq!(ask(port, GET).status, 500);
+    assert_eq!(ask(port, GET).status, 500);
+    // What does not fit is refused, and the one before goes on.
+    let mut none = edge(&Fixture::offering("leaf", "1.0.0", 0), "sha256:4");
+    none.links[0].plugins.clear();
+    let refused = proxy.apply_with(&rules, &[none]).unwrap_err();
+    assert!(refused.contains("exactly one"), "{refused}");
+    assert_eq!(ask(port, GET).status, 500);
 }

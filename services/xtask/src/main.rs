@@ -22,6 +22,7 @@ mod demo;
 mod fuzz;
 mod image;
 mod install;
+mod plugin;
 mod registry;
 mod test;
 mod vm;
@@ -53,6 +54,8 @@ enum Task {
     Image(image::Args),
     /// Lay out an installation below a folder.
     Install(install::Args),
+    /// Build the example plugins in Rust, JavaScript and Python.
+    Plugin(plugin::Args),
     /// Run everything that must be green: formatting, lints, licences, docs, tests, the virtual machine.
     Test(test::Args),
     /// Start the appliance and leave it running until Ctrl-C.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Task::Fuzz(args) => fuzz::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Install(args) => install::run(&args),
+        Task::Plugin(args) => plugin::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Up(args) => demo::up(&args),
         Task::Vm(args) => vm::run(&args),

@@ -21,6 +21,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("perl", "perl-base"),
     ("python3", "python3"),
     ("curl", "curl"),
+    ("docker-registry", "docker-registry"),
     ("setpriv", "util-linux"),
 ];
 

@@ -11,6 +11,7 @@ mod interfaces;
 mod leaks;
 mod permissions;
 mod pipelines;
+mod plugins;
 mod refusals;
 mod socket;
 mod support;

@@ -29,7 +29,15 @@ fn policies() -> PathBuf {
 impl Appliance {
     /// Starts it and waits until it is ready.
     pub(crate) fn start() -> Self {
+        Self::start_with(|_| ())
+    }
+
+    /// The same in a folder that was prepared, such as with a configuration below `xdg/shipote`.
+    pub(crate) fn start_with(prepare: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        // Services may read what was there when they started.
+        std::fs::create_dir_all(folder.path().join("xdg/shipote")).unwrap();
+        prepare(folder.path());
         let up = Self::up(folder.path());
         Appliance { up, folder }
     }
@@ -49,6 +57,7 @@ impl Appliance {
             .arg("--runtime")
             .arg(folder.join("run"))
             .env("SHIPOTE_POLICY_DIR", policies())
+            .env("XDG_CONFIG_HOME", folder.join("xdg"))
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

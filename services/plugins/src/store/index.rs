@@ -8,6 +8,7 @@ use shipote_plugin_abi::metadata::Metadata;
 
 use super::files;
 use crate::error::Error;
+use crate::links::Links;
 use crate::reference::Reference;
 
 pub(crate) use semver::Version;
@@ -43,6 +44,12 @@ pub(crate) struct Entry {
     pub(crate) added: u64,
     /// What it says of itself.
     pub(crate) metadata: Metadata,
+    /// Its signature as given; whether it is good, and by whom, is asked when it matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) signature: Option<String>,
+    /// What it offers to other plugins and wants of them.
+    #[serde(default, skip_serializing_if = "Links::is_empty")]
+    pub(crate) links: Links,
 }
 
 impl Default for Index {

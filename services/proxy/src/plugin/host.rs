@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use shipote_plugin_abi::host::{
     Host, HttpFetchRequest, HttpFetchResponse, LogField, LogLevel, MAX_METRIC_SERIES, MetricLabel, NetError,
 };
-use shipote_plugin_abi::policy::HttpPolicy;
+use shipote_plugin_abi::policy::{HttpPolicy, Policy};
 use wasmtime::{ResourceLimiter, bail};
 
 use super::{Site, fetch};
@@ -44,6 +44,30 @@ impl State {
             memory: usize::try_from(site.policy.memory_bytes).unwrap_or(usize::MAX),
             series: Arc::clone(&site.series),
             policy: site.policy.http.clone(),
+            waited: 0,
+        }
+    }
+
+    /// Behind a plugin that this call site's calls, under its own policy and without the site's configuration.
+    pub(super) fn beside(site: &Site, plugin: &str, policy: &Policy) -> Self {
+        Self {
+            plugin: plugin.to_owned(),
+            args: "{}".to_owned(),
+            memory: usize::try_from(policy.memory_bytes).unwrap_or(usize::MAX),
+            series: Arc::clone(&site.series),
+            policy: policy.http.clone(),
+            waited: 0,
+        }
+    }
+
+    /// Behind an instance that is started when its call site is gone: nobody hears it.
+    pub(super) fn nowhere(plugin: &str) -> Self {
+        Self {
+            plugin: plugin.to_owned(),
+            args: "{}".to_owned(),
+            memory: 0,
+            series: Arc::default(),
+            policy: HttpPolicy::default(),
             waited: 0,
         }
     }

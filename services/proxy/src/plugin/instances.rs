@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 
+use shipote_link::Head;
 use shipote_plugin_abi::handlers::{
     BytesView, Header, L4BytesDecision, L4BytesInput, L4PeekDecision, L4PeekInput, L7RequestDecision, L7RequestInput,
     L7ResponseDecision, L7ResponseInput, ModifiedResponse, SynthResponse,
@@ -18,9 +19,9 @@ use shipote_rules::Response;
 use wasmtime::component::TypedFunc;
 use wasmtime::{Store, Trap, UpdateDeadline};
 
-use super::Site;
 use super::host::State;
 use super::input::context_of;
+use super::{Site, linked};
 use crate::walk::Peer;
 
 type Func<In, Out> = TypedFunc<(String, In), (Result<Out, PluginError>,)>;
@@ -30,6 +31,8 @@ enum Handle {
     Bytes(Func<L4BytesInput, L4BytesDecision>),
     Request(Func<L7RequestInput, L7RequestDecision>),
     Response(Func<L7ResponseInput, L7ResponseDecision>),
+    /// It calls other plugins; each has a store of its own, and the one beside this stays empty.
+    Linked(Head<State>),
 }
 
 pub(super) struct Live {
@@ -101,6 +104,7 @@ impl Instances {
             let input = L4PeekInput { peek: cut(site.limits.peek).to_vec(), context };
             let answer = self.call(site, |live| match &live.handle {
                 Handle::Peek(f) => run(f, &mut live.store, site, input),
+                Handle::Linked(head) => linked::call(head, site, input),
                 _ => Err(mixed_up()),
             });
             return match answer {
@@ -114,6 +118,7 @@ impl Instances {
         let input = L4BytesInput { bytes: BytesView { data, truncated }, context };
         let answer = self.call(site, |live| match &live.handle {
             Handle::Bytes(f) => run(f, &mut live.store, site, input),
+            Handle::Linked(head) => linked::call(head, site, input),
             _ => Err(mixed_up()),
         });
         match answer {
@@ -197,6 +202,7 @@ fn ask(
 ) -> wasmtime::Result<Result<L7RequestDecision, PluginError>> {
     match &live.handle {
         Handle::Request(f) => run(f, &mut live.store, site, input),
+        Handle::Linked(head) => linked::call(head, site, input),
         _ => Err(mixed_up()),
     }
 }
@@ -208,6 +214,7 @@ fn tell(
 ) -> wasmtime::Result<Result<L7ResponseDecision, PluginError>> {
     match &live.handle {
         Handle::Response(f) => run(f, &mut live.store, site, input),
+        Handle::Linked(head) => linked::call(head, site, input),
         _ => Err(mixed_up()),
     }
 }
@@ -300,6 +307,12 @@ fn start(site: &Arc<Site>) -> Result<Live, Trouble> {
         ticks => Ok(UpdateDeadline::Continue(ticks)),
     });
     store.set_epoch_deadline(site.deadline + 1);
+    if let Some(linked) = &site.linked {
+        let head = linked.load(site).map_err(|e| failed(wasmtime::Error::msg(e)))?;
+        site.alive.fetch_add(1, Relaxed);
+        site.allocations.fetch_add(1, Relaxed);
+        return Ok(Live { store, handle: Handle::Linked(head) });
+    }
     let instance = site.pre.instantiate(&mut store).map_err(failed)?;
     let index = site.handle;
     let handle = match site.kind {

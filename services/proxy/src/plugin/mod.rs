@@ -8,6 +8,7 @@ mod fetch;
 mod host;
 pub(crate) mod input;
 mod instances;
+mod linked;
 mod site;
 mod ticker;
 
@@ -15,13 +16,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shipote_plugin_abi::metadata::Metadata;
-use shipote_plugin_abi::policy::Policy;
+use shipote_plugin_abi::policy::{Cardinality, Policy};
 use wasmtime::component::{Component, Linker};
 
 pub(crate) use instances::{Answered, Called, Instances, Passed, request_apart, response_apart};
 pub(crate) use site::Site;
 
 use crate::plugin::host::State;
+use crate::plugin::linked::Linking;
 use crate::plugin::ticker::Ticker;
 
 /// A plugin as the registry hands it over.
@@ -35,8 +37,33 @@ pub struct PluginCode {
     pub metadata: Metadata,
     /// What it may do.
     pub policy: Policy,
+    /// Plugins that it calls, by the interface that they implement.
+    pub links: Vec<PluginLink>,
     /// Compiled code. It is run as it is: take it from nobody but the registry.
     pub code: Vec<u8>,
+}
+
+/// Plugins that another one calls.
+#[derive(Debug, Clone)]
+pub struct PluginLink {
+    /// The interface, such as `my:package/example@1.0.0`.
+    pub interface: String,
+    /// How many there have to be.
+    pub cardinality: Cardinality,
+    /// Those that implement it.
+    pub plugins: Vec<PluginCode>,
+}
+
+impl PluginCode {
+    /// All that its sockets are linked to: what is the same need not be linked anew.
+    fn linked_to(&self) -> String {
+        let one = |plugin: &Self| format!("{} {:?} ({})", plugin.digest, plugin.policy, plugin.linked_to());
+        let link = |link: &PluginLink| {
+            let plugins: Vec<String> = link.plugins.iter().map(one).collect();
+            format!("{} {:?} [{}]", link.interface, link.cardinality, plugins.join(", "))
+        };
+        self.links.iter().map(link).collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// The engine, and the code that is loaded into it.
@@ -45,6 +72,8 @@ pub(crate) struct Runtime {
     linker: Linker<State>,
     ticker: Arc<Ticker>,
     loaded: Mutex<HashMap<String, Component>>,
+    /// For plugins that call others; made when the first comes.
+    linking: Mutex<Option<Linking>>,
 }
 
 impl Runtime {
@@ -53,7 +82,7 @@ impl Runtime {
         let mut linker = Linker::new(&engine);
         shipote_plugin_abi::host::add_to_linker(&mut linker).map_err(|e| format!("{e:#}"))?;
         let ticker = Ticker::start(engine.clone()).map_err(|e| format!("start the clock of plugins: {e}"))?;
-        Ok(Self { engine, linker, ticker, loaded: Mutex::default() })
+        Ok(Self { engine, linker, ticker, loaded: Mutex::default(), linking: Mutex::default() })
     }
 
     /// The code as a component, from memory if the same content was loaded before.
@@ -73,7 +102,23 @@ impl Runtime {
     /// Links a call site.
     pub(crate) fn site(&self, plugin: &PluginCode, export: &str, args: &str) -> Result<Arc<Site>, String> {
         let component = self.component(plugin)?;
-        Site::link(&self.linker, &component, plugin, export, args, &self.ticker)
+        if plugin.links.is_empty() {
+            return Site::link(&self.linker, &component, plugin, export, args, &self.ticker, None);
+        }
+        let kind = plugin.metadata.exports.iter().find(|known| known.name == export).map(|known| known.kind);
+        let linked = kind.map(|kind| self.linking()?.prepare(plugin, kind)).transpose()?;
+        // What is instantiated is the tree; to the linker of a plugin alone the others are traps.
+        let mut linker = self.linker.clone();
+        linker.define_unknown_imports_as_traps(&component).map_err(|e| format!("{}: {e:#}", plugin.name))?;
+        Site::link(&linker, &component, plugin, export, args, &self.ticker, linked)
+    }
+
+    fn linking(&self) -> Result<Linking, String> {
+        let mut linking = self.linking.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*linking {
+            Some(made) => Ok(made.clone()),
+            None => Ok(linking.insert(Linking::new()?).clone()),
+        }
     }
 
     /// Forgets code that no call site uses any more.

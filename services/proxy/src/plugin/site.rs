@@ -11,6 +11,7 @@ use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 use super::PluginCode;
 use super::host::{Series, State};
 use super::instances::{self, Live};
+use super::linked::Linked;
 use super::ticker::Ticker;
 
 /// A call site: linked, and instantiated by each worker when it first calls, or beforehand where all workers share
@@ -31,6 +32,9 @@ pub(crate) struct Site {
     pub(super) deadline: u64,
     /// Most instances of a shared pool.
     pub(super) capacity: usize,
+    /// The plugins that it calls, where it calls any.
+    pub(super) linked: Option<Linked>,
+    linked_to: String,
     pub(super) pre: InstancePre<State>,
     pub(super) handle: ComponentExportIndex,
     pub(super) ticker: Arc<Ticker>,
@@ -57,6 +61,7 @@ impl Site {
         export: &str,
         args: &str,
         ticker: &Arc<Ticker>,
+        linked: Option<Linked>,
     ) -> Result<Arc<Self>, String> {
         let name = &plugin.name;
         let found = plugin.metadata.exports.iter().find(|e| e.name == export).ok_or_else(|| {
@@ -84,6 +89,8 @@ impl Site {
             deadline: u64::from(plugin.policy.deadline_ms.max(1)),
             capacity: plugin.policy.instances.clamp(1, 1024) as usize,
             policy: plugin.policy.clone(),
+            linked,
+            linked_to: plugin.linked_to(),
             pre,
             handle,
             ticker: Arc::clone(ticker),
@@ -99,6 +106,10 @@ impl Site {
             traps: AtomicU64::new(0),
             timeouts: AtomicU64::new(0),
         });
+        if let Some(linked) = &site.linked {
+            // What does not fit together is to show now, not at the first request.
+            drop(linked.load(&site)?);
+        }
         if site.is_shared() {
             instances::fill(&site)?;
         }
@@ -120,6 +131,7 @@ impl Site {
         self.plugin == plugin.name
             && self.digest == plugin.digest
             && self.policy == plugin.policy
+            && self.linked_to == plugin.linked_to()
             && self.export == export
             && self.args == args
     }

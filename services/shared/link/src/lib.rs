@@ -53,6 +53,7 @@ mod runtime;
 mod signature;
 mod socket;
 mod state;
+mod surface;
 mod tree;
 mod value_type;
 mod wire;

@@ -18,6 +18,14 @@ pub struct Signature {
     pub result: Option<ValueType>,
 }
 
+/// How a socket hands answers to the plugin that calls through it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    One,
+    Optional,
+    Many,
+}
+
 impl Signature {
     /// What a plugin imports to call a function of this signature through a socket.
     #[must_use]
@@ -30,6 +38,19 @@ impl Signature {
             Cardinality::AtLeastOne | Cardinality::Any => ValueType::list(answer),
         };
         Self { params: self.params.clone(), result: Some(result) }
+    }
+
+    /// What a provider exports so that it is imported through a socket with this signature, and in which form; `None` if
+    /// this is no socket's.
+    pub(crate) fn behind_socket(&self) -> Option<(Self, Form)> {
+        let (answer, form) = match self.result.as_ref()? {
+            ValueType::Option(inner) => (&**inner, Form::Optional),
+            ValueType::List(inner) => (&**inner, Form::Many),
+            answer => (answer, Form::One),
+        };
+        let ValueType::Result { ok, err } = answer else { return None };
+        let result = ok.as_deref().cloned();
+        (err.as_deref() == Some(&call_error())).then(|| (Self { params: self.params.clone(), result }, form))
     }
 
     /// Whether `values` can be handed to a function of this signature.
@@ -76,4 +97,21 @@ fn call_error() -> ValueType {
         ("unavailable", text()),
     ];
     ValueType::Variant(cases.into_iter().map(|(name, ty)| (name.to_owned(), ty)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sockets_signature_leads_back_to_the_providers() {
+        for result in [None, Some(ValueType::U32), Some(ValueType::option(ValueType::Bool))] {
+            let bare = Signature { params: vec![ValueType::String], result };
+            for cardinality in Cardinality::ALL {
+                let (back, _) = bare.through_socket(cardinality, &Kind::Free).behind_socket().unwrap();
+                assert_eq!(back, bare, "{cardinality}");
+            }
+            assert!(bare.behind_socket().is_none(), "{bare}");
+        }
+    }
 }

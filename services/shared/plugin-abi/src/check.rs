@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::metadata::Metadata;
 use crate::policy::Policy;
 use crate::shape::Shape;
-use crate::{ABI_VERSION, HOST_INTERFACE, REGISTRY_INTERFACE, TYPES_INTERFACE, inspect};
+use crate::{ABI_VERSION, HOST_INTERFACE, LINK_INTERFACE, REGISTRY_INTERFACE, TYPES_INTERFACE, inspect};
 
 /// Middlewares that one component may offer.
 pub const MAX_EXPORTS: usize = 256;
@@ -40,7 +40,8 @@ impl Refusal {
 pub fn check_shape(shape: &Shape, policy: &Policy) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     for import in &shape.imports {
-        if import == HOST_INTERFACE || import == TYPES_INTERFACE || policy.wasi_stubs.contains(import) {
+        let known = [HOST_INTERFACE, TYPES_INTERFACE, LINK_INTERFACE].contains(&import.as_str());
+        if known || policy.wasi_stubs.contains(import) || policy.sockets.contains_key(import) {
             continue;
         }
         refusals.push(Refusal::new("import", import_reason(import)));
@@ -61,9 +62,24 @@ fn import_reason(import: &str) -> String {
         format!(
             "imports {import:?}, which no plugin gets; build without WASI (componentize with its stubs), or let the policy name it in wasi_stubs: it then traps when called"
         )
+    } else if is_interface(import) {
+        format!(
+            "imports {import:?}; a plugin may import {HOST_INTERFACE}, and what other plugins export only where the policy names it in sockets"
+        )
     } else {
         format!("imports {import:?}; a plugin may import {HOST_INTERFACE} alone")
     }
+}
+
+/// Whether a name is a package's interface, such as `my:package/example@1.0.0`.
+fn is_interface(name: &str) -> bool {
+    name.split_once(':').is_some_and(|(_, rest)| rest.contains('/'))
+}
+
+/// Interfaces that the component offers to other plugins.
+pub fn plugs(shape: &Shape) -> impl Iterator<Item = &str> {
+    let known = |name: &str| ["vane:", "wasi:", "shipote:"].iter().any(|package| name.starts_with(package));
+    shape.exports.iter().map(String::as_str).filter(move |name| is_interface(name) && !known(name))
 }
 
 /// Rules on what the component says about itself, given what it exports.
@@ -78,8 +94,10 @@ pub fn check_metadata(metadata: &Metadata, shape: &Shape) -> Vec<Refusal> {
         ));
     }
     check_abi(&metadata.abi_version, &mut refusals);
-    if metadata.exports.is_empty() {
-        refusals.push(Refusal::new("exports", "get-metadata lists no export; list each middleware with its kind"));
+    if metadata.exports.is_empty() && plugs(shape).next().is_none() {
+        let reason =
+            "get-metadata lists no export, and nothing is offered to other plugins; list each middleware with its kind";
+        refusals.push(Refusal::new("exports", reason));
     }
     if metadata.exports.len() > MAX_EXPORTS {
         let found = metadata.exports.len();

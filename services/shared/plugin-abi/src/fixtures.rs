@@ -14,6 +14,9 @@ const DATA: u32 = 1024;
 /// 64 zeroed bytes that read as `ok(continue)` for every handler; a handler may write its result there.
 pub const RESULT: u32 = 64;
 
+/// An interface that one plugin may offer and another want.
+pub const LEAF: &str = "test:link/leaf@1.0.0";
+
 /// A plugin to build.
 #[derive(Debug, Clone)]
 pub struct Fixture {
@@ -28,6 +31,10 @@ pub struct Fixture {
     pub imports: String,
     /// Further imports and exports of the world, in WIT.
     pub world: String,
+    /// WIT packages that the world names, each a text of its own.
+    pub packages: Vec<String>,
+    /// Further core functions in text form, such as those of an interface that is offered to other plugins.
+    pub functions: String,
     /// Pages of memory, at first and at most.
     pub pages: (u32, u32),
     data: Vec<u8>,
@@ -57,6 +64,8 @@ impl Fixture {
             handlers: kinds.iter().map(|kind| (*kind, format!("i32.const {RESULT}"))).collect(),
             imports: String::new(),
             world: String::new(),
+            packages: Vec::new(),
+            functions: String::new(),
             pages: (2, 64),
             data: Vec::new(),
         }
@@ -74,6 +83,45 @@ impl Fixture {
             RESULT + 8,
             RESULT + 20,
             RESULT + 24,
+        );
+        this
+    }
+
+    /// A plugin without handlers that offers [`LEAF`]: its `value` adds `add` to its argument.
+    #[must_use]
+    pub fn offering(name: &str, version: &str, add: u32) -> Self {
+        Self::offering_that(name, version, &format!("(i32.add (local.get 0) (i32.const {add}))"))
+    }
+
+    /// The same with a body of its own for `value`.
+    #[must_use]
+    pub fn offering_that(name: &str, version: &str, body: &str) -> Self {
+        let mut this = Self::new(name, version, &[]);
+        this.packages = vec!["package test:link@1.0.0; interface leaf { value: func(n: u32) -> u32; }".to_owned()];
+        this.world = format!("export {LEAF};");
+        this.functions = format!("(func (export \"{LEAF}#value\") (param i32) (result i32) {body})");
+        this
+    }
+
+    /// A plugin that calls `value` of [`LEAF`] with 400 and answers every request with the status that this gives; with
+    /// 500 and the error's case if it fails.
+    #[must_use]
+    pub fn wanting(name: &str, version: &str) -> Self {
+        let mut this = Self::new(name, version, &[MiddlewareKind::L7Request]);
+        this.packages = vec![
+            "package test:link@1.0.0; interface leaf { use shipote:link/errors@0.1.0.{call-error}; value: func(n: u32) -> result<u32, call-error>; }"
+                .to_owned(),
+        ];
+        this.world = format!("import {LEAF};");
+        this.imports = format!("(import \"{LEAF}\" \"value\" (func $value (param i32 i32)))");
+        this.handlers[0].1 = format!(
+            "(call $value (i32.const 400) (i32.const 512))
+             (i32.store8 (i32.const {}) (i32.const 1))
+             (i32.store16 (i32.const {}) (if (result i32) (i32.load8_u (i32.const 512))
+               (then (i32.add (i32.const 500) (i32.load8_u (i32.const 516)))) (else (i32.load (i32.const 516)))))
+             i32.const {RESULT}",
+            RESULT + 4,
+            RESULT + 8,
         );
         this
     }
@@ -144,7 +192,7 @@ impl Fixture {
             writeln!(world, "export {interface};").expect("a String takes everything");
         }
         let module = this.module(&funcs);
-        encode(&module, &world)
+        encode_with(&module, &world, &this.packages)
     }
 
     fn module(&self, funcs: &str) -> String {
@@ -165,8 +213,9 @@ impl Fixture {
                  (local.set $at (call $alloc (local.get 3)))
                  (memory.copy (local.get $at) (local.get 0) (local.get 1))
                  (local.get $at))
-               {funcs})",
+               {funcs} {functions})",
             imports = self.imports,
+            functions = self.functions,
         )
     }
 
@@ -211,6 +260,10 @@ fn pair(into: &mut Vec<u8>, at: u32, length: usize) {
 /// When either is not valid.
 #[must_use]
 pub fn encode(module: &str, world: &str) -> Vec<u8> {
+    encode_with(module, world, &[])
+}
+
+fn encode_with(module: &str, world: &str, packages: &[String]) -> Vec<u8> {
     let mut resolve = Resolve::default();
     let push = |resolve: &mut Resolve, name: &str, text: &str| {
         resolve.push_str(name, text).unwrap_or_else(|error| panic!("{name}: {error:#}"))
@@ -220,6 +273,9 @@ pub fn encode(module: &str, world: &str) -> Vec<u8> {
     push(&mut resolve, "link.wit", wit::LINK);
     let handlers = wit::HANDLERS.replacen("package vane:plugin@0.1.0;", "", 1);
     push(&mut resolve, "plugin.wit", &format!("{}{handlers}", wit::TYPES));
+    for (at, text) in packages.iter().enumerate() {
+        push(&mut resolve, &format!("{at}.wit"), text);
+    }
     let package = push(&mut resolve, "fixture.wit", &format!("package fixture:plugin;\nworld plugin {{ {world} }}"));
     let world = resolve.select_world(&[package], Some("plugin")).expect("one world");
     let mut module = wat::parse_str(module).unwrap_or_else(|error| panic!("{error}\n{module}"));

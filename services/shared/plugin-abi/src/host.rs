@@ -3,7 +3,7 @@
 #[cfg(feature = "runtime")]
 mod linker;
 #[cfg(feature = "runtime")]
-pub use linker::{Host, add_to_linker};
+pub use linker::{Host, add_to_linker, add_to_linker_of};
 
 #[cfg(feature = "runtime")]
 use wasmtime::component::{ComponentType, Lift, Lower};

@@ -28,6 +28,8 @@ pub const ABI_VERSION: semver::Version = semver::Version::new(0, 1, 0);
 pub const HOST_INTERFACE: &str = "vane:host/host@0.1.0";
 /// Types only; toolchains import it because the handlers use it.
 pub const TYPES_INTERFACE: &str = "vane:plugin/types@0.1.0";
+/// Types only: what a plugin sees of another's failure.
+pub const LINK_INTERFACE: &str = "shipote:link/errors@0.1.0";
 /// Exported by every plugin.
 pub const REGISTRY_INTERFACE: &str = "vane:plugin/registry@0.1.0";
 

@@ -104,6 +104,44 @@ impl Default for InputLimits {
     }
 }
 
+/// How many plugins implement an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cardinality {
+    /// 1.
+    ExactlyOne,
+    /// 0 or 1.
+    AtMostOne,
+    /// 1 or more.
+    AtLeastOne,
+    /// 0 or more.
+    Any,
+}
+
+impl Cardinality {
+    /// As it is written in a policy.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ExactlyOne => "exactly-one",
+            Self::AtMostOne => "at-most-one",
+            Self::AtLeastOne => "at-least-one",
+            Self::Any => "any",
+        }
+    }
+
+    /// Whether `count` plugins are as many as it should be.
+    #[must_use]
+    pub fn admits(self, count: usize) -> bool {
+        match self {
+            Self::ExactlyOne => count == 1,
+            Self::AtMostOne => count <= 1,
+            Self::AtLeastOne => count >= 1,
+            Self::Any => true,
+        }
+    }
+}
+
 /// Everything that a policy says about one plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -116,6 +154,10 @@ pub struct Policy {
     pub instances: u32,
     /// WASI interfaces, by full name, that the component may import; each is a stub that traps when called.
     pub wasi_stubs: Vec<String>,
+    /// Public keys of minisign, in base64; if there are any, a component must be signed with one of them.
+    pub signed_by: Vec<String>,
+    /// Interfaces of other plugins that the component may call, each with how many plugins are to implement it.
+    pub sockets: BTreeMap<String, Cardinality>,
     /// Input sizes.
     pub limits: InputLimits,
     /// `http-fetch`.
@@ -129,6 +171,8 @@ impl Default for Policy {
             memory_bytes: 32 << 20,
             instances: 4,
             wasi_stubs: Vec::new(),
+            signed_by: Vec::new(),
+            sockets: BTreeMap::new(),
             limits: InputLimits::default(),
             http: HttpPolicy::default(),
         }

@@ -13,6 +13,8 @@ pub struct AddOptions {
     pub stem: Option<String>,
     /// Put it to work at once; absent: yes.
     pub activate: Option<bool>,
+    /// The component's signature: the text of minisign's file.
+    pub signature: Option<String>,
 }
 
 /// A version of a plugin, in lists.
@@ -82,4 +84,37 @@ pub struct OpenInfo {
     pub policy: String,
     /// All versions of the name, lowest first.
     pub versions: Vec<String>,
+    /// What its sockets are linked to.
+    pub links: Vec<LinkInfo>,
+}
+
+/// A socket and the plugins at work that implement its interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct LinkInfo {
+    /// The interface, such as `my:package/example@1.0.0`.
+    pub interface: String,
+    /// `exactly-one`, `at-most-one`, `at-least-one` or `any`.
+    pub cardinality: String,
+    /// Their names.
+    pub plugins: Vec<String>,
+}
+
+/// What a change would do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct PlanInfo {
+    /// The plugin.
+    pub name: String,
+    /// The version at work; empty: none.
+    pub from: String,
+    /// The version that would be; empty: none.
+    pub to: String,
+    /// Exports that only the other version has, as `name (kind)`.
+    pub exports_added: Vec<String>,
+    /// Exports that only the present version has.
+    pub exports_removed: Vec<String>,
+    /// Plugins at work that call this one, be it through others.
+    pub used_by: Vec<String>,
+    /// Why the change would be refused; empty: it would be done.
+    pub refused: String,
 }

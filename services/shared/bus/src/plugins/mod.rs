@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use zbus::OwnedFd;
 
-pub use info::{AddOptions, OpenInfo, PluginInfo, PluginReport, RefusalInfo};
+pub use info::{AddOptions, LinkInfo, OpenInfo, PlanInfo, PluginInfo, PluginReport, RefusalInfo};
 
 /// Options of a method that may gain some.
 pub type Options<'a> = BTreeMap<&'a str, zbus::Variant<'a>>;
@@ -67,6 +67,10 @@ pub trait PluginManager {
     fn open(&self, reference: &str, options: Options<'_>) -> Result<(OwnedFd, OpenInfo), PluginsError>;
     /// See the interface.
     fn policy(&self, reference: &str) -> Result<String, PluginsError>;
+    /// See the interface.
+    fn plan(&self, action: &str, reference: &str, options: Options<'_>) -> Result<PlanInfo, PluginsError>;
+    /// See the interface.
+    fn graph(&self, format: &str) -> Result<String, PluginsError>;
     /// The active version of a plugin is another one; empty: the plugin is gone.
     #[zbus(signal)]
     fn changed(&self, name: String, version: String) -> zbus::Result<()>;

@@ -49,42 +49,57 @@ pub trait Host: Send + 'static {
 /// # Errors
 /// When the linker has the interface already.
 pub fn add_to_linker<T: Host>(linker: &mut Linker<T>) -> Result<()> {
+    add_to_linker_of(linker, |data| data)
+}
+
+/// The same where what stands behind the imports is a part of the store's data.
+///
+/// # Errors
+/// When the linker has the interface already.
+pub fn add_to_linker_of<T: Send + 'static, H: Host>(
+    linker: &mut Linker<T>,
+    host_of: fn(&mut T) -> &mut H,
+) -> Result<()> {
     let mut host = linker.instance(HOST_INTERFACE)?;
-    host.func_wrap("get-args", |store: StoreContextMut<'_, T>, (): ()| Ok((store.data().args().to_owned(),)))?;
+    host.func_wrap("get-args", move |mut store: StoreContextMut<'_, T>, (): ()| {
+        Ok((host_of(store.data_mut()).args().to_owned(),))
+    })?;
     host.func_wrap(
         "log",
-        |mut store: StoreContextMut<'_, T>, (level, message, fields): (LogLevel, String, Vec<LogField>)| {
-            store.data_mut().log(level, message, fields);
+        move |mut store: StoreContextMut<'_, T>, (level, message, fields): (LogLevel, String, Vec<LogField>)| {
+            host_of(store.data_mut()).log(level, message, fields);
             Ok(())
         },
     )?;
-    host.func_wrap("now-unix-ms", |mut store: StoreContextMut<'_, T>, (): ()| Ok((store.data_mut().now_unix_ms(),)))?;
-    host.func_wrap("random", |mut store: StoreContextMut<'_, T>, (length,): (u32,)| {
+    host.func_wrap("now-unix-ms", move |mut store: StoreContextMut<'_, T>, (): ()| {
+        Ok((host_of(store.data_mut()).now_unix_ms(),))
+    })?;
+    host.func_wrap("random", move |mut store: StoreContextMut<'_, T>, (length,): (u32,)| {
         if length > MAX_RANDOM {
             bail!("random: {length} bytes asked for, at most {MAX_RANDOM} at once");
         }
         let mut buffer = vec![0; length as usize];
-        store.data_mut().random(&mut buffer)?;
+        host_of(store.data_mut()).random(&mut buffer)?;
         Ok((buffer,))
     })?;
     host.func_wrap(
         "metric-counter",
-        |mut store: StoreContextMut<'_, T>, (name, delta, labels): (String, u64, Vec<MetricLabel>)| {
+        move |mut store: StoreContextMut<'_, T>, (name, delta, labels): (String, u64, Vec<MetricLabel>)| {
             check_metric(&name)?;
-            store.data_mut().metric_counter(name, delta, labels);
+            host_of(store.data_mut()).metric_counter(name, delta, labels);
             Ok(())
         },
     )?;
     host.func_wrap(
         "metric-gauge",
-        |mut store: StoreContextMut<'_, T>, (name, value, labels): (String, i64, Vec<MetricLabel>)| {
+        move |mut store: StoreContextMut<'_, T>, (name, value, labels): (String, i64, Vec<MetricLabel>)| {
             check_metric(&name)?;
-            store.data_mut().metric_gauge(name, value, labels);
+            host_of(store.data_mut()).metric_gauge(name, value, labels);
             Ok(())
         },
     )?;
-    host.func_wrap("http-fetch", |mut store: StoreContextMut<'_, T>, (request,): (HttpFetchRequest,)| {
-        Ok((store.data_mut().http_fetch(request)?,))
+    host.func_wrap("http-fetch", move |mut store: StoreContextMut<'_, T>, (request,): (HttpFetchRequest,)| {
+        Ok((host_of(store.data_mut()).http_fetch(request)?,))
     })
 }
 

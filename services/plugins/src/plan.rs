@@ -1,0 +1,103 @@
+//! What a change would do, found out on a copy of the index.
+
+use std::collections::BTreeSet;
+
+use shipote_bus::plugins::PlanInfo;
+
+use crate::error::Error;
+use crate::links;
+use crate::reference::Reference;
+use crate::store::{Entry, Index, Version};
+
+/// A change of what is at work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// This version is put to work.
+    Activate(String, Version),
+    /// The version before is put back to work.
+    RollBack(String),
+    /// This version is removed.
+    Remove { name: String, version: Version, force: bool },
+}
+
+impl Change {
+    fn name(&self) -> &str {
+        match self {
+            Self::Activate(name, _) | Self::RollBack(name) | Self::Remove { name, .. } => name,
+        }
+    }
+
+    fn what(&self) -> String {
+        match self {
+            Self::Activate(name, version) => format!("activate plugin {name} {version}"),
+            Self::RollBack(name) => format!("roll back plugin {name}"),
+            Self::Remove { name, version, .. } => format!("remove plugin {name} {version}"),
+        }
+    }
+
+    /// Carries it out on an index; refused where plugins that fitted together would no longer, unless it is forced.
+    pub(crate) fn apply(&self, index: &mut Index) -> Result<(), Error> {
+        let before = links::faults(index);
+        match self {
+            Self::Activate(name, version) => index.activate(name, version)?,
+            Self::RollBack(name) => drop(index.roll_back(name)?),
+            Self::Remove { name, version, force } => index.remove(name, version, *force)?,
+        }
+        // What did not fit before is not this change's doing, and must not keep people from putting other things right.
+        let faults: Vec<String> = links::faults(index).difference(&before).cloned().collect();
+        if faults.is_empty() || matches!(self, Self::Remove { force: true, .. }) {
+            Ok(())
+        } else {
+            Err(Error::Links { what: self.what(), faults })
+        }
+    }
+
+    /// What it would do.
+    pub(crate) fn plan(&self, index: &Index) -> PlanInfo {
+        let mut after = index.clone();
+        let refused = self.apply(&mut after).err().map(|error| error.to_string());
+        let name = self.name();
+        let active = |index: &Index| {
+            let found = index.find(&Reference::Active(name.to_owned()));
+            found.map(|(_, version, entry, _)| (version.to_string(), entry.clone()))
+        };
+        let (was, is) = (active(index), active(if refused.is_some() { index } else { &after }));
+        let exports = |found: &Option<(String, Entry)>| -> BTreeSet<String> {
+            let exports = found.iter().flat_map(|(_, entry)| entry.metadata.exports.iter());
+            exports.map(|export| format!("{} ({})", export.name, export.kind)).collect()
+        };
+        let (had, has) = (exports(&was), exports(&is));
+        let users = links::users(index, name).into_iter().chain(links::users(&after, name));
+        PlanInfo {
+            name: name.to_owned(),
+            from: was.as_ref().map(|(version, _)| version.clone()).unwrap_or_default(),
+            to: is.as_ref().map(|(version, _)| version.clone()).unwrap_or_default(),
+            exports_added: has.difference(&had).cloned().collect(),
+            exports_removed: had.difference(&has).cloned().collect(),
+            used_by: users.map(|(user, _)| user).collect::<BTreeSet<_>>().into_iter().collect(),
+            refused: refused.unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::links::tests::index;
+    use shipote_plugin_abi::policy::Cardinality;
+
+    #[test]
+    fn a_provider_that_is_needed_stays_unless_forced() {
+        let before = index(&[("leaf", &["a:b/c"], &[]), ("edge", &[], &[("a:b/c", Cardinality::ExactlyOne)])]);
+        let remove = |force| Change::Remove { name: "leaf".to_owned(), version: Version::new(1, 0, 0), force };
+        let plan = remove(false).plan(&before);
+        assert!(plan.refused.contains("it is active"), "{plan:?}");
+        let plan = remove(true).plan(&before);
+        assert_eq!((plan.from.as_str(), plan.to.as_str(), plan.used_by), ("1.0.0", "", vec!["edge".to_owned()]));
+        let mut after = before.clone();
+        remove(true).apply(&mut after).unwrap();
+        assert_eq!(links::faults(&after).len(), 1);
+        // What does not fit already does not get in the way of something else.
+        Change::Activate("edge".to_owned(), Version::new(1, 0, 0)).apply(&mut after).unwrap();
+    }
+}
