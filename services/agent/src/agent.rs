@@ -18,6 +18,17 @@ const CONNECTIONS: usize = 64;
 /// Bytes of request bodies held at once by all connections, in KiB: room for one of the largest and some small ones.
 const BODIES_KIB: usize = 40 * 1024;
 
+/// What the host gave this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Features {
+    /// Images are on a disk that stays.
+    pub(crate) disk: bool,
+    /// Something can be reached, by rules.
+    pub(crate) egress: bool,
+    /// There is an SSH agent.
+    pub(crate) ssh: bool,
+}
+
 pub(crate) struct Agent {
     /// What a connection must begin with.
     pub(crate) secret: Option<String>,
@@ -28,10 +39,7 @@ pub(crate) struct Agent {
     pub(crate) power: Power,
     /// Only a machine keeps images: they need mounts.
     pub(crate) images: Option<Arc<Store>>,
-    /// Whether they are on a disk that stays.
-    pub(crate) disk: bool,
-    /// Whether the host lets anything be reached.
-    pub(crate) egress: bool,
+    pub(crate) features: Features,
     /// What ports 5000 and 5001 share.
     pub(crate) workload: Workload,
     pub(crate) connections: Arc<Semaphore>,
@@ -39,15 +47,13 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    #[allow(clippy::too_many_arguments, reason = "each is a part of its own")]
     pub(crate) fn new(
         root: &Path,
         secret: Option<String>,
         cgroups: Cgroups,
         power: Power,
         images: Option<Arc<Store>>,
-        disk: bool,
-        egress: bool,
+        features: Features,
     ) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             secret,
@@ -56,8 +62,7 @@ impl Agent {
             cgroups,
             power,
             images,
-            disk,
-            egress,
+            features,
             workload: Workload::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             bodies: Arc::new(Semaphore::new(BODIES_KIB)),

@@ -26,16 +26,8 @@ const LAST_WORD: Duration = Duration::from_millis(300);
 
 /// Serves a connection to its end. Whatever ran for it, other than in the background, has ended when this returns.
 pub(crate) async fn serve(mut stream: UnixStream, agent: Arc<Agent>) {
-    if let Some(secret) = &agent.secret {
-        let known = tokio::time::timeout(HELLO_TIME, greeting(&mut stream, secret)).await.unwrap_or(false);
-        let answer = if known {
-            AgentResponse::ok()
-        } else {
-            AgentResponse::error(codes::UNAUTHENTICATED, "the connection does not begin with the machine's secret")
-        };
-        if write_message(&mut stream, &answer).await.is_err() || !known {
-            return;
-        }
+    if !greeted(&mut stream, &agent).await {
+        return;
     }
     let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
     let peer = Arc::new(Peer::new(socket));
@@ -58,6 +50,18 @@ pub(crate) async fn serve(mut stream: UnixStream, agent: Arc<Agent>) {
         agent.power.off();
     }
     reading.abort();
+}
+
+/// Whether a connection shows the machine's secret, where it has one; it has been told so.
+async fn greeted(stream: &mut UnixStream, agent: &Agent) -> bool {
+    let Some(secret) = &agent.secret else { return true };
+    let known = tokio::time::timeout(HELLO_TIME, greeting(stream, secret)).await.unwrap_or(false);
+    let answer = if known {
+        AgentResponse::ok()
+    } else {
+        AgentResponse::error(codes::UNAUTHENTICATED, "the connection does not begin with the machine's secret")
+    };
+    write_message(stream, &answer).await.is_ok() && known
 }
 
 async fn greeting(stream: &mut UnixStream, secret: &str) -> bool {
@@ -172,8 +176,16 @@ impl Connection {
                 let session = interactive || tty;
                 let mode = exec::Mode::of(interactive, tty, background || detached);
                 let detached = detached && !session;
-                let request =
-                    images::Request { image, command, user, mounts, overlay: persistent_overlay_id, mode, detached };
+                let request = images::Request {
+                    image,
+                    command,
+                    user,
+                    mounts,
+                    overlay: persistent_overlay_id,
+                    mode,
+                    detached,
+                    features: self.agent.features,
+                };
                 images::run(self, &store, request).await
             }
             _ => Ok(()),

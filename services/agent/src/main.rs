@@ -28,10 +28,12 @@ mod files;
 mod images;
 mod inbox;
 mod listen;
+mod names;
 mod outbox;
 mod power;
 mod reaper;
 mod requests;
+mod ssh;
 mod workload;
 
 /// The agent inside a machine. As PID 1 it takes no arguments.
@@ -85,8 +87,7 @@ fn ordinary(args: Args) -> anyhow::Result<()> {
             exec::Cgroups::none(),
             power::Power::Process,
             None,
-            false,
-            false,
+            agent::Features::default(),
         )?;
         reaper::become_subreaper();
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));

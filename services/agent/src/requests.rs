@@ -82,7 +82,7 @@ fn without_images(request: AgentRequest) -> AgentResponse {
 
 /// The host makes the file system, and what is on it stays: that it is there is all that there is to do.
 fn format(agent: &Agent) -> AgentResponse {
-    let Some(store) = agent.images.as_ref().filter(|_| agent.disk) else {
+    let Some(store) = agent.images.as_ref().filter(|_| agent.features.disk) else {
         return AgentResponse::error(codes::FORMAT_FAILED, "the machine has no storage disk; give it one");
     };
     match std::fs::write(store.root().join(".formatted"), b"1\n") {
@@ -113,7 +113,7 @@ fn storage(agent: &Agent) -> AgentResponse {
 async fn network(agent: &Agent, url: &str) -> AgentResponse {
     let devices = std::fs::read_dir("/sys/class/net")
         .map_or(0, |entries| entries.filter_map(Result::ok).filter(|entry| entry.file_name() != "lo").count());
-    let error = if agent.egress {
+    let error = if agent.features.egress {
         return through_the_host(url).await;
     } else if devices == 0 {
         "the machine has no network device".to_owned()

@@ -1,7 +1,7 @@
 //! The one owner of all machines. Everything that happens to them comes through its queue, in order.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use shipote_confinement::Mechanism;
 use tokio::sync::{mpsc, oneshot};
@@ -10,7 +10,7 @@ use crate::Error;
 use crate::console::Console;
 use crate::guest::Guest;
 use crate::launch::{Order, Report};
-use crate::spec::Spec;
+use crate::spec::{Restart, Spec};
 use crate::state::{Effect, Input, Refused, State};
 use crate::store::Store;
 
@@ -18,6 +18,13 @@ use crate::store::Store;
 pub const MACHINES_MAX: usize = 256;
 /// How long a machine may take to answer. Generous: its processor may be emulated, and shared.
 const START_TIME: Duration = Duration::from_secs(120);
+
+/// The first pause before a machine is started again by itself; each that follows soon is twice as long.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// After running for so long, an end counts as the first one again.
+const HEALTHY: Duration = Duration::from_secs(60);
 
 /// What a machine is launched by.
 pub trait Launcher: Send + 'static {
@@ -71,6 +78,8 @@ enum Message {
     /// Of the machine's `n`th life.
     Told(String, u64, Report),
     Expired(String, u64),
+    /// Its pause before it is started again is over.
+    Again(String, u64),
     /// With `true` the machines go on.
     Shutdown(bool, oneshot::Sender<()>),
 }
@@ -97,6 +106,10 @@ struct Machine {
     guest: Option<Guest>,
     pids: Vec<i32>,
     confinement: Vec<Mechanism>,
+    /// When it was started last.
+    started: Instant,
+    /// How often in a row it ended soon after.
+    failures: u32,
 }
 
 /// Owns the machines; see [`Handle`].
@@ -231,7 +244,19 @@ impl Machine {
     fn new(spec: Spec) -> Self {
         let (console, reason) = (Console::default(), String::new());
         let (pids, confinement) = (vec![], vec![]);
-        Self { spec, state: State::Stopped, reason, console, life: 0, orders: None, guest: None, pids, confinement }
+        Self {
+            spec,
+            state: State::Stopped,
+            reason,
+            console,
+            life: 0,
+            orders: None,
+            guest: None,
+            pids,
+            confinement,
+            started: Instant::now(),
+            failures: 0,
+        }
     }
 
     fn show(&self, name: &str) -> Shown {
@@ -286,6 +311,12 @@ impl<L: Launcher> Actor<L> {
             Message::Expired(name, life) => {
                 if self.machines.get(&name).is_some_and(|machine| machine.life == life) {
                     let _ = self.input("end", &name, Input::Expired, Duration::ZERO);
+                }
+            }
+            Message::Again(name, life) => {
+                let waits = |machine: &Machine| machine.life == life && !machine.state.has_monitor();
+                if self.ending.is_none() && self.machines.get(&name).is_some_and(waits) {
+                    let _ = self.input("start", &name, Input::Start, START_TIME);
                 }
             }
             Message::Shutdown(leave, reply) => {
@@ -369,6 +400,7 @@ impl<L: Launcher> Actor<L> {
         match effect {
             Some(Effect::Launch) => {
                 machine.life += 1;
+                machine.started = Instant::now();
                 machine.reason.clear();
                 machine.console = Console::default();
                 let (spec, console) = (machine.spec.clone(), machine.console.clone());
@@ -435,9 +467,34 @@ impl<L: Launcher> Actor<L> {
                 Input::Exited { clean }
             }
         };
+        let asked = machine.state == State::Stopping;
         if let Err(error) = self.input("follow", name, input, Duration::ZERO) {
             tracing::error!("{error}");
         }
+        if let Input::Exited { clean } = input
+            && !asked
+        {
+            self.restart(name, clean);
+        }
+    }
+
+    /// Has a machine that ended by itself started again, if it is to be.
+    fn restart(&mut self, name: &str, clean: bool) {
+        let Some(machine) = self.machines.get_mut(name) else { return };
+        match machine.spec.restart {
+            Restart::Always => {}
+            Restart::OnFailure if !clean => {}
+            Restart::OnFailure | Restart::No => return,
+        }
+        machine.failures = if machine.started.elapsed() < HEALTHY { machine.failures + 1 } else { 1 };
+        let pause = (PAUSE * 2_u32.saturating_pow(machine.failures - 1)).min(PAUSE_MAX);
+        let (life, name, sender) = (machine.life, name.to_owned(), self.sender.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            if let Some(sender) = sender.upgrade() {
+                let _ = sender.send(Message::Again(name, life));
+            }
+        });
     }
 }
 

@@ -19,6 +19,7 @@ use crate::guest::Guest;
 use crate::image::Image;
 use crate::keeper::wire::{self, Event, Hello, Launch};
 use crate::keeper::{ARGUMENT, SOCKET};
+use crate::relay;
 use crate::spec::Spec;
 use crate::vmm::host::Host;
 use crate::vmm::qemu;
@@ -91,8 +92,8 @@ pub struct Place {
     pub console: Console,
     /// The program that its keeper and its way out are: the service's own.
     pub program: PathBuf,
-    /// What it may reach.
-    pub egress: Vec<String>,
+    /// What it may reach, what it publishes, and the rest.
+    pub spec: Spec,
 }
 
 /// Starts a machine and follows it to its end, or until it is left. There is at most one [`Report::Exited`], and it is
@@ -199,6 +200,7 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, UnixListener),
             "secret": secret,
             "disk": plan.disk.is_some(),
             "egress": !plan.spec.egress.is_empty(),
+            "ssh": plan.spec.ssh_agent.is_some(),
         })
         .to_string(),
         certificates: if plan.spec.egress.is_empty() { None } else { certificates() },
@@ -279,10 +281,7 @@ impl<R: Fn(Report)> Life<'_, R> {
         if paused {
             (self.report)(Report::Paused(true));
         }
-        let _way = (!self.place.egress.is_empty()).then(|| {
-            let Place { name, folder, program, egress, .. } = self.place.clone();
-            Task(tokio::spawn(crate::egress::keep(program, name, folder, egress)))
-        });
+        let _offers = self.offers();
         // Its own handle, so that the loop below may say something meanwhile.
         let knocked = self.knocked;
         let ready = first_answer(&knocked, &guest, self.adopted);
@@ -325,6 +324,25 @@ impl<R: Fn(Report)> Life<'_, R> {
         };
         reading.abort();
         end
+    }
+
+    /// What the guest dials on the host.
+    fn offers(&self) -> Vec<Task> {
+        let Place { name, folder, program, spec, .. } = self.place;
+        let mut tasks = Vec::new();
+        if !spec.egress.is_empty() {
+            let (program, name, folder) = (program.clone(), name.clone(), folder.clone());
+            tasks.push(Task(tokio::spawn(crate::egress::keep(program, name, folder, spec.egress.clone()))));
+        }
+        if let Some(socket) = &spec.ssh_agent {
+            match listener(folder, ports::SSH_AGENT) {
+                Ok(listener) => {
+                    tasks.push(Task(tokio::spawn(relay::socket(listener, name.clone(), socket.clone()))));
+                }
+                Err(error) => tracing::error!("machine {name}: listen for the SSH agent's clients: {error}"),
+            }
+        }
+        tasks
     }
 
     async fn hello(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<Hello, String> {

@@ -40,8 +40,8 @@ pub struct Qemu {
 
 impl Qemu {
     fn place(&self, name: &str, spec: &Spec, console: Console) -> Place {
-        let (program, egress) = (self.program.clone(), spec.egress.clone());
-        Place { name: name.to_owned(), folder: self.runtime.join(name), console, program, egress }
+        let program = self.program.clone();
+        Place { name: name.to_owned(), folder: self.runtime.join(name), console, program, spec: spec.clone() }
     }
 }
 

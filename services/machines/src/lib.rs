@@ -23,6 +23,7 @@ pub mod image;
 pub mod keeper;
 pub mod launch;
 pub mod launcher;
+pub mod relay;
 pub mod spec;
 pub mod state;
 pub mod stats;

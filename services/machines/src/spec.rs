@@ -5,7 +5,11 @@
 //! cpus = 1
 //! disk_mib = 4096      # 0: none, images are kept in memory
 //! egress = ["registry-1.docker.io:443", "*.docker.com:443"]   # what it may reach; nothing by default
+//! ssh_agent = "/run/user/1000/keyring/ssh"                     # a socket of the host, for the guest's programs
+//! restart = "on-failure"                                       # or "no" (the default), "always"
 //! ```
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,11 +31,28 @@ pub struct Spec {
     pub disk_mib: u32,
     /// What it may reach through the host; see [`crate::egress::Rule`].
     pub egress: Vec<String>,
+    /// Socket of an SSH agent on the host, which the guest's programs may use.
+    pub ssh_agent: Option<PathBuf>,
+    /// When it is started again by itself.
+    pub restart: Restart,
+}
+
+/// When a machine is started again by itself. One that somebody stops stays so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// Never.
+    #[default]
+    No,
+    /// When it ended otherwise than by powering off.
+    OnFailure,
+    /// However it ended.
+    Always,
 }
 
 impl Default for Spec {
     fn default() -> Self {
-        Self { memory_mib: 256, cpus: 1, disk_mib: 0, egress: vec![] }
+        Self { memory_mib: 256, cpus: 1, disk_mib: 0, egress: vec![], ssh_agent: None, restart: Restart::No }
     }
 }
 
@@ -58,6 +79,9 @@ impl Spec {
         }
         for rule in &spec.egress {
             Rule::parse(rule).map_err(invalid)?;
+        }
+        if let Some(socket) = spec.ssh_agent.as_ref().filter(|socket| !socket.is_absolute()) {
+            return Err(invalid(format!("ssh_agent = {:?}: give an absolute path", socket.display().to_string())));
         }
         Ok(spec)
     }
@@ -104,6 +128,8 @@ mod tests {
             "cpus = 65",
             "disk_mib = 63",
             "egress = [\"a b\"]",
+            "ssh_agent = \"s\"",
+            "restart = \"maybe\"",
             "memory = 1",
             "cpus = \"two\"",
             "[",

@@ -72,7 +72,7 @@ mod tests {
     fn machines_are_there_again() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::new(dir.path());
-        let spec = Spec { memory_mib: 128, cpus: 2, disk_mib: 64, egress: vec!["a.org:443".into()] };
+        let spec = Spec { memory_mib: 128, cpus: 2, disk_mib: 64, egress: vec!["a.org:443".into()], ..Spec::default() };
         store.save("web", &spec).unwrap();
         std::fs::create_dir(dir.path().join("Not A Machine")).unwrap();
         std::fs::create_dir(dir.path().join("torn")).unwrap();

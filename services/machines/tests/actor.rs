@@ -149,3 +149,33 @@ async fn the_end_of_the_service_is_the_end_of_all_machines() {
     trial.handle.shut_down().await;
     assert!(matches!(trial.handle.list().await, Err(Error::Stopping)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_is_started_again_where_its_spec_says_so() {
+    use shipote_machines::spec::Restart;
+    for (restart, clean, again) in [
+        (Restart::No, false, false),
+        (Restart::OnFailure, false, true),
+        (Restart::OnFailure, true, false),
+        (Restart::Always, true, true),
+    ] {
+        let mut trial = trial();
+        trial.handle.create("a", Spec { restart, ..Spec::default() }).await.unwrap();
+        trial.handle.start_machine("a").await.unwrap();
+        trial.tell(0, Report::Ready(guest()));
+        trial.tell(0, Report::Exited { clean, reason: "by itself".into() });
+        for expected in [State::Stopped, State::Starting, State::Running] {
+            assert_eq!(trial.next().await.0, expected);
+        }
+        assert_eq!(trial.next().await.0, if clean { State::Stopped } else { State::Failed });
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let state = trial.handle.list().await.unwrap()[0].state;
+        assert_eq!(state == State::Starting, again, "{restart:?} after {clean}");
+        if again {
+            // One that somebody stops stays so.
+            trial.handle.stop("a", Duration::ZERO).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(200)).await;
+            assert_eq!(trial.handle.list().await.unwrap()[0].state, State::Stopped);
+        }
+    }
+}

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use shipote_agent_protocol::ports;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Features};
 use crate::exec::Cgroups;
 use crate::images::Store;
 use crate::listen::Door;
@@ -47,11 +47,11 @@ fn serve() -> anyhow::Result<()> {
     };
     // Before the first connection, which may put a file there.
     let disk = settings.disk && attach_disk();
-    let egress = settings.egress;
+    let features = Features { disk, egress: settings.egress, ssh: settings.ssh };
     let store = Store::new(mounts::STORAGE.into());
     runtime()?.block_on(async {
         let images = Some(Arc::clone(&store));
-        let agent = Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine, images, disk, egress)?;
+        let agent = Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine, images, features)?;
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
         let listener = listen::vsock(ports::AGENT_CONTROL).context("listen on vsock")?;
         for (port, door) in [(ports::WORKLOAD_CONTROL, Door::Workload), (ports::WORKLOAD_LOGS, Door::Logs)] {
@@ -68,18 +68,30 @@ fn serve() -> anyhow::Result<()> {
             if let Err(error) = later() {
                 eprintln!("shipote-agent: {error:#}");
             }
-            if egress {
-                after.spawn(async {
-                    if let Err(error) = crate::egress::serve().await {
-                        eprintln!("shipote-agent: the way out: {error}");
-                    }
-                });
-            }
+            let _in_runtime = after.enter();
+            offer(features);
             // Even where something failed: a request then fails with its own reason.
             store.open();
         });
         serving.await.context("serve")
     })
+}
+
+/// What the host offers to the guest's programs.
+fn offer(features: Features) {
+    let said = |what: &'static str| move |error: std::io::Error| eprintln!("shipote-agent: {what}: {error}");
+    if features.egress {
+        tokio::spawn(async move { crate::egress::serve().await.unwrap_or_else(said("the way out")) });
+        tokio::spawn(async move { crate::names::serve().await.unwrap_or_else(said("names")) });
+        std::fs::write("/etc/resolv.conf", crate::names::RESOLV_CONF).unwrap_or_else(said("write /etc/resolv.conf"));
+    }
+    if features.ssh {
+        match crate::ssh::offer(Path::new("/"), 0, 0) {
+            // As long as the machine.
+            Ok(offer) => std::mem::forget(offer),
+            Err(error) => said("the SSH agent")(error),
+        }
+    }
 }
 
 /// What no first answer needs.

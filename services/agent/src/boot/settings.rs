@@ -21,6 +21,9 @@ pub(super) struct Settings {
     /// The host lets something be reached.
     #[serde(default)]
     pub(super) egress: bool,
+    /// The host has an SSH agent for it.
+    #[serde(default)]
+    pub(super) ssh: bool,
 }
 
 /// Reads the file and removes it, so that no command in the guest finds the secret.

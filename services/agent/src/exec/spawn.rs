@@ -69,8 +69,11 @@ impl Drop for Child {
 pub(crate) fn spawn(agent: &Agent, command: &Command, mode: Mode) -> std::io::Result<Child> {
     let mut process = std::process::Command::new(&command.argv[0]);
     process.args(&command.argv[1..]).env_clear().envs(ENVIRONMENT);
-    if agent.egress {
+    if agent.features.egress {
         process.envs(crate::egress::ENVIRONMENT);
+    }
+    if agent.features.ssh {
+        process.env("SSH_AUTH_SOCK", crate::ssh::SOCKET);
     }
     if let Some(directory) = &command.workdir {
         process.current_dir(directory);

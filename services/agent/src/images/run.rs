@@ -7,6 +7,7 @@ use shipote_agent_protocol::{AgentResponse, codes};
 
 use super::overlay::Overlay;
 use super::{ImageError, Store, user};
+use crate::agent::Features;
 use crate::connection::Connection;
 use crate::exec::{self, Command, Jail, Mode};
 use crate::outbox::Gone;
@@ -21,6 +22,7 @@ pub(crate) struct Request {
     pub(crate) mode: Mode,
     /// Answered with a container's id instead of a pid.
     pub(crate) detached: bool,
+    pub(crate) features: Features,
 }
 
 /// Runs a command for a connection.
@@ -50,7 +52,7 @@ pub(crate) async fn run(connection: &mut Connection, store: &Arc<Store>, request
 }
 
 fn prepare(store: &Arc<Store>, request: Request) -> Result<Command, ImageError> {
-    let Request { image, mut command, user, overlay, detached, .. } = request;
+    let Request { image, mut command, user, overlay, detached, features, .. } = request;
     let info = store.query(&image)?;
     let overlay = match &overlay {
         Some(id) => Overlay::persistent(store, &image, id)?,
@@ -70,13 +72,21 @@ fn prepare(store: &Arc<Store>, request: Request) -> Result<Command, ImageError> 
     let directory = command.workdir.take().or(info.workdir).unwrap_or_else(|| "/".to_owned());
     command.id = detached
         .then(|| format!("container-{}", root.parent().and_then(Path::file_name).unwrap_or_default().display()));
+    if features.egress {
+        // An image whose links lead nowhere resolves no names, and runs all the same.
+        let _ = write_beneath(&root, "etc/resolv.conf", crate::names::RESOLV_CONF);
+    }
+    let offer = match features.ssh.then(|| crate::ssh::offer(&root, user.uid, user.gid)).transpose() {
+        Ok(offer) => offer,
+        Err(error) => return Err(ImageError::io("offer the SSH agent in", &root)(error)),
+    };
     command.jail = Some(Jail {
         root,
         directory: PathBuf::from(directory),
         uid: user.uid,
         gid: user.gid,
         groups: user.groups,
-        keep: Arc::new(overlay),
+        keep: Arc::new((offer, overlay)),
     });
     Ok(command)
 }
@@ -93,4 +103,14 @@ fn read_beneath(root: &Path, path: &str) -> String {
         Ok(text)
     };
     read().unwrap_or_default()
+}
+
+/// A file into the image's overlay, where its folder is there and no link leads out.
+fn write_beneath(root: &Path, path: &str, text: &str) -> std::io::Result<()> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+    let root = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = openat2(&root, path, flags, Mode::from_raw_mode(0o644), resolve)?;
+    std::io::Write::write_all(&mut std::fs::File::from(file), text.as_bytes())
 }

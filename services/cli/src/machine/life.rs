@@ -27,6 +27,12 @@ pub(super) struct Size {
     /// What it may reach: HOST:PORT, *.DOMAIN:PORT or HOST (ports 80 and 443); may be repeated [default: nothing]
     #[arg(long, value_name = "RULE")]
     egress: Vec<String>,
+    /// Let it use the SSH agent that listens on this socket, as $SSH_AUTH_SOCK names it
+    #[arg(long, value_name = "SOCKET")]
+    ssh_agent: Option<std::path::PathBuf>,
+    /// Start it again by itself: no, on-failure or always
+    #[arg(long, value_name = "WHEN", default_value = "no")]
+    restart: String,
 }
 
 impl Size {
@@ -37,9 +43,19 @@ impl Size {
 
     /// As a spec that allows some more to be reached.
     pub(super) fn spec_with(&self, egress: &[String]) -> String {
-        let rules: Vec<String> = self.egress.iter().chain(egress).map(|rule| format!("{rule:?}")).collect();
-        let Self { memory, cpus, disk, .. } = self;
-        format!("memory_mib = {memory}\ncpus = {cpus}\ndisk_mib = {disk}\negress = [{}]\n", rules.join(", "))
+        let rules: Vec<&String> = self.egress.iter().chain(egress).collect();
+        let mut spec = serde_json::json!({
+            "memory_mib": self.memory,
+            "cpus": self.cpus,
+            "disk_mib": self.disk,
+            "egress": rules,
+            "restart": self.restart,
+        });
+        if let Some(socket) = &self.ssh_agent {
+            spec["ssh_agent"] = socket.display().to_string().into();
+        }
+        // Numbers, strings and lists of them are TOML as much as JSON.
+        spec.as_object().into_iter().flatten().map(|(key, value)| format!("{key} = {value}\n")).collect()
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Not for: plain HTTP (only CONNECT is spoken), and the policy of anything but machines.
 
+mod names;
 mod rules;
 
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -22,7 +23,7 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use crate::vmm::process;
-pub use rules::{Addresses, RULES_MAX, Rule, Target, permit};
+pub use rules::{Addresses, RULES_MAX, Rule, Target, permit, permit_name};
 
 /// First argument of a process that is a machine's way out; then come its name and the rules.
 pub const ARGUMENT: &str = "egress";
@@ -39,14 +40,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Keeps a machine's way out open until dropped.
 pub(crate) async fn keep(program: PathBuf, name: String, folder: PathBuf, rules: Vec<String>) {
     loop {
-        let listener = match crate::launch::listener(&folder, ports::EGRESS) {
-            Ok(listener) => listener,
-            Err(error) => return tracing::error!("machine {name}: listen for its way out: {error}"),
-        };
         let ended = async {
-            let listener: OwnedFd = listener.into_std()?.into();
+            let way: OwnedFd = crate::launch::listener(&folder, ports::EGRESS)?.into_std()?.into();
+            let names: OwnedFd = crate::launch::listener(&folder, ports::DNS_FILTER)?.into_std()?.into();
             let mut command = Command::new(&program);
-            command.arg(ARGUMENT).arg(&name).args(&rules).stdin(Stdio::from(listener)).stdout(Stdio::null());
+            command.arg(ARGUMENT).arg(&name).args(&rules).stdin(Stdio::from(way)).stdout(Stdio::from(names));
             process::spawn(&mut command)?.wait().await
         };
         match ended.await {
@@ -57,7 +55,8 @@ pub(crate) async fn keep(program: PathBuf, name: String, folder: PathBuf, rules:
     }
 }
 
-/// Runs such a process; its standard input is the listening socket.
+/// Runs such a process; its standard input is the socket that the way out is listened for on, its standard output the one
+/// for names.
 #[must_use]
 pub fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(2);
@@ -75,12 +74,19 @@ fn run(name: &str, rules: impl Iterator<Item = String>) -> std::io::Result<()> {
     let other = std::io::Error::other::<String>;
     let rules: Vec<Rule> = rules.map(|rule| Rule::parse(&rule)).collect::<Result<_, _>>().map_err(other)?;
     confine().map_err(|error| other(error.to_string()))?;
-    let listener = std::io::stdin().as_fd().try_clone_to_owned()?;
-    let listener = std::os::unix::net::UnixListener::from(listener);
-    listener.set_nonblocking(true)?;
+    let listener = |fd: OwnedFd| {
+        let listener = std::os::unix::net::UnixListener::from(fd);
+        listener.set_nonblocking(true).map(|()| listener)
+    };
+    let way_in = listener(std::io::stdin().as_fd().try_clone_to_owned()?)?;
+    let names_in = listener(std::io::stdout().as_fd().try_clone_to_owned()?)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
-    let way = Arc::new(Way { name: name.to_owned(), rules });
-    runtime.block_on(async { serve(UnixListener::from_std(listener)?, way).await })
+    let rules = Arc::new(rules);
+    let way = Arc::new(Way { name: name.to_owned(), rules: Arc::clone(&rules) });
+    runtime.block_on(async {
+        tokio::spawn(names::serve(UnixListener::from_std(names_in)?, rules));
+        serve(UnixListener::from_std(way_in)?, way).await
+    })
 }
 
 /// Name resolution reads `/etc` and loads libraries; nothing is written, nothing listened on.
@@ -104,7 +110,7 @@ fn confine() -> Result<(), shipote_confinement::Error> {
 
 struct Way {
     name: String,
-    rules: Vec<Rule>,
+    rules: Arc<Vec<Rule>>,
 }
 
 async fn serve(listener: UnixListener, way: Arc<Way>) -> std::io::Result<()> {
@@ -224,7 +230,7 @@ mod tests {
             }
         });
         let rules = rules.iter().map(|rule| Rule::parse(&rule.replace("PORT", &port.to_string())).unwrap()).collect();
-        let way = Arc::new(Way { name: "test".into(), rules });
+        let way = Arc::new(Way { name: "test".into(), rules: Arc::new(rules) });
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("way")).unwrap();
         tokio::spawn(serve(listener, way));

@@ -117,6 +117,14 @@ pub fn permit(rules: &[Rule], target: &Target) -> Option<Addresses> {
     permitted.first().copied()
 }
 
+/// Whether a name may be known, at whatever port, and which addresses of it.
+#[must_use]
+pub fn permit_name(rules: &[Rule], host: &str) -> Option<Addresses> {
+    let any_port = |rule: &Rule| Rule { port: Port::Any, ..rule.clone() };
+    let rules: Vec<Rule> = rules.iter().map(any_port).collect();
+    permit(&rules, &Target { host: host.trim_end_matches('.').to_owned(), port: 1 })
+}
+
 impl Target {
     /// Reads `HOST:PORT`, as CONNECT has it (RFC 9110, 9.3.6).
     #[must_use]
