@@ -21,13 +21,18 @@ pub(crate) struct WorkspaceArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Create a workspace: namespaces, a root of its own, private scratch
-    #[command(after_help = "Example:\n  shipote workspace create build -f build.toml")]
+    #[command(
+        after_help = "Examples:\n  shipote workspace create build -f build.toml\n  shipote workspace create web --publish 8080"
+    )]
     Create {
         /// Name, unique among the living
         name: String,
         /// Spec (TOML); `-` is standard input
         #[arg(short = 'f', long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Give it a loopback of its own, and let the proxy reach this port of it as `workspace:NAME:PORT`
+        #[arg(long, value_name = "PORT", conflicts_with = "file")]
+        publish: Vec<u16>,
         /// Refuse where a mechanism of isolation is degraded or missing
         #[arg(long)]
         strict: bool,
@@ -85,7 +90,7 @@ enum Command {
 
 pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Create { name, file, strict, json } => create(&name, file, strict, json).await?,
+        Command::Create { name, file, publish, strict, json } => create(&name, spec_of(file, &publish)?, strict, json).await?,
         Command::List { json } => list(json).await?,
         Command::Show { name, json } => show(&name, json).await?,
         Command::Stats { name, history, json } => crate::figures::stats(name.as_deref(), history, json).await?,
@@ -104,8 +109,16 @@ pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(name: &str, file: Option<PathBuf>, strict: bool, json: bool) -> anyhow::Result<()> {
-    let spec = file.map(|f| read_spec(&f)).transpose()?.unwrap_or_default();
+/// The spec of a file, or what the arguments say.
+fn spec_of(file: Option<PathBuf>, publish: &[u16]) -> anyhow::Result<String> {
+    match file {
+        Some(file) => read_spec(&file),
+        None if publish.is_empty() => Ok(String::new()),
+        None => Ok(format!("publish = {publish:?}\n[permissions]\nnetworking = \"loopback\"\n")),
+    }
+}
+
+async fn create(name: &str, spec: String, strict: bool, json: bool) -> anyhow::Result<()> {
     let manager = output::workspaces().await?;
     let options = BTreeMap::from([("strict", strict.into())]);
     let (_, id, isolation) = manager.create_workspace(name, &spec, options).await.map_err(|e| output::refusal(&e))?;

@@ -18,7 +18,7 @@ use crate::plan::{LinkError, Plan, Plugins};
 use crate::plugin::{PluginCode, Runtime};
 use crate::settings::Settings;
 use crate::shared::Shared;
-use crate::upstream::Registry;
+use crate::upstream::{Ask, Registry};
 use crate::worker::{self, Command, Window};
 
 /// Why a graph was not taken; the one before goes on.
@@ -105,6 +105,12 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// What the workers ask for by name (ports of workspaces): whoever takes this answers from now on, and only then
+    /// rules may name such upstreams. None when it was taken before.
+    pub fn take_asked(&self) -> Option<tokio::sync::mpsc::Receiver<Ask>> {
+        self.registry.take_asked()
+    }
+
     /// Starts the workers, with rules that match nothing. `inherited` are sockets that the service manager opened.
     ///
     /// # Errors

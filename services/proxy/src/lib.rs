@@ -40,3 +40,4 @@ pub use flows::Flow;
 pub use plan::LinkError;
 pub use plugin::{PluginCode, PluginLink};
 pub use settings::Settings;
+pub use upstream::Ask;

@@ -230,11 +230,8 @@ fn upstreams_of(entry: &TerminatorEntry) -> Result<&[Upstream], String> {
         Terminator::Static(_) | Terminator::RedirectHttps(_) | Terminator::Close | Terminator::Send => &[],
     };
     for upstream in upstreams {
-        if let UpstreamAddress::Workspace { .. } | UpstreamAddress::Machine { .. } = upstream.address {
-            return Err(format!(
-                "{}: names of workspaces and machines are not built into this version",
-                upstream.address
-            ));
+        if let UpstreamAddress::Machine { .. } = upstream.address {
+            return Err(format!("{}: names of machines are not built into this version", upstream.address));
         }
     }
     Ok(upstreams)

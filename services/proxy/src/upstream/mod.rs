@@ -1,10 +1,12 @@
 //! Upstreams: what is known about each, shared by all workers, and each worker's idle connections to them.
 
+mod names;
 mod pool;
 mod secure;
 mod streams;
 mod target;
 
+pub use names::Ask;
 pub(crate) use pool::{AcquireError, Connected, Pools, Used, connect};
 pub(crate) use secure::trusting_the_system;
 pub(crate) use streams::{Multiplexed, Shared};

@@ -173,6 +173,7 @@ async fn make(target: &Target, only_one: bool) -> io::Result<Connected> {
             let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
             Ok(Connected { stream: Stream::Secure(Box::new(stream)), two })
         }
-        other => Err(io::Error::other(format!("{other} cannot be reached by address"))),
+        name @ UpstreamAddress::Workspace { .. } => super::names::connect(&target.names, name).await.map(plain),
+        other @ UpstreamAddress::Machine { .. } => Err(io::Error::other(format!("{other} cannot be reached yet"))),
     }
 }

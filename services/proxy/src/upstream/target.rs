@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
 use shipote_rules::{Balance, HttpVersion, Passive, ProxyProtocol, Upstream, UpstreamAddress};
 
+use super::names::{self, Ask, Names};
 use super::secure::Secure;
 
 /// How long an upstream that could not be reached is passed by, while there is another one.
@@ -54,6 +56,8 @@ pub(crate) struct Target {
     /// It did not answer well when it was asked.
     unwell: AtomicBool,
     epoch: Instant,
+    /// Whom to ask for a connection, where the address is a name.
+    pub(super) names: Names,
 }
 
 impl Target {
@@ -111,11 +115,20 @@ fn millis(duration: Duration) -> u64 {
 pub(crate) struct Registry {
     known: Mutex<HashMap<String, Arc<Target>>>,
     epoch: Instant,
+    names: Names,
+    /// What the workers ask for by name, until somebody takes it.
+    asked: Mutex<Option<mpsc::Receiver<Ask>>>,
 }
 
 impl Registry {
     pub(crate) fn new() -> Self {
-        Self { known: Mutex::default(), epoch: Instant::now() }
+        let (names, asked) = names::channel();
+        Self { known: Mutex::default(), epoch: Instant::now(), names, asked: Mutex::new(Some(asked)) }
+    }
+
+    /// What the workers ask for by name; whoever takes it answers. None when it was taken.
+    pub(crate) fn take_asked(&self) -> Option<mpsc::Receiver<Ask>> {
+        self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
     }
 
     /// The upstream as a rule names it. `version` is `None` where bytes are forwarded. The error names a file.
@@ -126,6 +139,10 @@ impl Registry {
             Some(HttpVersion::Auto) if upstream.tls.is_some() => Speak::Either,
             Some(_) => Speak::One,
         };
+        let by_name = matches!(upstream.address, UpstreamAddress::Workspace { .. });
+        if by_name && self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some() {
+            return Err(format!("{}: nobody here knows workspaces by name; that needs the bus", upstream.address));
+        }
         let secure = Secure::new(upstream, speak)?.map(Arc::new);
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let name = upstream.address.to_string();
@@ -152,6 +169,7 @@ impl Registry {
                 streak: AtomicU32::new(0),
                 unwell: AtomicBool::new(false),
                 epoch: self.epoch,
+                names: self.names.clone(),
             })
         });
         *target.secure.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = secure;

@@ -16,6 +16,9 @@ pub(super) const ACTION_RUN: &str = "org.shipote.workspaces.run";
 /// polkit: create and stop workspaces, and touch what other users run.
 pub(super) const ACTION_MANAGE: &str = "org.shipote.workspaces.manage";
 
+/// polkit: reach what workspaces publish; the proxy's user has it.
+pub(super) const ACTION_CONNECT: &str = "org.shipote.workspaces.connect";
+
 /// The actor, and what stands before it.
 #[derive(Clone)]
 pub(crate) struct Doors {

@@ -19,7 +19,7 @@ use zbus::message::Header;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use super::convert;
-use super::doors::{ACTION_MANAGE, ACTION_RUN, Doors, audited};
+use super::doors::{ACTION_CONNECT, ACTION_MANAGE, ACTION_RUN, Doors, audited};
 use crate::actor::{Call, node_list};
 use crate::effects::{Explanations, Handed, LogStore, Selection};
 use crate::error::Error;
@@ -385,6 +385,36 @@ impl Manager {
             mime: found.mime.map(ToString::to_string),
             lens: found.lens.map(ToString::to_string),
         })
+    }
+
+    /// A TCP connection to a port that a workspace publishes, made inside the workspace's own network: a connected
+    /// socket. No options. Whoever may call this reaches what is published, of every workspace, and nothing else.
+    #[zbus(out_args("socket"))]
+    async fn connect(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        workspace: &str,
+        port: u16,
+        options: Options,
+    ) -> Result<zbus::OwnedFd, WorkspacesError> {
+        known(&options, &[])?;
+        self.doors.authority.check(&header, ACTION_CONNECT).await.map_err(Error::from)?;
+        let name = workspace.to_owned();
+        let door = self.doors.actor.ask(move |state, flows| {
+            let found = state.find_workspace(&name)?;
+            if !found.spec.publish.contains(&port) {
+                return Err(Error::NotFound(format!(
+                    "workspace {name:?} does not publish port {port}; name it in `publish` of its spec"
+                )));
+            }
+            Ok(flows.door(found.id))
+        });
+        let Some(door) = door.await?? else {
+            return Err(Error::WrongState(format!("workspace {workspace:?} does not stand yet, or ends")).into());
+        };
+        Ok(door.connect(port).await.map_err(|e| {
+            Error::WrongState(format!("connect to port {port} of workspace {workspace:?}: {e}; does its server listen?"))
+        })?.into())
     }
 
     /// Every mechanism of isolation with what this host allows: name, `enforced`, `degraded` or

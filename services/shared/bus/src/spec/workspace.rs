@@ -41,6 +41,8 @@ pub struct WorkspaceSpec {
     pub on_exit: ExitPolicy,
     /// Say what commands are refused, and why; each of their calls that names a path is looked at first.
     pub explain: bool,
+    /// TCP ports inside that others may reach by the workspace's name, through the proxy (`workspace:NAME:PORT`).
+    pub publish: Vec<u16>,
     /// Environment of every command, beside `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
     pub env: BTreeMap<String, String>,
 }
@@ -140,6 +142,9 @@ pub enum Access {
 /// Smallest scratch that a shell can work with.
 const SCRATCH_MIN: u64 = 1024 * 1024;
 
+/// Most ports that a workspace publishes.
+const PUBLISHED_MAX: usize = 32;
+
 impl WorkspaceSpec {
     /// Checks everything that can be checked before anything starts.
     ///
@@ -157,6 +162,21 @@ impl WorkspaceSpec {
         }
         for (i, socket) in self.permissions.ipc.allow.iter().enumerate() {
             check_path(&format!("permissions.ipc.allow[{i}]"), std::path::Path::new(socket))?;
+        }
+        if !self.publish.is_empty() && self.permissions.networking != Networking::Loopback {
+            return Err(SpecError::new(
+                "publish",
+                "is for a workspace with a network of its own; set permissions.networking to `loopback`",
+            ));
+        }
+        if self.publish.len() > PUBLISHED_MAX {
+            return Err(SpecError::new("publish", format!("names {} ports; {PUBLISHED_MAX} are allowed", self.publish.len())));
+        }
+        for (i, port) in self.publish.iter().enumerate() {
+            if *port == 0 || self.publish[..i].contains(port) {
+                let problem = if *port == 0 { "is 0, which is no port" } else { "is named before" };
+                return Err(SpecError::new(format!("publish[{i}]"), problem));
+            }
         }
         if self.scratch_bytes.is_some_and(|b| b < SCRATCH_MIN) {
             return Err(SpecError::new("scratch_bytes", format!("is below the smallest scratch, {SCRATCH_MIN} bytes")));

@@ -66,6 +66,8 @@ pub trait Manager {
     /// See the interface.
     fn discern(&self, sample: &[u8], hint_path: &str, complete: bool) -> Result<DiscernmentInfo, WorkspacesError>;
     /// See the interface.
+    fn connect(&self, workspace: &str, port: u16, options: Options<'_>) -> Result<OwnedFd, WorkspacesError>;
+    /// See the interface.
     fn capabilities(&self) -> Result<Vec<MechanismInfo>, WorkspacesError>;
 }
 

@@ -1,0 +1,58 @@
+//! Upstreams that are known by name on the bus: a port of a workspace.
+//!
+//! A worker asks for a connection and is handed a socket that is connected already, made inside the workspace's own
+//! network by the service that owns it. So the proxy needs no way into anybody's network, and a name always means what
+//! it means now: a workspace that was made anew is reached by the next connection.
+
+use std::io;
+use std::net::TcpStream as StdTcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use rustix::net::AddressFamily;
+use shipote_rules::UpstreamAddress;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::io::Stream;
+
+/// Connections that are being asked for at once; more wait for their turn, within their time limit.
+const ASKED_MAX: usize = 256;
+
+/// One worker's question: a connected stream socket to this address.
+#[derive(Debug)]
+pub struct Ask {
+    /// [`UpstreamAddress::Workspace`] or [`UpstreamAddress::Machine`].
+    pub address: UpstreamAddress,
+    /// Where the answer goes; the error says why there is no connection.
+    pub answer: oneshot::Sender<Result<OwnedFd, String>>,
+}
+
+/// The workers' end.
+pub(crate) type Names = mpsc::Sender<Ask>;
+
+pub(crate) fn channel() -> (Names, mpsc::Receiver<Ask>) {
+    mpsc::channel(ASKED_MAX)
+}
+
+/// Asks for a connection and takes it over.
+pub(crate) async fn connect(names: &Names, address: &UpstreamAddress) -> io::Result<Stream> {
+    let nobody = || io::Error::other("nobody here knows workspaces and machines by name");
+    let (answer, told) = oneshot::channel();
+    names.send(Ask { address: address.clone(), answer }).await.map_err(|_| nobody())?;
+    let socket = told.await.map_err(|_| nobody())?.map_err(io::Error::other)?;
+    take_over(socket)
+}
+
+fn take_over(socket: OwnedFd) -> io::Result<Stream> {
+    let family = rustix::net::getsockname(&socket)?.address_family();
+    if family == AddressFamily::UNIX {
+        let stream = StdUnixStream::from(socket);
+        stream.set_nonblocking(true)?;
+        return UnixStream::from_std(stream).map(Stream::Unix);
+    }
+    let stream = StdTcpStream::from(socket);
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    TcpStream::from_std(stream).map(Stream::Tcp)
+}
