@@ -1,4 +1,4 @@
-# Each method that changes something, or hands something out, tried by people who should not: nobody, an ordinary user,
+# Methods that change something, or hand something out, tried by people who should not: nobody, an ordinary user,
 # and a member of the group shipote, who may run work and nothing more. And by root, so that no call is refused because
 # it was written down wrongly here.
 
@@ -7,14 +7,15 @@ import shlex
 WORKSPACES, MACHINES, PROXY, PLUGINS = "Workspaces1", "Machines1", "Proxy1", "Plugins1"
 
 # service, method, arguments as busctl(1) takes them, and whether members of the group may: in what is somebody else's
-# (the workspace `victim` is root's) they may not
+# (the workspace `victim` is root's, and a command that nobody knows is nobody's) they may not
 CALLS = [
     (WORKSPACES, "CreateWorkspace", 'ssa{sv} mallory "" 0', False),
     (WORKSPACES, "StopWorkspace", "sta{sv} victim 0 0", False),
     (WORKSPACES, "Run", 'sasa{sv}ah "" 1 true 0 0', True),
     (WORKSPACES, "Run", "sasa{sv}ah victim 1 true 0 0", False),
-    (WORKSPACES, "SignalCommand", "si 01M7XNAH7YQB736SRDXJAX07VW 9", True),
-    (WORKSPACES, "OpenLog", "ssa{sv} 01M7XNAH7YQB736SRDXJAX07VW stdout 0", True),
+    (WORKSPACES, "SignalCommand", "si 01M7XNAH7YQB736SRDXJAX07VW 9", False),
+    (WORKSPACES, "OpenLog", "ssa{sv} 01M7XNAH7YQB736SRDXJAX07VW stdout 0", False),
+    (WORKSPACES, "Connect", "sqa{sv} victim 8080 0", False),
     (WORKSPACES, "StopPipeline", "sta{sv} 01M7XNAH7YQB736SRDXJAX07VW 0 0", True),
     (MACHINES, "Create", 'ssa{sv} mallory "" 0', False),
     (MACHINES, "Start", "sa{sv} victim 0", False),

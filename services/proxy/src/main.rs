@@ -69,8 +69,6 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
     if let Some(asked) = engine.take_asked() {
         tokio::spawn(names::answer(context.connection.clone(), asked));
     }
-    let state =
-        Arc::new(State::new(Arc::clone(&engine), context.connection.clone(), context.paths.config.join("proxy")));
     // Rules that are wrong must not keep the service from starting: it is over the bus that they are looked at.
     if let Err(error) = state.reload().await {
         tracing::error!("no rules are served: {error}");

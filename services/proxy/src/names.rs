@@ -1,6 +1,6 @@
 //! Answers the workers' questions for upstreams that are known by name: asks the service that owns the name.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ async fn connect(connection: &zbus::Connection, address: &UpstreamAddress) -> Re
         .build()
         .await
         .map_err(|e| format!("reach the workspaces service: {e}"))?;
-    match proxy.connect(name, *port, HashMap::new()).await {
+    match proxy.connect(name, *port, BTreeMap::new()).await {
         Ok(socket) => Ok(socket.into()),
         Err(WorkspacesError::ZBus(error)) => Err(shipote_bus::error::describe(&error)),
         Err(error) => Err(zbus::DBusError::description(&error).unwrap_or("refused without a reason").to_owned()),

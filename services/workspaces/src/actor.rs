@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shipote_bus::spec::{ValidatedPipeline, WorkspaceSpec};
@@ -84,6 +85,8 @@ pub(crate) trait FlowSource {
     fn flows(&self) -> Vec<FlowInfo>;
     /// Measures all of them.
     fn measure(&self) -> BoxFuture;
+    /// The way into a workspace that stands.
+    fn door(&self, workspace: Ulid) -> Option<Arc<shipote_sandbox::Keeper>>;
 }
 
 /// Something that is waited for outside of the actor.

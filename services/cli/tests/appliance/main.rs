@@ -5,6 +5,7 @@
 
 mod commands;
 mod deaths;
+mod endpoints;
 mod figures;
 mod hostile;
 mod interfaces;

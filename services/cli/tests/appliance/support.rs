@@ -73,6 +73,11 @@ impl Appliance {
         self.folder.path().join(name)
     }
 
+    /// Folder of its configuration files; it is not made.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.path("xdg/shipote")
+    }
+
     pub(crate) fn address(&self) -> String {
         format!("unix:path={}", self.path("run/bus").display())
     }

@@ -9,9 +9,10 @@ use shipote_confinement::Mechanism;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::{Shared, adopt};
-use crate::error::SandboxError;
+use crate::error::{Failure, SandboxError, Step};
 use crate::refusal::Refusal;
 use crate::spec::{CommandSpec, Stdio, Usage};
+use crate::sys;
 use crate::wire::{Command, Request};
 
 /// A living workspace. Dropping it ends the workspace at once, with everything that runs in it.
@@ -270,6 +271,30 @@ impl Keeper {
         }
     }
 
+    /// A TCP connection to a port of the workspace's own loopback, made by its keeper: what a command serves there is
+    /// reached without a way into its network. Returns when it is established.
+    ///
+    /// # Errors
+    /// [`SandboxError::Step`] with [`crate::Step::Network`] and why not, `ECONNREFUSED` where nobody listens;
+    /// [`SandboxError::Ended`].
+    pub async fn connect(&self, port: u16) -> Result<OwnedFd, SandboxError> {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let (answer, wait) = oneshot::channel();
+        {
+            let mut waiting = self.shared.waiting();
+            if waiting.gone {
+                return Err(SandboxError::Ended);
+            }
+            waiting.connects.insert(sequence, answer);
+        }
+        if let Err(error) = self.shared.send(&Request::Connect { sequence, port }, &[]).await {
+            self.shared.waiting().connects.remove(&sequence);
+            return Err(error);
+        }
+        let socket = wait.await.unwrap_or(Err(SandboxError::Ended))?;
+        established(socket).await.map_err(|error| Failure::new(Step::Network, format!("port {port}"), error).into())
+    }
+
     /// Ends the workspace: SIGTERM to all, and after `grace` SIGKILL to what is left. Returns when no
     /// process of it is left, with how many ended meanwhile. Exit events come as ever. May be called again
     /// while it ends: the shortest grace holds.
@@ -298,5 +323,15 @@ impl Drop for Keeper {
         }
         // The listener holds the socket too; closed for both directions, the keeper ends, and then it.
         let _ = rustix::net::shutdown(self.shared.socket.get_ref(), rustix::net::Shutdown::Both);
+    }
+}
+
+/// Waits until a connection that was begun without waiting stands.
+async fn established(socket: OwnedFd) -> std::io::Result<OwnedFd> {
+    let registered = sys::register(socket)?;
+    drop(registered.writable().await?);
+    match rustix::net::sockopt::socket_error(registered.get_ref())? {
+        Ok(()) => Ok(registered.into_inner()),
+        Err(error) => Err(error.into()),
     }
 }

@@ -52,6 +52,11 @@ pub(crate) enum Request {
         id: u64,
         signal: i32,
     },
+    /// Connect to a TCP port of the workspace's loopback.
+    Connect {
+        sequence: u64,
+        port: u16,
+    },
     End {
         grace_ms: u64,
     },
@@ -119,6 +124,11 @@ pub(crate) enum Reply {
         failure: Failure,
     },
     Signalled {
+        sequence: u64,
+        errno: i32,
+    },
+    /// With the socket, where `errno` is 0.
+    Connected {
         sequence: u64,
         errno: i32,
     },

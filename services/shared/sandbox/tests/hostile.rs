@@ -290,7 +290,16 @@ async fn it_is_given_no_directory_of_the_host() {
     let stdin = Stdio { stdin: Some(root()), ..Stdio::default() };
     let mut cgroup = shell("true");
     cgroup.cgroup = Some(std::sync::Arc::new(root()));
-    for (spec, stdio) in [(&further, Stdio::default()), (&shell("true"), stdin), (&cgroup, Stdio::default())] {
+    // a cgroup in any other place than the cgroup's is a directory like any other
+    let mount = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mount.lines().find(|l| l.contains(" - cgroup2 ")).and_then(|l| l.split(' ').nth(4)).map(str::to_owned);
+    let group = || mount.as_ref().map(|m| std::os::fd::OwnedFd::from(std::fs::File::open(m).unwrap()));
+    let mut through = shell("true");
+    through.cgroup = group().map(std::sync::Arc::new);
+    let way_out = Stdio { stdin: Some(group().unwrap_or_else(root)), ..Stdio::default() };
+    for (spec, stdio) in
+        [(&further, Stdio::default()), (&shell("true"), stdin), (&cgroup, Stdio::default()), (&through, way_out)]
+    {
         let error = workspace.keeper.spawn(1, spec, stdio).await.unwrap_err();
         assert_eq!(error.errno(), Some(libc::EISDIR), "{error}");
     }

@@ -56,8 +56,9 @@ impl Manager {
             name.clone_into(&mut spec.label);
         }
         spec.validate().map_err(|e| Error::InvalidSpec(format!("create workspace: {e}")))?;
-        self.protected.check(&spec)?;
         let caller = self.doors.authority.check(&header, ACTION_MANAGE).await.map_err(Error::from)?;
+        // looks at paths that the caller names: only once it may
+        self.protected.check(&spec)?;
         let label = spec.label.clone();
         let call = Call::Create { spec: Box::new(spec), strict, uid: caller.uid, numbered: false };
         let done = audited(&self.doors, Event::WorkspaceCreate, &label, caller, call).await?;
@@ -403,7 +404,7 @@ impl Manager {
         let door = self.doors.actor.ask(move |state, flows| {
             let found = state.find_workspace(&name)?;
             if !found.spec.publish.contains(&port) {
-                return Err(Error::NotFound(format!(
+                return Err(Error::InvalidArgument(format!(
                     "workspace {name:?} does not publish port {port}; name it in `publish` of its spec"
                 )));
             }

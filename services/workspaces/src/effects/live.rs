@@ -288,6 +288,10 @@ impl FlowSource for Live {
     fn measure(&self) -> BoxFuture {
         Box::pin(self.flows.measure())
     }
+
+    fn door(&self, workspace: Ulid) -> Option<Arc<Keeper>> {
+        self.kept(workspace).map(|(keeper, _)| keeper)
+    }
 }
 
 impl Effects for Live {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shipote_audit::Event;
-use shipote_bus::spec::{Networking, RestartPolicy, SpecError};
+use shipote_bus::spec::{Filesystem, Networking, RestartPolicy, SpecError};
 use shipote_workspace_protocol::spec::{WorkspaceId, WorkspaceSpec};
 use shipote_workspace_protocol::{
     CommandInfo, FRAME_MAX, FlowInfo, FlowThroughputInfo, Request, Response, WorkspaceSummary, convert,
@@ -35,18 +35,32 @@ pub(super) fn unexpected() -> Error {
     Error::Failed("the state actor gave an answer of another kind; this is a defect of Shipote".to_owned())
 }
 
-/// Whoever reaches the socket may run; to take the host's network takes the right to manage, which over this door only
-/// root and the service's own user have.
-fn may_share_network(spec: &shipote_bus::spec::WorkspaceSpec, uid: u32) -> Result<(), Error> {
-    let own = rustix::process::geteuid().as_raw();
-    if spec.permissions.networking == Networking::Full && uid != 0 && uid != own {
-        return Err(Error::NotAuthorized(
-            "create workspace: permissions.networking: `full` takes the right to manage workspaces; use `loopback`, or \
-             ask for it over the bus (`shipote workspace create`)"
-                .to_owned(),
-        ));
+/// Whether this user may do over this door what takes the right to manage over the bus: root, and the service's own
+/// user, whose appliance it is. Whoever else reaches the socket may run, in what is its own.
+fn manages(uid: u32) -> bool {
+    uid == 0 || uid == rustix::process::geteuid().as_raw()
+}
+
+/// Refuses a spec that asks for more than its caller may give: anything of the host.
+fn check_rights(spec: &shipote_bus::spec::WorkspaceSpec, uid: u32) -> Result<(), Error> {
+    if manages(uid) {
+        return Ok(());
     }
-    Ok(())
+    let permissions = &spec.permissions;
+    let asked = [
+        ("permissions.networking", !matches!(permissions.networking, Networking::None | Networking::Loopback)),
+        ("permissions.filesystem", permissions.filesystem != Filesystem::None),
+        ("permissions.ipc", !permissions.ipc.allow.is_empty()),
+        ("permissions.processes", permissions.processes),
+        ("paths", !spec.paths.is_empty()),
+    ];
+    match asked.into_iter().find(|(_, asked)| *asked) {
+        None => Ok(()),
+        Some((field, _)) => Err(Error::NotAuthorized(format!(
+            "create workspace: {field}: what is the host's takes the right to manage workspaces; leave it out, or ask \
+             for it over the bus (`shipote workspace create`)"
+        ))),
+    }
 }
 
 impl Door {
@@ -74,6 +88,7 @@ impl Door {
                 Ok(Response::CommandList { items: self.commands(workspace.0).await? })
             }
             Request::CommandLogs { workspace, command, tail_bytes, stream } => {
+                self.owns_command(by, command).await?;
                 self.logs_of(workspace, command, tail_bytes, &stream).await
             }
             Request::PipelineSave { name, spec } => {
@@ -105,6 +120,7 @@ impl Door {
             Request::FlowList => self.flow_list().await,
             Request::FlowThroughput => self.throughput().await,
             Request::FlowDrop { pipeline } => {
+                self.owns_pipeline(by, pipeline).await?;
                 let call = Call::DropFlows { pipeline };
                 match self.change(by, Event::FlowDrop, &pipeline.to_string(), call).await?.outcome {
                     Outcome::FlowsDropped(existed) => Ok(Response::FlowDropped { pipeline, existed }),
@@ -119,10 +135,39 @@ impl Door {
         audited(&self.audit, event, object, by, self.actor.call(call)).await
     }
 
+    /// Refuses what is somebody else's to all but those who manage; what is not there is found out later.
+    async fn owns(&self, by: By, what: &str, owner: impl Future<Output = Result<Option<u32>, Error>>) -> Result<(), Error> {
+        if manages(by.uid) {
+            return Ok(());
+        }
+        match owner.await? {
+            Some(owner) if owner != by.uid => Err(Error::NotAuthorized(format!(
+                "{what} is another user's (uid {owner}); to touch it takes the right to manage workspaces, over the bus"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn owns_workspace(&self, by: By, id: Ulid) -> Result<(), Error> {
+        let owner = self.actor.ask(move |state, _| state.workspaces.get(&id).map(|w| w.uid));
+        self.owns(by, &format!("workspace {id}"), owner).await
+    }
+
+    async fn owns_command(&self, by: By, id: Ulid) -> Result<(), Error> {
+        // one of an earlier instance has no owner that is known
+        let owner = self.actor.ask(move |state, _| Some(state.commands.get(&id).map_or(u32::MAX, |c| c.uid)));
+        self.owns(by, &format!("command {id}"), owner).await
+    }
+
+    async fn owns_pipeline(&self, by: By, id: Ulid) -> Result<(), Error> {
+        let owner = self.actor.ask(move |state, _| state.pipelines.get(&id).map(|p| p.uid));
+        self.owns(by, &format!("pipeline {id}"), owner).await
+    }
+
     async fn create(&self, by: By, spec: WorkspaceSpec) -> Result<Response, Error> {
         let spec = convert::workspace(spec).map_err(invalid("create workspace"))?;
+        check_rights(&spec, by.uid)?;
         self.protected.check(&spec)?;
-        may_share_network(&spec, by.uid)?;
         let label = spec.label.clone();
         let call = Call::Create { spec: Box::new(spec), strict: false, uid: by.uid, numbered: true };
         let Outcome::Created(id) = self.change(by, Event::WorkspaceCreate, &label, call).await?.outcome else {
@@ -153,6 +198,7 @@ impl Door {
     }
 
     async fn stop_workspace(&self, by: By, id: WorkspaceId, grace_ms: u64) -> Result<Response, Error> {
+        self.owns_workspace(by, id.0).await?;
         let workspace = id.0.to_string();
         let call = Call::StopWorkspace { workspace: workspace.clone(), grace: Duration::from_millis(grace_ms) };
         match self.change(by, Event::WorkspaceStop, &workspace, call).await?.outcome {
@@ -168,6 +214,7 @@ impl Door {
         command: shipote_bus::spec::NodeCommand,
         restart: Option<RestartPolicy>,
     ) -> Result<Response, Error> {
+        self.owns_workspace(by, workspace.0).await?;
         let mut command = new_command(command, None)?;
         command.restart = restart;
         let object = command.command.exec.clone();
@@ -246,6 +293,7 @@ impl Door {
     }
 
     async fn stop_pipeline(&self, by: By, pipeline: Ulid, grace_ms: u64) -> Result<Response, Error> {
+        self.owns_pipeline(by, pipeline).await?;
         let name = pipeline.to_string();
         let call = Call::StopPipeline { pipeline: name.clone(), grace: Duration::from_millis(grace_ms) };
         match self.change(by, Event::PipelineStop, &name, call).await?.outcome {
@@ -303,5 +351,34 @@ fn discern(sample: &[u8], hint: Option<&Path>) -> Response {
         confidence: found.confidence,
         mime: found.mime.map(ToString::to_string),
         lens: found.lens.map(ToString::to_string),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shipote_bus::spec::WorkspaceSpec;
+
+    use super::*;
+
+    #[test]
+    fn only_those_who_manage_get_anything_of_the_host() {
+        let somebody = rustix::process::geteuid().as_raw().wrapping_add(4711);
+        let plain = ["", "[permissions]\nnetworking = \"loopback\"\n", "hidden = [\"/usr/bin/perl\"]\n"];
+        let host = [
+            "[permissions]\nnetworking = \"full\"\n",
+            "[permissions]\nfilesystem = \"read-only\"\n",
+            "[permissions]\nprocesses = true\n",
+            "[permissions.ipc]\nallow = [\"/run/docker.sock\"]\n",
+            "[[paths]]\npath = \"/srv\"\n",
+        ];
+        let spec = |text: &str| toml::from_str::<WorkspaceSpec>(text).unwrap();
+        for text in plain {
+            assert!(check_rights(&spec(text), somebody).is_ok(), "{text}");
+        }
+        for text in host {
+            let refused = check_rights(&spec(text), somebody);
+            assert!(matches!(refused, Err(Error::NotAuthorized(_))), "{text}: {refused:?}");
+            assert!(check_rights(&spec(text), 0).is_ok(), "{text}");
+        }
     }
 }

@@ -29,6 +29,7 @@ impl Door {
         tap: bool,
         vars: &BTreeMap<String, String>,
     ) -> Result<Response, Error> {
+        self.owns_workspace(by, spec.workspace.0).await?;
         let pipeline = convert::pipeline(spec, vars).map_err(invalid("run pipeline"))?;
         let ValidatedPipeline { label, nodes, edges, .. } = &pipeline;
         let label = label.clone();

@@ -68,11 +68,12 @@ struct Plan<'a> {
 
 /// Starts `command`. When this returns its program runs, or did not come to it and is reaped.
 pub(super) fn start(id: u64, command: &Command, given: Vec<OwnedFd>, common: &Common) -> Result<Started, Failure> {
-    for fd in &given {
+    // The cgroup's is known by its place: one among the others would lead out of the root as any directory does.
+    let at = command.cgroup.then(|| command.stdio.iter().filter(|given| **given).count());
+    for (place, fd) in given.iter().enumerate() {
         let stat = rustix::fs::fstat(fd).map_err(|error| Failure::new(Step::Descriptors, "given", error))?;
-        // From the cgroup's the child is parted by close-on-exec; any other would lead out of the root.
         let directory = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Directory;
-        if directory && !(command.cgroup && is_cgroup(fd)) {
+        if directory && !(at == Some(place) && is_cgroup(fd)) {
             let error = io::Error::from_raw_os_error(libc::EISDIR);
             return Err(Failure::new(Step::Descriptors, "given: one is a directory", error));
         }

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use shipote_confinement::Mechanism;
@@ -178,6 +181,12 @@ impl Keeper<'_> {
                 let errno = self.signal(id, signal).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
                 wire::send(self.socket, &Reply::Signalled { sequence, errno }, &[])?;
             }
+            Request::Connect { sequence, port } => match connect(port) {
+                Ok(socket) => wire::send(self.socket, &Reply::Connected { sequence, errno: 0 }, &[socket.as_fd()])?,
+                Err(error) => {
+                    wire::send(self.socket, &Reply::Connected { sequence, errno: error.raw_os_error() }, &[])?;
+                }
+            },
             Request::End { grace_ms } => {
                 self.end(Duration::from_millis(grace_ms));
             }
@@ -315,6 +324,21 @@ impl Keeper<'_> {
         self.records.push_back(record);
         sent
     }
+}
+
+/// Begins a connection to a port of the loopback, of IPv4 or else of IPv6, without waiting: a server that does not
+/// accept must not hold up the workspace.
+fn connect(port: u16) -> rustix::io::Result<OwnedFd> {
+    let begin = |address: IpAddr| {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+        match rustix::net::connect(&socket, &SocketAddr::new(address, port)) {
+            Ok(()) | Err(Errno::INPROGRESS) => Ok(socket),
+            Err(error) => Err(error),
+        }
+    };
+    begin(Ipv4Addr::LOCALHOST.into()).or_else(|first| begin(Ipv6Addr::LOCALHOST.into()).map_err(|_| first))
 }
 
 /// Signals every process of the workspace but the keeper.
