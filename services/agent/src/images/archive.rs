@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use shipote_agent_protocol::{AgentResponse, ImageInfo};
 use tokio::sync::mpsc;
 
+use super::reference::check_digest;
 use super::{Image, ImageError, Pin, Store, layer};
 
 /// Largest manifest or config.
@@ -156,7 +157,8 @@ fn docker_archive(
             percent: Some(percent),
             layer: Some(id.clone()),
         });
-        let expected = id.strip_prefix("sha256:").ok_or_else(|| invalid(format!("digest {id} is not sha256")))?;
+        // It becomes the name of a folder.
+        let expected = check_digest(id).map_err(|problem| invalid(format!("layer {id}: {problem}")))?;
         pin.add(expected);
         size += pieces.size(name, file)?;
         blobs.push(id.clone());

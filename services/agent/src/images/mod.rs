@@ -103,7 +103,7 @@ pub(crate) struct Store {
     root: PathBuf,
     state: Mutex<State>,
     /// One import at a time: two of the same layer would be in each other's way.
-    importing: tokio::sync::Mutex<()>,
+    importing: Arc<tokio::sync::Mutex<()>>,
     /// Whether the kernel has what overlays need.
     open: watch::Sender<bool>,
 }
@@ -162,7 +162,7 @@ impl Store {
     /// A store beneath `root`, which is read when it is opened.
     pub(crate) fn new(root: PathBuf) -> Arc<Self> {
         let open = watch::Sender::new(false);
-        Arc::new(Self { root, state: Mutex::default(), importing: tokio::sync::Mutex::default(), open })
+        Arc::new(Self { root, state: Mutex::default(), importing: Arc::default(), open })
     }
 
     /// Reads what an earlier life left, and says that requests can be answered; until then they wait.
@@ -309,10 +309,12 @@ pub(crate) async fn pull(
     {
         return outbox.send(&AgentResponse::ok_with(info)).await;
     }
-    let _one = store.importing.lock().await;
+    // Held by the import itself: it goes on when whoever asked for it is gone, and works where the next one would.
+    let one = Arc::clone(&store.importing).lock_owned().await;
     let (progress, mut told) = mpsc::channel(8);
     let (importer, image) = (Arc::clone(store), name.clone());
     let importing = tokio::task::spawn_blocking(move || {
+        let _one = one;
         if archive::is_archive(&image) {
             archive::import(&importer, &image, &progress)
         } else {

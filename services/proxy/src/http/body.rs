@@ -194,6 +194,8 @@ pub(crate) struct Body<'a> {
     /// Pieces were handed out that are not held.
     streamed: bool,
     ended: bool,
+    /// Something took the place of a body that was not read to its end: the rest may still come.
+    pub(crate) abandoned: bool,
     /// Bytes that came in.
     pub(crate) bytes: u64,
 }
@@ -201,7 +203,7 @@ pub(crate) struct Body<'a> {
 impl<'a> Body<'a> {
     pub(crate) fn new(source: Source<'a>) -> Self {
         let ended = matches!(source, Source::Empty);
-        Self { source, held: Vec::new(), given: 0, streamed: false, ended, bytes: 0 }
+        Self { source, held: Vec::new(), given: 0, streamed: false, ended, abandoned: false, bytes: 0 }
     }
 
     /// Everything was read from the sender.
@@ -211,7 +213,9 @@ impl<'a> Body<'a> {
 
     /// There is nothing more to hand out.
     pub(crate) fn is_over(&self) -> bool {
-        self.given == self.held.len() && (self.ended || self.source.is_over())
+        // Held data does not mean that the trailers are there, too.
+        let trailers = matches!(&self.source, Source::Two(_)) && !self.source.is_over();
+        self.given == self.held.len() && (self.ended || self.source.is_over()) && !trailers
     }
 
     /// Whether all that was handed out can be handed out again.
@@ -271,7 +275,8 @@ impl<'a> Body<'a> {
 
     /// Something else takes its place; what it was is not read on.
     pub(crate) fn replace(&mut self, source: Source<'a>) {
-        *self = Self { bytes: self.bytes, ..Self::new(source) };
+        let abandoned = self.abandoned || !self.is_read();
+        *self = Self { bytes: self.bytes, abandoned, ..Self::new(source) };
     }
 
     /// What follows the data.

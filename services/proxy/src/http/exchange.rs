@@ -216,6 +216,7 @@ async fn one(
     if let Ok(ended) = &result
         && progress.sent.get()
         && !ended.refuse
+        && !ended.abandoned
         && ended.error.is_none()
         && head.keep_alive
         && answer.is_empty()
@@ -373,6 +374,7 @@ pub(crate) async fn deliver(
     });
     let mut ended = send_reply(request, reply, &mut body, client, may_keep, encoder.as_mut()).await;
     ended.error = ended.error.or(error);
+    ended.abandoned = body.abandoned;
     ended
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct Ended {
     pub(crate) reusable: bool,
     /// The request was not read to its end.
     pub(crate) unread: bool,
+    /// The answer of an upstream was not read to its end: its connection carries the rest of it.
+    pub(crate) abandoned: bool,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) upstream: Option<Arc<Target>>,

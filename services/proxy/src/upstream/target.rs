@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
 use shipote_rules::{Balance, HttpVersion, Passive, ProxyProtocol, Upstream, UpstreamAddress};
+use tokio::sync::mpsc;
 
 use super::names::{self, Ask, Names};
 use super::secure::Secure;

@@ -162,11 +162,8 @@ async fn listen(
                 if let Some(answer) = waiting.connects.remove(&sequence) {
                     let socket = descriptors.into_iter().next();
                     let errno = if socket.is_none() && errno == 0 { libc::EBADMSG } else { errno };
-                    let failed = || crate::error::Failure {
-                        step: crate::Step::Network,
-                        errno,
-                        object: "connection".to_owned(),
-                    };
+                    let failed =
+                        || crate::error::Failure { step: crate::Step::Network, errno, object: "connection".to_owned() };
                     let _ = answer.send(socket.filter(|_| errno == 0).ok_or_else(|| failed().into()));
                 }
             }

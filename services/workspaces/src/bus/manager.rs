@@ -413,9 +413,15 @@ impl Manager {
         let Some(door) = door.await?? else {
             return Err(Error::WrongState(format!("workspace {workspace:?} does not stand yet, or ends")).into());
         };
-        Ok(door.connect(port).await.map_err(|e| {
-            Error::WrongState(format!("connect to port {port} of workspace {workspace:?}: {e}; does its server listen?"))
-        })?.into())
+        Ok(door
+            .connect(port)
+            .await
+            .map_err(|e| {
+                Error::WrongState(format!(
+                    "connect to port {port} of workspace {workspace:?}: {e}; does its server listen?"
+                ))
+            })?
+            .into())
     }
 
     /// Every mechanism of isolation with what this host allows: name, `enforced`, `degraded` or

@@ -136,7 +136,12 @@ impl Door {
     }
 
     /// Refuses what is somebody else's to all but those who manage; what is not there is found out later.
-    async fn owns(&self, by: By, what: &str, owner: impl Future<Output = Result<Option<u32>, Error>>) -> Result<(), Error> {
+    async fn owns(
+        &self,
+        by: By,
+        what: &str,
+        owner: impl Future<Output = Result<Option<u32>, Error>>,
+    ) -> Result<(), Error> {
         if manages(by.uid) {
             return Ok(());
         }

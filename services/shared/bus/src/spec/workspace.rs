@@ -170,7 +170,10 @@ impl WorkspaceSpec {
             ));
         }
         if self.publish.len() > PUBLISHED_MAX {
-            return Err(SpecError::new("publish", format!("names {} ports; {PUBLISHED_MAX} are allowed", self.publish.len())));
+            return Err(SpecError::new(
+                "publish",
+                format!("names {} ports; {PUBLISHED_MAX} are allowed", self.publish.len()),
+            ));
         }
         for (i, port) in self.publish.iter().enumerate() {
             if *port == 0 || self.publish[..i].contains(port) {
