@@ -91,7 +91,7 @@ enum Command {
 pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Create { name, file, publish, strict, json } => {
-            create(&name, spec_of(file, &publish)?, strict, json).await?
+            create(&name, spec_of(file, &publish)?, strict, json).await?;
         }
         Command::List { json } => list(json).await?,
         Command::Show { name, json } => show(&name, json).await?,
