@@ -114,11 +114,14 @@ fn put(file: &Path, dir: &Path, mode: u32) -> anyhow::Result<()> {
 /// Compiles the services.
 fn compile(root: &Path, profile: Profile) -> anyhow::Result<Vec<PathBuf>> {
     let mut words = vec!["build"];
-    words.extend(BINARIES.iter().flat_map(|package| ["--package", package]));
     if profile.release {
+        words.extend(BINARIES.iter().flat_map(|package| ["--package", package]));
         words.push("--release");
+    } else {
+        // As the tests build it: a part of the workspace has other features of its dependencies, and builds them anew.
+        words.push("--workspace");
     }
-    let mut found: Vec<PathBuf> = executables(root, &words)?.into_iter().map(|(_, path)| path).collect();
+    let mut found: Vec<PathBuf> = executables(root, &words)?.into_iter().map(|built| built.path).collect();
     found.retain(|path| BINARIES.iter().any(|binary| path.file_name().is_some_and(|name| name == *binary)));
     if found.len() != BINARIES.len() {
         bail!("compile the services: cargo built {} of {} binaries", found.len(), BINARIES.len());
@@ -128,10 +131,10 @@ fn compile(root: &Path, profile: Profile) -> anyhow::Result<Vec<PathBuf>> {
 
 /// Compiles the tests of `packages` and puts their binaries into `dir`, each named after its crate or file of tests.
 pub(crate) fn tests(dir: &Path, packages: &[String]) -> anyhow::Result<()> {
-    let mut words = vec!["test", "--no-run", "--tests"];
-    words.extend(packages.iter().flat_map(|package| ["--package", package]));
+    let words = ["test", "--no-run", "--workspace", "--tests"];
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    for (name, path) in executables(&repository()?, &words)? {
+    let built = executables(&repository()?, &words)?;
+    for Executable { name, path, .. } in built.into_iter().filter(|built| packages.contains(&built.package)) {
         let target = dir.join(&name);
         // copied with its mode
         fs::copy(&path, &target).with_context(|| format!("copy {} to {}", path.display(), target.display()))?;
@@ -139,8 +142,27 @@ pub(crate) fn tests(dir: &Path, packages: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Something that cargo built.
+#[derive(Debug)]
+struct Executable {
+    package: String,
+    /// Of its target.
+    name: String,
+    path: PathBuf,
+}
+
+/// The name in a package's id: `path+file:///source/xtask#0.1.0`, or `path+file:///source/link#shipote-link@0.1.0` where
+/// the folder is called otherwise.
+fn package(id: &str) -> String {
+    let (place, version) = id.rsplit_once('#').unwrap_or((id, ""));
+    match version.split_once('@') {
+        Some((name, _)) => name.to_owned(),
+        None => place.rsplit('/').next().unwrap_or(place).to_owned(),
+    }
+}
+
 /// Runs cargo, and asks it for the executables it made, with the names of their targets: the target folder may be anywhere.
-fn executables(root: &Path, words: &[&str]) -> anyhow::Result<Vec<(String, PathBuf)>> {
+fn executables(root: &Path, words: &[&str]) -> anyhow::Result<Vec<Executable>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut child = Command::new(cargo)
         .current_dir(root)
@@ -154,11 +176,23 @@ fn executables(root: &Path, words: &[&str]) -> anyhow::Result<Vec<(String, PathB
     for line in BufReader::new(output).lines() {
         let message: serde_json::Value = serde_json::from_str(&line?).unwrap_or_default();
         if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
-            found.push((name.to_owned(), PathBuf::from(path)));
+            let package = package(message["package_id"].as_str().unwrap_or_default());
+            found.push(Executable { package, name: name.to_owned(), path: PathBuf::from(path) });
         }
     }
     if !child.wait()?.success() {
         bail!("cargo {} failed; its output above says why", words.join(" "));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_known_by_its_id() {
+        assert_eq!(package("path+file:///work/services/xtask#0.1.0"), "xtask");
+        assert_eq!(package("path+file:///work/services/shared/link#shipote-link@0.1.0"), "shipote-link");
+    }
 }

@@ -62,14 +62,24 @@ fn serve() -> anyhow::Result<()> {
         let after = tokio::runtime::Handle::current();
         // What follows may block for a moment; connections wait in the socket's queue meanwhile.
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = listen::knock(ports::AGENT_READY) {
-                eprintln!("shipote-agent: tell the host: {error}; it will find out by asking");
+            let knock = || {
+                if let Err(error) = listen::knock(ports::AGENT_READY) {
+                    eprintln!("shipote-agent: tell the host: {error}; it will find out by asking");
+                }
+            };
+            // Programs that count on what the host offers find it from the first command on.
+            let offers = features.egress || features.ssh;
+            if !offers {
+                knock();
             }
             if let Err(error) = later() {
                 eprintln!("shipote-agent: {error:#}");
             }
             let _in_runtime = after.enter();
             offer(features);
+            if offers {
+                knock();
+            }
             // Even where something failed: a request then fails with its own reason.
             store.open();
         });

@@ -50,7 +50,14 @@ fn confined_child() {
     let policy = Policy::load(&policies().join(format!("{service}.toml"))).unwrap();
     // The test runs on a thread of the harness; only this thread is confined, which is enough here.
     let own = std::env::current_exe().unwrap();
-    let variables = [("STATE", &state), ("RUNTIME", &runtime), ("CONFIG", &config), ("IMAGE", &config), ("EXE", &own)];
+    let variables = [
+        ("STATE", &state),
+        ("RUNTIME", &runtime),
+        ("CONFIG", &config),
+        ("IMAGE", &config),
+        ("EXE", &own),
+        ("CGROUP", &state),
+    ];
     let report = policy.apply(&variables.map(|(name, path)| (name, path.as_path()))).unwrap();
     let landlock = report.iter().find(|mechanism| mechanism.name == "landlock").unwrap();
     if landlock.state != Enforcement::Missing {
