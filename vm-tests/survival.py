@@ -8,7 +8,8 @@ CGROUP = f"/sys/fs/cgroup/system.slice/{UNIT}"
 USER = "shipote-workspaces"
 # With a mark in their arguments that no other process has.
 COMMANDS = 50
-SCRIPT = "echo begun $0; sleep 20; i=0; while [ $i -lt 500 ]; do echo line $i of $0; i=$((i+1)); done; exit $(($0 % 7))"
+# They wait for a file: started one by one on an emulated processor, the first would else end before the last begins.
+SCRIPT = "echo begun $0; until test -e /work/go; do sleep 3; done; i=0; while [ $i -lt 500 ]; do echo line $i of $0; i=$((i+1)); done; exit $(($0 % 7))"
 
 
 def main_pid():
@@ -42,7 +43,7 @@ with subtest("commands and pipelines go on while their service is killed, and th
 label = "p"
 [[nodes]]
 label = "make"
-command = ["sh", "-c", "sleep 10; seq 50000"]
+command = ["sh", "-c", "sleep 60; seq 50000"]
 [[nodes]]
 label = "sum"
 command = ["sha256sum"]
@@ -67,6 +68,7 @@ EOF"""
     machine.wait_until_succeeds("shipote ps", timeout=60)
 
 with subtest("exit statuses and logs are whole"):
+    machine.succeed("shipote run -w many -- touch /work/go")
     for n, id in enumerate(ids):
         ended = wait_for(id)
         assert (ended["exit_status"], ended["reason"]) == (n % 7, "exited"), ended
@@ -74,7 +76,7 @@ with subtest("exit statuses and logs are whole"):
         assert machine.succeed(f"shipote logs {id}") == f"begun {n}\n{lines}"
     want = machine.succeed("seq 50000 | sha256sum")
     for n in range(5):
-        machine.wait_until_succeeds(f"test -s /tmp/status{n}", timeout=60)
+        machine.wait_until_succeeds(f"test -s /tmp/status{n}", timeout=120)
         assert machine.succeed(f"cat /tmp/status{n}").strip() == "0", machine.succeed(f"cat /tmp/table{n}")
         assert machine.succeed(f"cat /tmp/sum{n}") == want
 

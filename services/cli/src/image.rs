@@ -57,7 +57,7 @@ enum Command {
 struct PullArgs {
     /// Machine
     machine: String,
-    /// [HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]
+    /// `HOST:PORT/REPOSITORY:TAG@DIGEST`; all but the repository may be left out
     image: String,
     /// os/architecture[/variant] [default: the machine's own]
     #[arg(long)]

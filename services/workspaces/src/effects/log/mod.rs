@@ -4,7 +4,7 @@
 //! ([`file::KEEP`]), and all together ([`TOTAL`]): past that the oldest logs of ended commands go.
 //!
 //! Invariant: what a command has written is in its pipe or in its log, never in a service that may die; see
-//! [`file`].
+//! [`mod@file`].
 
 mod collector;
 mod file;
