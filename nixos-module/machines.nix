@@ -30,7 +30,5 @@ in
       path = [ own.qemu ];
       environment = lib.mkIf (own.image != null) { SHIPOTE_MACHINE_IMAGE = "${own.image}"; };
     };
-    # /dev/kvm belongs to this group, where the host's rules do not open it to everybody.
-    users.users.shipote-machines.extraGroups = [ "kvm" ];
   };
 }

@@ -26,7 +26,8 @@ fn thousands_of_idle_connections_cost_little() {
     let ask_on = |clients: &mut Vec<TcpStream>| {
         let mut client = connect(port);
         client.write_all(get).unwrap();
-        assert_eq!(read_answer(&mut client, false).status, 200);
+        let answer = read_answer(&mut client, false);
+        assert_eq!(answer.status, 200, "connection {} of {count}: {answer:?}", clients.len());
         clients.push(client);
     };
     (0..count / 10).for_each(|_| ask_on(&mut clients));
