@@ -130,9 +130,10 @@ async fn one_refusal_is_told_once_and_too_many_are_counted_as_more() {
 async fn threads_signals_and_an_end_do_not_stall() {
     let mut workspace = Workspace::with(&explaining()).await;
     // 3 milliseconds, again and again: an emulated processor, too, gets from one call to the next meanwhile.
-    // setitimer(2) because not every perl has Time::HiRes.
+    // setitimer(2) because not every perl has Time::HiRes; `safe` because perl may not allocate in a handler.
     let busy = format!(
-        "use POSIX; sigaction(SIGALRM, POSIX::SigAction->new(sub {{ $n++ }}, POSIX::SigSet->new, SA_RESTART)); \
+        "use POSIX; my $act = POSIX::SigAction->new(sub {{ $n++ }}, POSIX::SigSet->new, SA_RESTART); \
+         $act->safe(1); sigaction(SIGALRM, $act); \
          my $t = pack('qqqq', 0, 3000, 0, 3000); syscall({0}, 0, $t, 0) == 0 or die; \
          for (1..2000) {{ open(F, '<', '/etc/passwd') or die $!; close F }} \
          $t = pack('qqqq', 0, 0, 0, 0); syscall({0}, 0, $t, 0); print $n > 5 ? 'done' : qq(only $n)",
