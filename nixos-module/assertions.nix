@@ -101,11 +101,15 @@ let
     let
       # What the registry reads of an entry; it does not start with any other.
       keys = [
+        "canary"
         "deadline_ms"
+        "fuel"
         "http"
         "instances"
         "limits"
         "memory_bytes"
+        "signed_by"
+        "sockets"
         "wasi_stubs"
       ];
     in

@@ -28,6 +28,10 @@ CALLS = [
     (PLUGINS, "Rollback", "sa{sv} victim 0", False),
     (PLUGINS, "Remove", "sa{sv} victim 0", False),
     (PLUGINS, "Open", "sa{sv} victim 0", False),
+    (PLUGINS, "Canary", "sua{sv} victim 500 0", False),
+    (PLUGINS, "Promote", "sa{sv} victim 0", False),
+    (PLUGINS, "Abort", "sa{sv} victim 0", False),
+    (PLUGINS, "CanaryFailed", "sts victim 1 no", False),
 ]
 
 # What a refusal looks like on the bus: ours, or the bus's own.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use shipote_audit::{Audit, Door, Event, Record};
 use shipote_bus::plugins::{AddOptions, OpenInfo, PlanInfo, PluginInfo, PluginReport, PluginsError, RefusalInfo};
-use shipote_service::{Authority, Caller};
+use shipote_service::{Authority, Caller, NotAuthorized};
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{OwnedFd, OwnedVariant};
@@ -17,8 +17,11 @@ use crate::registry::{Found, Registry, Wish};
 
 /// polkit: everything that changes the registry, or has it work.
 const ACTION_MANAGE: &str = "org.shipote.plugins.manage";
-/// polkit: take compiled code of versions that are there, as the proxy does.
+/// polkit: take compiled code of versions that are there, and say that a canary failed, as the proxy does.
 const ACTION_OPEN: &str = "org.shipote.plugins.open";
+
+/// Longest reason of a failed canary that is kept, characters.
+const REASON_MAX: usize = 1000;
 
 type Options = HashMap<String, OwnedVariant>;
 
@@ -32,6 +35,16 @@ pub(crate) struct Manager {
 impl Manager {
     async fn allowed(&self, header: &Header<'_>) -> Result<Caller, Error> {
         Ok(self.authority.check(header, ACTION_MANAGE).await?)
+    }
+
+    /// Tells of a canary that began or ended, and the proxy that there is something to load anew.
+    async fn announce_canary(&self, emitter: &SignalEmitter<'_>, canary: &Found, why: &str) -> zbus::Result<()> {
+        let (name, version) = (canary.name.clone(), canary.version.to_string());
+        emitter.canary_changed(name, version, canary.share(), why.to_owned()).await?;
+        if let Ok(active) = self.registry.find(&canary.name) {
+            emitter.changed(active.name, active.version.to_string()).await?;
+        }
+        Ok(())
     }
 
     /// Tells the proxy of the version at work of `name` (empty: none), and of the plugins that call it, which are linked
@@ -52,13 +65,24 @@ impl Manager {
         object: &str,
         change: impl Future<Output = Result<Found, Error>>,
     ) -> Result<Found, Error> {
-        let caller = match self.allowed(header).await {
+        let rights = self.authority.check(header, ACTION_MANAGE).await;
+        self.audited_with(rights, Record::new, (event, object), change).await
+    }
+
+    /// The same for whoever has these rights; `begin` makes the record.
+    async fn audited_with(
+        &self,
+        rights: Result<Caller, NotAuthorized>,
+        begin: impl FnOnce(Event, String, u32, Door) -> Record,
+        (event, object): (Event, &str),
+        change: impl Future<Output = Result<Found, Error>>,
+    ) -> Result<Found, Error> {
+        let caller = match rights {
             Ok(caller) => caller,
-            Err(Error::NotAuthorized(refused)) => {
-                self.record(&Record::new(event, object, refused.uid, Door::Bus).failed(&refused));
+            Err(refused) => {
+                self.record(&begin(event, object.to_owned(), refused.uid, Door::Bus).failed(&refused));
                 return Err(refused.into());
             }
-            Err(other) => return Err(other),
         };
         self.audit.ready().map_err(|error| Error::Audit(error.to_string()))?;
         let outcome = change.await;
@@ -66,7 +90,7 @@ impl Manager {
             Ok(found) => format!("{}@{}", found.name, found.version),
             Err(_) => object.to_owned(),
         };
-        let mut record = Record::new(event, object, caller.uid, Door::Bus).outcome(&outcome);
+        let mut record = begin(event, object, caller.uid, Door::Bus).outcome(&outcome);
         if let Ok(found) = &outcome {
             record = record.field("DIGEST", &found.entry.digest);
         }
@@ -84,11 +108,14 @@ impl Manager {
         let json = |outcome: Result<String, serde_json::Error>| {
             outcome.map_err(|error| Error::Examine(format!("write JSON: {error}")))
         };
-        let Found { name, version, entry, active } = found.clone();
+        let Found { name, version, entry, active, canary } = found.clone();
         Ok(OpenInfo {
+            canary: canary.as_ref().map(|canary| canary.version.to_string()).unwrap_or_default(),
+            share: canary.as_ref().map_or(0, |canary| canary.share),
+            canary_since: canary.map_or(0, |canary| canary.since),
             versions: self.registry.versions(&name),
             links: self.registry.links_of(&entry),
-            engine: self.registry.engine().to_owned(),
+            engine: self.registry.engine_of(found).to_owned(),
             policy: json(serde_json::to_string(&self.registry.policy_of(found)))?,
             metadata: json(serde_json::to_string(&entry.metadata))?,
             name,
@@ -188,6 +215,84 @@ impl Manager {
         Ok(info(found))
     }
 
+    /// Gives a version a share of the calls of its name, in hundredths of a percent, in place of the canary that there
+    /// was; the same version once more has its share changed. It goes back by itself when it fails, as its policy says.
+    /// No options yet.
+    #[zbus(out_args("plugin"))]
+    async fn canary(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+        reference: &str,
+        share: u32,
+        options: Options,
+    ) -> Result<PluginInfo, PluginsError> {
+        known(&options, &[])?;
+        let rights = self.authority.check(&header, ACTION_MANAGE).await;
+        let begin = |event, object, uid, door| Record::new(event, object, uid, door).field("SHARE", share.to_string());
+        let change = self.registry.begin_canary(reference, share);
+        let canary = self.audited_with(rights, begin, (Event::PluginCanary, reference), change).await?;
+        self.announce_canary(&emitter, &canary, "").await?;
+        Ok(info(canary))
+    }
+
+    /// Puts the canary of `name` to work. No options yet.
+    #[zbus(out_args("plugin"))]
+    async fn promote(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+        name: &str,
+        options: Options,
+    ) -> Result<PluginInfo, PluginsError> {
+        known(&options, &[])?;
+        let found = self.audited(&header, Event::PluginActivate, name, self.registry.promote(name)).await?;
+        emitter.canary_changed(found.name.clone(), found.version.to_string(), 0, "promoted".to_owned()).await?;
+        self.announce(&emitter, &found.name, found.version.to_string()).await?;
+        Ok(info(found))
+    }
+
+    /// Takes the share of the canary of `name` away; the version stays. No options yet.
+    #[zbus(out_args("plugin"))]
+    async fn abort(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+        name: &str,
+        options: Options,
+    ) -> Result<PluginInfo, PluginsError> {
+        known(&options, &[])?;
+        let change = self.registry.end_canary(name, None);
+        let canary = self.audited(&header, Event::PluginCanaryEnd, name, change).await?;
+        self.announce_canary(&emitter, &canary, "aborted").await?;
+        Ok(info(canary))
+    }
+
+    /// For the proxy: the canary of `name` that began at `since` failed, and gets no calls any more; its share is taken
+    /// away. Returns whether it still had one.
+    #[zbus(out_args("ended"))]
+    async fn canary_failed(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(signal_emitter)] emitter: SignalEmitter<'_>,
+        name: &str,
+        since: u64,
+        reason: &str,
+    ) -> Result<bool, PluginsError> {
+        let rights = self.authority.check(&header, ACTION_OPEN).await;
+        // Another one may have begun meanwhile, or somebody ended it.
+        if rights.is_ok() && !self.registry.has_canary(name, since) {
+            return Ok(false);
+        }
+        let reason: String = reason.chars().take(REASON_MAX).collect();
+        let begin = |event, object, uid, door| Record::new(event, object, uid, door).field("REASON", &reason);
+        let change = self.registry.end_canary(name, Some(since));
+        let canary = self.audited_with(rights, begin, (Event::PluginCanaryEnd, name), change).await?;
+        tracing::warn!("the canary {} {} goes back: {reason}", canary.name, canary.version);
+        self.announce_canary(&emitter, &canary, &reason).await?;
+        Ok(true)
+    }
+
     /// Removes a version. Options: `force` (b): the active one, too. Returns its name, version and digest.
     #[zbus(out_args("removed"))]
     async fn remove(
@@ -236,12 +341,14 @@ impl Manager {
         Ok(self.open_info(&self.registry.find(reference)?)?.policy)
     }
 
-    /// What `Activate`, `Rollback` or `Remove` (`action`: `activate`, `rollback`, `remove`) of `reference` would do, without
-    /// doing it. No options yet.
+    /// What a change of `reference` would do, without doing it; `action` is `activate`, `rollback`, `canary`, `promote`,
+    /// `abort` or `remove`. Options: `share` (u), with `canary`.
     #[zbus(out_args("plan"))]
     async fn plan(&self, action: &str, reference: &str, options: Options) -> Result<PlanInfo, PluginsError> {
-        known(&options, &[])?;
-        Ok(self.registry.plan(action, reference)?)
+        known(&options, &["share"])?;
+        let share = options.get("share").map(u32::try_from).transpose();
+        let share = share.map_err(|_| Error::InvalidArgument("option \"share\" is not a number (u)".to_owned()))?;
+        Ok(self.registry.plan(action, reference, share)?)
     }
 
     /// The versions at work and how they are linked, as `text`, `mermaid`, `dot` or `json`.
@@ -250,9 +357,20 @@ impl Manager {
         Ok(self.registry.graph(format)?)
     }
 
-    /// The active version of a plugin is another one, or what it is linked to is; empty: the plugin is gone.
+    /// The active version of a plugin is another one, or what it is linked to or its canary is; empty: the plugin is gone.
     #[zbus(signal)]
     async fn changed(emitter: &SignalEmitter<'_>, name: String, version: String) -> zbus::Result<()>;
+
+    /// A version has this share of its name's calls, in hundredths of a percent; 0: it has none any more, for `why`
+    /// (`promoted`, `aborted`, or how it failed).
+    #[zbus(signal)]
+    async fn canary_changed(
+        emitter: &SignalEmitter<'_>,
+        name: String,
+        version: String,
+        share: u32,
+        why: String,
+    ) -> zbus::Result<()>;
 }
 
 /// Refuses what no one would look at: a misspelt option must not be silent.
@@ -273,7 +391,8 @@ fn file(descriptor: OwnedFd) -> File {
 }
 
 fn info(found: Found) -> PluginInfo {
-    let Found { name, version, entry, active } = found;
+    let share = found.share();
+    let Found { name, version, entry, active, .. } = found;
     let exports = entry.metadata.exports.iter();
     PluginInfo {
         exports: exports.map(|export| format!("{} ({})", export.name, export.kind)).collect(),
@@ -283,5 +402,6 @@ fn info(found: Found) -> PluginInfo {
         size: entry.size,
         added: entry.added,
         active,
+        share,
     }
 }

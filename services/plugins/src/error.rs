@@ -21,6 +21,10 @@ pub(crate) enum Error {
     InUse { name: String, version: String },
     #[error("{what}: plugins would no longer fit together: {}; add or activate what is missing first, or keep it off work (--no-activate)", .faults.join("; "))]
     Links { what: String, faults: Vec<String> },
+    #[error("remove plugin {name} {version}: it is a canary; `shipote plugin abort {name}` first, or force it")]
+    IsCanary { name: String, version: String },
+    #[error("end the canary of plugin {0}: it has none; `shipote plugin canary {0}@VERSION --share 5%` begins one")]
+    NoCanary(String),
     #[error("roll back plugin {0}: no version was active before")]
     NothingBefore(String),
     #[error("{0}")]
@@ -63,7 +67,8 @@ impl From<Error> for PluginsError {
             Error::NoSuchPlugin(_) => Self::NoSuchPlugin(text),
             Error::Refused { .. } | Error::Links { .. } => Self::Refused(text),
             Error::VersionTaken { .. } => Self::VersionTaken(text),
-            Error::InUse { .. } => Self::InUse(text),
+            Error::InUse { .. } | Error::IsCanary { .. } => Self::InUse(text),
+            Error::NoCanary(_) => Self::NoCanary(text),
             Error::NothingBefore(_) => Self::NothingBefore(text),
             Error::InvalidArgument(_) => Self::InvalidArgument(text),
             Error::NotAuthorized(_) => Self::NotAuthorized(text),

@@ -137,16 +137,17 @@ fn examine(job: &Job, report: &mut Report) {
     }
     if job.compile
         && report.refusals.is_empty()
-        && let Err(refusal) = compile(&bytes, report)
+        && let Err(refusal) = compile(&bytes, &job.policy, report)
     {
         report.refusals.push(refusal);
     }
 }
 
-/// Compiled for this machine, for engines of [`engine::config`].
-fn compile(bytes: &[u8], report: &mut Report) -> Result<(), Refusal> {
+/// Compiled for this machine, for the engine that a policy asks for.
+fn compile(bytes: &[u8], policy: &Policy, report: &mut Report) -> Result<(), Refusal> {
     let failed = |error: wasmtime::Error| Refusal::new("compile", format!("{error:#}"));
-    let native = Engine::new(&engine::config()).map_err(failed)?;
+    let config = if policy.fuel == 0 { engine::config() } else { engine::metered() };
+    let native = Engine::new(&config).map_err(failed)?;
     let code = native.precompile_component(bytes).map_err(failed)?;
     std::io::stdout().write_all(&code).map_err(|error| Refusal::new("compile", error.to_string()))?;
     report.compiled = code.len() as u64;
@@ -154,9 +155,23 @@ fn compile(bytes: &[u8], report: &mut Report) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// wasmtime's compatibility hash of the configuration for this machine.
-pub(crate) fn fingerprint() -> wasmtime::Result<String> {
-    Ok(fingerprint_of(&Engine::new(&engine::config())?))
+/// wasmtime's compatibility hashes of the configurations for this machine.
+#[derive(Debug)]
+pub(crate) struct Engines {
+    plain: String,
+    metered: String,
+}
+
+impl Engines {
+    pub(crate) fn of_this_machine() -> wasmtime::Result<Self> {
+        let of = |config: &Config| Engine::new(config).map(|engine| fingerprint_of(&engine));
+        Ok(Self { plain: of(&engine::config())?, metered: of(&engine::metered())? })
+    }
+
+    /// The one that code under a policy fits.
+    pub(crate) fn under(&self, policy: &Policy) -> &str {
+        if policy.fuel == 0 { &self.plain } else { &self.metered }
+    }
 }
 
 fn fingerprint_of(engine: &Engine) -> String {

@@ -7,6 +7,7 @@ use shipote_bus::plugins::PlanInfo;
 use crate::error::Error;
 use crate::links;
 use crate::reference::Reference;
+use crate::registry::now;
 use crate::store::{Entry, Index, Version};
 
 /// A change of what is at work.
@@ -16,6 +17,12 @@ pub(crate) enum Change {
     Activate(String, Version),
     /// The version before is put back to work.
     RollBack(String),
+    /// This version gets a share of the calls, in hundredths of a percent.
+    Canary { name: String, version: Version, share: u32 },
+    /// The canary is put to work.
+    Promote(String),
+    /// The canary's share is taken away.
+    Abort(String),
     /// This version is removed.
     Remove { name: String, version: Version, force: bool },
 }
@@ -23,7 +30,12 @@ pub(crate) enum Change {
 impl Change {
     fn name(&self) -> &str {
         match self {
-            Self::Activate(name, _) | Self::RollBack(name) | Self::Remove { name, .. } => name,
+            Self::Activate(name, _)
+            | Self::RollBack(name)
+            | Self::Promote(name)
+            | Self::Abort(name)
+            | Self::Canary { name, .. }
+            | Self::Remove { name, .. } => name,
         }
     }
 
@@ -31,6 +43,9 @@ impl Change {
         match self {
             Self::Activate(name, version) => format!("activate plugin {name} {version}"),
             Self::RollBack(name) => format!("roll back plugin {name}"),
+            Self::Canary { name, version, .. } => format!("give plugin {name} {version} a share"),
+            Self::Promote(name) => format!("promote the canary of plugin {name}"),
+            Self::Abort(name) => format!("end the canary of plugin {name}"),
             Self::Remove { name, version, .. } => format!("remove plugin {name} {version}"),
         }
     }
@@ -41,10 +56,26 @@ impl Change {
         match self {
             Self::Activate(name, version) => index.activate(name, version)?,
             Self::RollBack(name) => drop(index.roll_back(name)?),
+            Self::Canary { name, version, share } => {
+                index.begin_canary(name, version, *share, now())?;
+                // It has to fit as if it had all calls.
+                let mut whole = index.clone();
+                whole.activate(name, version)?;
+                return self.fits(&before, &whole);
+            }
+            Self::Promote(name) => {
+                let version = index.canary(name).map(|canary| canary.version.clone());
+                index.activate(name, &version.ok_or_else(|| Error::NoCanary(name.clone()))?)?;
+            }
+            Self::Abort(name) => drop(index.end_canary(name)?),
             Self::Remove { name, version, force } => index.remove(name, version, *force)?,
         }
+        self.fits(&before, index)
+    }
+
+    fn fits(&self, before: &BTreeSet<String>, after: &Index) -> Result<(), Error> {
         // What did not fit before is not this change's doing, and must not keep people from putting other things right.
-        let faults: Vec<String> = links::faults(index).difference(&before).cloned().collect();
+        let faults: Vec<String> = links::faults(after).difference(before).cloned().collect();
         if faults.is_empty() || matches!(self, Self::Remove { force: true, .. }) {
             Ok(())
         } else {
@@ -57,6 +88,7 @@ impl Change {
         let mut after = index.clone();
         let refused = self.apply(&mut after).err().map(|error| error.to_string());
         let name = self.name();
+        let canary = if refused.is_some() { index } else { &after }.canary(name);
         let active = |index: &Index| {
             let found = index.find(&Reference::Active(name.to_owned()));
             found.map(|(_, version, entry, _)| (version.to_string(), entry.clone()))
@@ -72,6 +104,8 @@ impl Change {
             name: name.to_owned(),
             from: was.as_ref().map(|(version, _)| version.clone()).unwrap_or_default(),
             to: is.as_ref().map(|(version, _)| version.clone()).unwrap_or_default(),
+            canary: canary.map(|canary| canary.version.to_string()).unwrap_or_default(),
+            share: canary.map_or(0, |canary| canary.share),
             exports_added: has.difference(&had).cloned().collect(),
             exports_removed: had.difference(&has).cloned().collect(),
             used_by: users.map(|(user, _)| user).collect::<BTreeSet<_>>().into_iter().collect(),

@@ -11,12 +11,12 @@ use shipote_plugin_abi::policy::{Policy, PolicyError};
 use tokio::sync::Semaphore;
 
 use crate::error::Error;
-use crate::examine::{self, Report};
+use crate::examine::{Engines, Report};
 use crate::forge::{self, Bounds};
 use crate::plan::Change;
 use crate::policy::Policies;
 use crate::reference::Reference;
-use crate::store::{Entry, Incoming, Index, Store, Version};
+use crate::store::{Canary, Entry, Incoming, Index, Store, Version};
 use crate::{graph, links, signature};
 
 /// The registry. Its lock is held for looks and short writes, never while a component is examined.
@@ -27,7 +27,7 @@ pub(crate) struct Registry {
     /// One examination at a time: it takes a processor and gigabytes of address space.
     turn: Semaphore,
     bounds: Bounds,
-    engine: String,
+    engines: Engines,
 }
 
 /// A version with its name.
@@ -37,6 +37,15 @@ pub(crate) struct Found {
     pub(crate) version: Version,
     pub(crate) entry: Entry,
     pub(crate) active: bool,
+    /// The canary of its name.
+    pub(crate) canary: Option<Canary>,
+}
+
+impl Found {
+    /// Its share of the calls as a canary, in hundredths of a percent.
+    pub(crate) fn share(&self) -> u32 {
+        self.canary.as_ref().filter(|canary| canary.version == self.version).map_or(0, |canary| canary.share)
+    }
 }
 
 /// What to know about an addition.
@@ -57,20 +66,20 @@ impl Registry {
     /// Opens the store and reads the policies. Says what it had to put right.
     pub(crate) fn open(store: &Path, policies: &Path) -> Result<(Self, Vec<String>), Error> {
         let (store, warnings) = Store::open(store)?;
-        let engine = examine::fingerprint().map_err(|error| Error::Examine(format!("{error:#}")))?;
+        let engines = Engines::of_this_machine().map_err(|error| Error::Examine(format!("{error:#}")))?;
         let this = Self {
             store: Arc::new(Mutex::new(store)),
             policies: Mutex::new(Policies::load(policies)?),
             turn: Semaphore::new(1),
             bounds: Bounds::default(),
-            engine,
+            engines,
         };
         Ok((this, warnings))
     }
 
-    /// The engine configuration that compiled code fits.
-    pub(crate) fn engine(&self) -> &str {
-        &self.engine
+    /// The engine configuration that a version's compiled code fits under its policy.
+    pub(crate) fn engine_of(&self, found: &Found) -> &str {
+        self.engines.under(&self.policy_of(found))
     }
 
     pub(crate) fn counts(&self) -> (u64, u64) {
@@ -87,7 +96,7 @@ impl Registry {
 
     pub(crate) fn list(&self) -> Vec<Found> {
         let store = lock(&self.store);
-        store.index().all().map(found).collect()
+        store.index().all().map(|one| found(store.index(), one)).collect()
     }
 
     pub(crate) fn versions(&self, name: &str) -> Vec<String> {
@@ -97,18 +106,30 @@ impl Registry {
     pub(crate) fn find(&self, reference: &str) -> Result<Found, Error> {
         let parsed: Reference = reference.parse()?;
         let store = lock(&self.store);
-        store.index().find(&parsed).map(found).ok_or_else(|| Error::NoSuchPlugin(reference.to_owned()))
+        look_up(&store, &parsed).ok_or_else(|| Error::NoSuchPlugin(reference.to_owned()))
     }
 
-    /// What a change would do. `action` is `activate`, `rollback` or `remove`.
-    pub(crate) fn plan(&self, action: &str, reference: &str) -> Result<PlanInfo, Error> {
+    /// What a change would do. `action` is one of `activate`, `rollback`, `canary` (with a share), `promote`, `abort` and
+    /// `remove`.
+    pub(crate) fn plan(&self, action: &str, reference: &str, share: Option<u32>) -> Result<PlanInfo, Error> {
         let version = || self.find(reference).map(|found| (found.name, found.version));
+        if share.is_some() != (action == "canary") {
+            return Err(Error::InvalidArgument(format!(
+                "plan {action:?}: the option share goes with canary, and only with it"
+            )));
+        }
         let change = match action {
             "activate" => version().map(|(name, version)| Change::Activate(name, version))?,
             "rollback" => Change::RollBack(reference.to_owned()),
+            "canary" => {
+                let (name, version) = version()?;
+                Change::Canary { name, version, share: share.unwrap_or_default() }
+            }
+            "promote" => Change::Promote(reference.to_owned()),
+            "abort" => Change::Abort(reference.to_owned()),
             "remove" => version().map(|(name, version)| Change::Remove { name, version, force: false })?,
             other => {
-                let known = "activate, rollback and remove";
+                let known = "activate, rollback, canary, promote, abort and remove";
                 return Err(Error::InvalidArgument(format!("plan {other:?}: no such action; there are {known}")));
             }
         };
@@ -120,9 +141,19 @@ impl Registry {
         graph::draw(lock(&self.store).index(), format)
     }
 
-    /// Plugins at work, with their versions, that call `name`, be it through others.
+    /// Plugins at work, with their versions, that call `name`, be it through others or as a canary.
     pub(crate) fn users(&self, name: &str) -> Vec<(String, String)> {
-        links::users(lock(&self.store).index(), name)
+        let store = lock(&self.store);
+        let mut users = links::users(store.index(), name);
+        let plugins = links::at_work(store.index());
+        for (user, _) in links::users(&store.index().with_canaries(), name) {
+            if let Some((version, _)) = plugins.get(user.as_str())
+                && !users.iter().any(|(known, _)| *known == user)
+            {
+                users.push((user, version.clone()));
+            }
+        }
+        users
     }
 
     /// What a version's sockets are linked to now.
@@ -245,7 +276,16 @@ impl Registry {
                 }
             }
             store.change(add)?;
-            store.index().find(&exactly(&name, &version)).map(found).ok_or(Error::NoSuchPlugin(name))
+            look_up(store, &exactly(&name, &version)).ok_or(Error::NoSuchPlugin(name))
+        })
+        .await
+    }
+
+    /// Carries out a change, and shows the version that `reference` stands for then.
+    async fn change(&self, change: Change, reference: Reference) -> Result<Found, Error> {
+        self.with_store(move |store| {
+            store.change(|index| change.apply(index))?;
+            look_up(store, &reference).ok_or_else(|| Error::NoSuchPlugin(format!("{reference:?}")))
         })
         .await
     }
@@ -253,21 +293,40 @@ impl Registry {
     /// Makes a version the active one.
     pub(crate) async fn activate(&self, reference: &str) -> Result<Found, Error> {
         let Found { name, version, .. } = self.find(reference)?;
-        self.with_store(move |store| {
-            let change = Change::Activate(name.clone(), version.clone());
-            store.change(|index| change.apply(index))?;
-            store.index().find(&exactly(&name, &version)).map(found).ok_or(Error::NoSuchPlugin(name))
-        })
-        .await
+        let reference = exactly(&name, &version);
+        self.change(Change::Activate(name, version), reference).await
     }
 
     /// Goes back to the version that was active before.
     pub(crate) async fn roll_back(&self, name: &str) -> Result<Found, Error> {
+        self.change(Change::RollBack(name.to_owned()), Reference::Active(name.to_owned())).await
+    }
+
+    /// Gives a version a share of the calls, in hundredths of a percent.
+    pub(crate) async fn begin_canary(&self, reference: &str, share: u32) -> Result<Found, Error> {
+        let Found { name, version, .. } = self.find(reference)?;
+        let reference = exactly(&name, &version);
+        self.change(Change::Canary { name, version, share }, reference).await
+    }
+
+    /// Puts the canary to work.
+    pub(crate) async fn promote(&self, name: &str) -> Result<Found, Error> {
+        self.change(Change::Promote(name.to_owned()), Reference::Active(name.to_owned())).await
+    }
+
+    /// Whether the canary that began at `since` still has its share.
+    pub(crate) fn has_canary(&self, name: &str, since: u64) -> bool {
+        lock(&self.store).index().canary(name).is_some_and(|canary| canary.since == since)
+    }
+
+    /// Takes the canary's share away, if it is still the one that began at `since`. Returns the canary that was.
+    pub(crate) async fn end_canary(&self, name: &str, since: Option<u64>) -> Result<Found, Error> {
         let name = name.to_owned();
         self.with_store(move |store| {
-            let change = Change::RollBack(name.clone());
-            store.change(|index| change.apply(index))?;
-            store.index().find(&Reference::Active(name.clone())).map(found).ok_or(Error::NoSuchPlugin(name))
+            let canary = store.index().canary(&name).filter(|canary| since.is_none_or(|since| canary.since == since));
+            let version = canary.ok_or_else(|| Error::NoCanary(name.clone()))?.version.clone();
+            store.change(|index| Change::Abort(name.clone()).apply(index))?;
+            look_up(store, &exactly(&name, &version)).ok_or(Error::NoSuchPlugin(name))
         })
         .await
     }
@@ -307,8 +366,9 @@ impl Registry {
     pub(crate) async fn open_code(&self, reference: &str) -> Result<(File, Found), Error> {
         let found = self.find(reference)?;
         self.still_signed(&found).await?;
-        let (digest, engine) = (found.entry.digest.clone(), self.engine.clone());
-        if let Some(code) = self.with_store(move |store| Ok(store.cached(&digest, &engine))).await? {
+        let engine = self.engine_of(&found).to_owned();
+        let (digest, wanted) = (found.entry.digest.clone(), engine.clone());
+        if let Some(code) = self.with_store(move |store| Ok(store.cached(&digest, &wanted))).await? {
             return Ok((code, found));
         }
         let digest = found.entry.digest.clone();
@@ -322,7 +382,7 @@ impl Registry {
                 refusals: report.refusals,
             });
         }
-        let (digest, engine) = (found.entry.digest.clone(), self.engine.clone());
+        let digest = found.entry.digest.clone();
         let code = self
             .with_store(move |store| {
                 let bytes = forge::content(&code).map_err(Error::io("read", "compiled code"))?;
@@ -344,8 +404,13 @@ async fn signed_by(keys: Vec<String>, text: Option<String>, mut component: File)
         .map_err(|error| Error::Examine(format!("the work broke off: {error}")))
 }
 
-fn found((name, version, entry, active): (&str, &Version, &Entry, bool)) -> Found {
-    Found { name: name.to_owned(), version: version.clone(), entry: entry.clone(), active }
+fn found(index: &Index, (name, version, entry, active): (&str, &Version, &Entry, bool)) -> Found {
+    let canary = index.canary(name).cloned();
+    Found { name: name.to_owned(), version: version.clone(), entry: entry.clone(), active, canary }
+}
+
+fn look_up(store: &Store, reference: &Reference) -> Option<Found> {
+    store.index().find(reference).map(|one| found(store.index(), one))
 }
 
 fn exactly(name: &str, version: &Version) -> Reference {
@@ -359,7 +424,8 @@ fn exactly(name: &str, version: &Version) -> Reference {
     Reference::Version(name.to_owned(), semver::VersionReq { comparators: vec![exact] })
 }
 
-fn now() -> u64 {
+/// Microseconds since the epoch.
+pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

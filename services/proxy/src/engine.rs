@@ -15,7 +15,7 @@ use crate::figures::Figures;
 use crate::flows::{Flow, Flows};
 use crate::health::Health;
 use crate::plan::{LinkError, Plan, Plugins};
-use crate::plugin::{PluginCode, Runtime};
+use crate::plugin::{CanaryFailed, Place, PluginCode, Runtime};
 use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::upstream::{Ask, Registry};
@@ -102,6 +102,8 @@ pub struct Engine {
     listening: Mutex<Vec<ListenSpec>>,
     health: Health,
     runtime: OnceLock<Runtime>,
+    tell: mpsc::UnboundedSender<CanaryFailed>,
+    told: Mutex<Option<mpsc::UnboundedReceiver<CanaryFailed>>>,
 }
 
 impl Engine {
@@ -162,6 +164,7 @@ impl Engine {
                 .spawn(move || worker::run(settings, shared, &theirs, receiver))?;
             workers.push(Handle { commands: Some(commands), thread: Some(thread), window });
         }
+        let (tell, told) = mpsc::unbounded_channel();
         Ok(Self {
             settings,
             shared,
@@ -172,7 +175,15 @@ impl Engine {
             health: Health::start()?,
             listening: Mutex::default(),
             runtime: OnceLock::new(),
+            tell,
+            told: Mutex::new(Some(told)),
         })
+    }
+
+    /// The canaries that fail from now on, each once; no more comes for one than there are trials. None when it was taken
+    /// before.
+    pub fn take_failed(&self) -> Option<mpsc::UnboundedReceiver<CanaryFailed>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Goes over to another graph, whole or not at all: all of its addresses are bound before it holds. Requests that
@@ -193,8 +204,7 @@ impl Engine {
         let runtime = if codes.is_empty() { None } else { Some(self.runtime()?) };
         let plan = Plan::link(graph, &self.registry, &Plugins { runtime, codes }, Some(&before))?;
         if let Some(runtime) = runtime {
-            let digests: Vec<&str> = codes.iter().map(|c| c.digest.as_str()).collect();
-            runtime.keep(&digests);
+            runtime.keep(codes);
         }
         let wanted: Vec<ListenSpec> = plan.graph.listeners.iter().map(|l| l.listen).collect();
         let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
@@ -225,7 +235,7 @@ impl Engine {
     /// The engine of plugins, made when rules first use one: without them it would only take memory.
     fn runtime(&self) -> Result<&Runtime, ApplyError> {
         if self.runtime.get().is_none() {
-            let made = Runtime::new().map_err(ApplyError::Plugins)?;
+            let made = Runtime::new(self.tell.clone()).map_err(ApplyError::Plugins)?;
             // Two that are made at once are alike; one is kept.
             let _ = self.runtime.set(made);
         }
@@ -348,7 +358,7 @@ impl Engine {
     /// The call sites of plugins, as the plan that holds has them.
     #[must_use]
     pub fn pools(&self) -> Vec<PoolInfo> {
-        self.shared.plan().sites.iter().flatten().map(|site| site.info()).collect()
+        self.shared.plan().places.iter().flatten().flat_map(Place::infos).collect()
     }
 
     /// The last flows of all workers, oldest first.

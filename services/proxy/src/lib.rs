@@ -20,6 +20,8 @@ mod http;
 mod http1;
 mod http2;
 mod io;
+#[doc(hidden)]
+pub mod measure;
 pub mod metrics;
 mod peek;
 mod plan;
@@ -38,6 +40,6 @@ mod worker;
 pub use engine::{ApplyError, ConnectionInfo, Engine, Inherited, UpstreamInfo};
 pub use flows::Flow;
 pub use plan::LinkError;
-pub use plugin::{PluginCode, PluginLink};
+pub use plugin::{CanaryFailed, PluginCanary, PluginCode, PluginLink};
 pub use settings::Settings;
 pub use upstream::Ask;

@@ -69,6 +69,9 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
     if let Some(asked) = engine.take_asked() {
         tokio::spawn(names::answer(context.connection.clone(), asked));
     }
+    if let Some(failed) = engine.take_failed() {
+        tokio::spawn(plugins::report(context.connection.clone(), failed));
+    }
     // Rules that are wrong must not keep the service from starting: it is over the bus that they are looked at.
     if let Err(error) = state.reload().await {
         tracing::error!("no rules are served: {error}");

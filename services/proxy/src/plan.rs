@@ -11,7 +11,7 @@ use shipote_rules::{
     Transport, Upstream, UpstreamAddress,
 };
 
-use crate::plugin::{PluginCode, Runtime, Site};
+use crate::plugin::{Canary, Place, PluginCode, Runtime};
 use crate::rate::Limiter;
 use crate::upstream::{Registry, Speak, Target};
 
@@ -36,7 +36,7 @@ pub(crate) struct Plan {
     /// By middleware; those that ask another server only.
     pub(crate) auth: Vec<Option<Arc<Target>>>,
     /// By middleware; plugins only.
-    pub(crate) sites: Vec<Option<Arc<Site>>>,
+    pub(crate) places: Vec<Option<Place>>,
     /// By terminator: HTTP/2 may be spoken to an upstream, or another one be asked after a failure.
     others: Vec<bool>,
     /// The largest body that a rule may hold in memory.
@@ -83,17 +83,22 @@ impl Plan {
             }
             tls.push(configured.map_err(|reason| LinkError { rule, reason })?);
         }
-        let mut sites = Vec::with_capacity(graph.middleware.len());
+        let mut places: Vec<Option<Place>> = Vec::with_capacity(graph.middleware.len());
         let mut seen = HashMap::new();
         let mut auth = Vec::with_capacity(graph.middleware.len());
         let mut limiters = Vec::with_capacity(graph.middleware.len());
         for entry in &graph.middleware {
-            let site = plugins.site(entry, before, &mut seen)?;
-            if let Some(site) = &site {
-                fits(&graph, sites.len(), site.kind)
+            let mut place = plugins.place(entry, before, &mut seen)?;
+            if let Some(place) = &mut place {
+                fits(&graph, places.len(), place.site.kind)
                     .map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
+                let same = |canary: &Canary| canary.site.kind == place.site.kind;
+                if let Some(canary) = place.canary.take_if(|canary| !same(canary)) {
+                    let (was, is) = (place.site.kind.name(), canary.site.kind.name());
+                    canary.trial.fail(format!("its {} is a {is}, not a {was}", canary.site.export));
+                }
             }
-            sites.push(site);
+            places.push(place);
             auth.push(match &entry.middleware {
                 Middleware::ForwardAuth { upstream, .. } => {
                     let linked = registry.target(upstream, Some(HttpVersion::H1));
@@ -112,7 +117,7 @@ impl Plan {
         }
         let listeners =
             graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
-        Ok(Self { graph, targets, others, body_limit, certs, limiters, auth, sites, tls, listeners })
+        Ok(Self { graph, targets, others, body_limit, certs, limiters, auth, places, tls, listeners })
     }
 
     fn limiter(&self, rule: &str, middleware: &Middleware) -> Option<Arc<Limiter>> {
@@ -155,13 +160,14 @@ pub(crate) struct Plugins<'a> {
 }
 
 impl Plugins<'_> {
-    /// The call site of a plugin. `seen` counts those that are alike, so that each finds its own in the plan before.
-    fn site(
+    /// The place where a plugin is called. `seen` counts those that are alike, so that each finds its own in the plan
+    /// before.
+    fn place(
         &self,
         entry: &MiddlewareEntry,
         before: Option<&Plan>,
         seen: &mut HashMap<(String, String, String, String), usize>,
-    ) -> Result<Option<Arc<Site>>, LinkError> {
+    ) -> Result<Option<Place>, LinkError> {
         let Middleware::Plugin { module, export, args, .. } = &entry.middleware else { return Ok(None) };
         let refuse = |reason: String| LinkError { rule: entry.rule.clone(), reason };
         let code = self.codes.iter().find(|c| c.name == *module);
@@ -169,21 +175,33 @@ impl Plugins<'_> {
             return Err(refuse(format!("plugin {module:?} is not in the registry; add it with `shipote plugin add`")));
         };
         let nth = seen.entry((entry.rule.clone(), module.clone(), export.clone(), args.clone())).or_insert(0);
-        let kept = before.and_then(|before| {
-            let places = before.graph.middleware.iter().zip(&before.sites);
+        let place = before.and_then(|before| {
+            let places = before.graph.middleware.iter().zip(&before.places);
             let alike = places.filter(|(e, _)| {
                 e.rule == entry.rule
                     && matches!(&e.middleware, Middleware::Plugin { module: m, export: x, args: a, .. }
                         if m == module && x == export && a == args)
             });
-            let site = alike.skip(*nth).find_map(|(_, site)| site.as_ref());
-            site.filter(|site| site.is_still(code, export, args)).cloned()
+            alike.skip(*nth).find_map(|(_, place)| place.as_ref())
         });
         *nth += 1;
-        if kept.is_some() {
-            return Ok(kept);
+        // A canary that is at work now goes on with all that its instances know, and the other way round.
+        let there =
+            || place.into_iter().flat_map(|p| std::iter::once(&p.site).chain(p.canary.as_ref().map(|c| &c.site)));
+        let site = |code: &PluginCode| match there().find(|site| site.is_still(code, export, args)) {
+            Some(kept) => Ok(Arc::clone(kept)),
+            None => runtime.site(code, export, args),
+        };
+        let mut place = Place { site: site(code).map_err(refuse)?, canary: None };
+        if let Some(canary) = &code.canary {
+            let trial = runtime.trial(code, canary);
+            match canary.code.as_ref().map_err(String::clone).and_then(site) {
+                Ok(site) => place.canary = Some(Canary { site, share: canary.share, trial }),
+                // What is at work does not suffer from what is on trial.
+                Err(reason) => trial.fail(reason),
+            }
         }
-        runtime.site(code, export, args).map(Some).map_err(refuse)
+        Ok(Some(place))
     }
 }
 

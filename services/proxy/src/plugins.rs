@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use rustix::fs::SealFlags;
-use shipote_bus::plugins::{PluginManagerProxy, PluginsError};
-use shipote_proxy::{PluginCode, PluginLink};
+use shipote_bus::plugins::{OpenInfo, PluginManagerProxy, PluginsError};
+use shipote_plugin_abi::policy::Policy;
+use shipote_proxy::{CanaryFailed, PluginCanary, PluginCode, PluginLink};
 use shipote_rules::{Graph, Middleware};
+use tokio::sync::mpsc::UnboundedReceiver;
+use zbus::fdo::DBusProxy;
 use zbus::proxy::CacheProperties;
 
 use crate::state::State;
@@ -39,22 +42,45 @@ pub(crate) async fn fetch(connection: &zbus::Connection, graph: &Graph) -> Resul
         .map_err(|e| format!("reach the plugin registry: {e}"))?;
     let mut codes = Vec::with_capacity(names.len());
     for name in names {
-        codes.push(fetch_one(&registry, &name, DEPTH).await?);
+        let (mut code, info) = fetch_one(&registry, &name, &name, DEPTH).await?;
+        if !info.canary.is_empty() {
+            code.canary = Some(Box::new(fetch_canary(&registry, &name, &info, &code.policy).await));
+        }
+        codes.push(code);
     }
     Ok(codes)
 }
 
+/// A plugin's canary; what keeps it from being had is a failure of its own and no one else's.
+async fn fetch_canary(registry: &PluginManagerProxy<'_>, name: &str, info: &OpenInfo, usual: &Policy) -> PluginCanary {
+    let fetched = fetch_one(registry, name, &format!("{name}@{}", info.canary), DEPTH).await;
+    let code = fetched.map(|(code, _)| code);
+    PluginCanary {
+        version: info.canary.clone(),
+        digest: code.as_ref().map(|code| code.digest.clone()).unwrap_or_default(),
+        share: info.share,
+        since: info.canary_since,
+        rules: code.as_ref().map_or_else(|_| usual.canary.clone(), |code| code.policy.canary.clone()),
+        code,
+    }
+}
+
+/// How long a registry that did not answer is left alone, unless it starts anew.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Plugins that call plugins, one below the other.
 const DEPTH: usize = 16;
 
-/// A plugin's code, with that of all plugins that it calls.
-async fn fetch_one(registry: &PluginManagerProxy<'_>, name: &str, depth: usize) -> Result<PluginCode, String> {
-    let (code, info) = registry.open(name, BTreeMap::new()).await.map_err(|e| match e {
-        PluginsError::ZBus(e) => format!("open plugin {name:?}: {}", shipote_bus::error::describe(&e)),
-        other => {
-            let reason = zbus::DBusError::description(&other).unwrap_or("refused without a reason");
-            format!("open plugin {name:?}: {reason}")
-        }
+/// A plugin's code, with that of all plugins that it calls. Rules call it `name`.
+async fn fetch_one(
+    registry: &PluginManagerProxy<'_>,
+    name: &str,
+    reference: &str,
+    depth: usize,
+) -> Result<(PluginCode, OpenInfo), String> {
+    let (code, mut info) = registry.open(reference, BTreeMap::new()).await.map_err(|e| match e {
+        PluginsError::ZBus(e) => format!("open plugin {reference:?}: {}", shipote_bus::error::describe(&e)),
+        other => format!("open plugin {reference:?}: {}", said(&other)),
     })?;
     let code = tokio::task::spawn_blocking(move || read(code.into()))
         .await
@@ -62,26 +88,80 @@ async fn fetch_one(registry: &PluginManagerProxy<'_>, name: &str, depth: usize) 
         .map_err(|e| format!("read the code of {name:?}: {e}"))?;
     let wrong = |what: &str, e: serde_json::Error| format!("plugin {name:?}: the registry's {what}: {e}");
     let mut links = Vec::with_capacity(info.links.len());
-    for link in info.links {
+    for link in std::mem::take(&mut info.links) {
         if depth == 0 {
             return Err(format!("plugin {name:?}: more than {DEPTH} plugins that call each other in a row"));
         }
         let mut plugins = Vec::with_capacity(link.plugins.len());
         for provider in link.plugins {
-            plugins.push(Box::pin(fetch_one(registry, &provider, depth - 1)).await?);
+            plugins.push(Box::pin(fetch_one(registry, &provider, &provider, depth - 1)).await?.0);
         }
         let cardinality =
             serde_json::from_value(link.cardinality.into()).map_err(|e| wrong("cardinality of a socket", e))?;
         links.push(PluginLink { interface: link.interface, cardinality, plugins });
     }
-    Ok(PluginCode {
+    let plugin = PluginCode {
         name: name.to_owned(),
-        digest: info.digest,
+        digest: info.digest.clone(),
         metadata: serde_json::from_str(&info.metadata).map_err(|e| wrong("metadata", e))?,
         policy: serde_json::from_str(&info.policy).map_err(|e| wrong("policy", e))?,
         links,
         code,
-    })
+        canary: None,
+    };
+    Ok((plugin, info))
+}
+
+fn said(error: &PluginsError) -> &str {
+    zbus::DBusError::description(error).unwrap_or("refused without a reason")
+}
+
+/// Tells the registry of canaries that failed. One that cannot be told gets no calls all the same; it is told when the
+/// registry is back.
+pub(crate) async fn report(connection: zbus::Connection, mut failed: UnboundedReceiver<CanaryFailed>) {
+    while let Some(CanaryFailed { plugin, since, reason }) = failed.recv().await {
+        if let Err(e) = report_one(&connection, &plugin, since, &reason).await {
+            tracing::error!(
+                "plugin {plugin}: its canary failed and gets no calls, which the registry does not take: {e}"
+            );
+        }
+    }
+}
+
+async fn report_one(connection: &zbus::Connection, plugin: &str, since: u64, reason: &str) -> Result<(), String> {
+    let text = |e: &zbus::Error| shipote_bus::error::describe(e);
+    let build = PluginManagerProxy::builder(connection).cache_properties(CacheProperties::No).build();
+    let registry = build.await.map_err(|e| text(&e))?;
+    let bus = DBusProxy::new(connection).await.map_err(|e| text(&e))?;
+    // Before the first try, so that no return of the registry goes unnoticed.
+    let mut owners = bus
+        .receive_name_owner_changed_with_args(&[(0, shipote_bus::Service::Plugins.bus_name())])
+        .await
+        .map_err(|e| text(&e))?;
+    loop {
+        match registry.canary_failed(plugin, since, reason).await {
+            Ok(_) => return Ok(()),
+            Err(PluginsError::ZBus(e)) => {
+                tracing::warn!(
+                    "plugin {plugin}: tell the registry that its canary failed: {}; again when it is back",
+                    text(&e)
+                );
+            }
+            Err(other) => return Err(said(&other).to_owned()),
+        }
+        let back = async {
+            loop {
+                let change = owners.next().await.ok_or("the bus is gone")?;
+                if change.args().is_ok_and(|change| change.new_owner.is_some()) {
+                    return Ok::<(), &str>(());
+                }
+            }
+        };
+        // One that hangs and then goes on does not come back by name.
+        if let Ok(back) = tokio::time::timeout(AGAIN, back).await {
+            back?;
+        }
+    }
 }
 
 /// Reads code, having made sure that nobody can change it any more.

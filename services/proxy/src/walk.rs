@@ -1,7 +1,6 @@
 //! Walking the graph for a connection and for each of its requests.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Instant;
 
 use shipote_plugin_abi::handlers::L7RequestInput;
@@ -13,7 +12,7 @@ use shipote_rules::{
 
 use crate::http1::request::RequestHead;
 use crate::plan::Plan;
-use crate::plugin::{self, Called, Instances, Passed, Site};
+use crate::plugin::{self, Apart, Called, Instances, Passed, Turn};
 use crate::rate::Key;
 use crate::tls::{PeerCert, Settled};
 
@@ -185,7 +184,7 @@ pub(crate) fn arrive(plan: &Plan, entry: NodeId, peer: &Peer, peeked: Option<boo
             Node::Middleware { next, .. } if tunnel => *next,
             Node::Middleware { middleware, next, .. } => {
                 // Of rules that forward bytes; those of HTTP come once a request is read.
-                let Some(site) = &plan.sites[middleware.index()] else { return Arrival::Close };
+                let Some(place) = &plan.places[middleware.index()] else { return Arrival::Close };
                 if peeked.is_none() {
                     return Arrival::Peek;
                 }
@@ -193,11 +192,11 @@ pub(crate) fn arrive(plan: &Plan, entry: NodeId, peer: &Peer, peeked: Option<boo
                     let rule = plan.graph.middleware[middleware.index()].rule.clone();
                     Arrival::Refused { rule, error }
                 };
-                match plugins.connection(site, peer) {
+                match plugins.connection(place.turn(plugins.draw()), peer) {
                     Passed::On => {}
                     Passed::Tunnel => tunnel = true,
                     Passed::Close => return refused("closed by a plugin".to_owned()),
-                    Passed::Failed(error) => return refused(error),
+                    Passed::Failed(error) | Passed::Broken(error) => return refused(error),
                 }
                 *next
             }
@@ -224,12 +223,14 @@ pub(crate) struct Edits<'p> {
     pub(crate) given: Vec<HeaderEdit>,
     /// Plugins that look at the answer.
     pub(crate) after: Vec<After<'p>>,
+    /// The number that decides whether canaries have this request, the same for all of them.
+    pub(crate) drawn: Option<u32>,
 }
 
 /// A plugin of the response phase.
 #[derive(Debug)]
 pub(crate) struct After<'p> {
-    pub(crate) site: &'p Arc<Site>,
+    pub(crate) turn: Turn<'p>,
     pub(crate) on_error: Option<&'p OnError>,
 }
 
@@ -256,7 +257,7 @@ pub(crate) enum Need {
     /// What the server of a `forward_auth` says.
     Auth { middleware: MiddlewareId },
     /// A plugin's answer that takes its time.
-    Call { site: Arc<Site>, input: Box<L7RequestInput> },
+    Call { turn: Apart, inputs: Vec<L7RequestInput> },
 }
 
 /// Where a walk goes on, and what it got meanwhile.
@@ -394,31 +395,33 @@ fn run<'p>(
             edits.rewrite = Some((strip_prefix, add_prefix));
             Ran::On
         }
-        Middleware::Plugin { .. } => match &plan.sites[id.index()] {
+        Middleware::Plugin { .. } => match &plan.places[id.index()] {
             // Linking gives every plugin its site.
             None => Ran::Failed { error: "the plugin is not linked".to_owned(), rule_decides: true },
-            Some(site) if site.kind == MiddlewareKind::L7Response => {
-                edits.after.push(After { site, on_error });
-                Ran::On
-            }
-            Some(site) => {
-                let limit = u64::from(site.limits.request_body);
-                if site.needs_body && !view.held.is_some_and(|h| h.has(limit)) {
-                    return Ran::Pause(Need::Body { limit, whole: false });
+            Some(place) => {
+                let turn = place.turn(*edits.drawn.get_or_insert_with(|| plugins.draw()));
+                if turn.site.kind == MiddlewareKind::L7Response {
+                    edits.after.push(After { turn, on_error });
+                    return Ran::On;
                 }
-                let input = || plugin::input::request(site, view.peer, view.head, view.bytes, view.held);
-                let called = match called {
-                    Some(called) => called,
-                    None if site.fetches() => {
-                        return Ran::Pause(Need::Call { site: Arc::clone(site), input: Box::new(input()) });
+                let input =
+                    |site: &plugin::Site| plugin::input::request(site, view.peer, view.head, view.bytes, view.held);
+                let called = match (called, turn.body(|site| site.limits.request_body)) {
+                    (Some(called), _) => called,
+                    (None, Some(limit)) if !view.held.is_some_and(|h| h.has(limit)) => {
+                        return Ran::Pause(Need::Body { limit, whole: false });
                     }
-                    None => plugins.request(site, input()),
+                    (None, _) if turn.fetches() => {
+                        let inputs = std::iter::once(turn.site).chain(turn.spare).map(|site| input(site)).collect();
+                        return Ran::Pause(Need::Call { turn: turn.apart(), inputs });
+                    }
+                    (None, _) => plugins.request(turn, input),
                 };
                 match called {
                     Called::On => Ran::On,
                     Called::Answer(response) => Ran::Made(response),
                     Called::Close => Ran::Closed,
-                    Called::Failed(error) => Ran::Failed { error, rule_decides: true },
+                    Called::Failed(error) | Called::Broken(error) => Ran::Failed { error, rule_decides: true },
                     Called::Internal(error) => Ran::Failed { error, rule_decides: false },
                 }
             }
@@ -428,7 +431,9 @@ fn run<'p>(
             Some(Called::On) => Ran::On,
             Some(Called::Answer(response)) => Ran::Made(response),
             Some(Called::Close) => Ran::Closed,
-            Some(Called::Failed(error) | Called::Internal(error)) => Ran::Failed { error, rule_decides: true },
+            Some(Called::Failed(error) | Called::Broken(error) | Called::Internal(error)) => {
+                Ran::Failed { error, rule_decides: true }
+            }
         },
         // They stand in the response phase.
         Middleware::ResponseHeaders(_) | Middleware::Compress { .. } => Ran::On,

@@ -40,24 +40,35 @@ pub(crate) struct Args {
 
 /// Runs `cargo xtask plugin`: the components' paths go to standard output.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let root = repository()?;
-    let out = root.join("target/plugins");
-    fs::create_dir_all(&out).context("create target/plugins")?;
     let all = [Language::Rust, Language::Javascript, Language::Python];
-    let languages = if args.languages.is_empty() { &all[..] } else { &args.languages };
-    let cache = cache(&root)?;
-    for language in languages {
-        let component = match language {
-            Language::Rust => rust(&root, &cache, &out)?,
-            Language::Javascript => javascript(&root, &cache, &out)?,
-            Language::Python => python(&root, &cache, &out)?,
-        };
+    let components = build(if args.languages.is_empty() { &all } else { &args.languages })?;
+    for component in &components {
         println!("{}", component.display());
     }
     if args.try_out {
-        try_out(&root, &out)?;
+        // Compiling 18 MB of Python with a compiler that is not optimised itself takes longer than the registry allows.
+        try_out(&components, &["--release"])?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// For `cargo xtask test`: those whose code a compiler can compile in time that is not optimised itself, tried in an
+/// appliance of the tests' own build.
+pub(crate) fn examples() -> anyhow::Result<()> {
+    try_out(&build(&[Language::Rust, Language::Javascript])?, &[])
+}
+
+fn build(languages: &[Language]) -> anyhow::Result<Vec<PathBuf>> {
+    let root = repository()?;
+    let out = root.join("target/plugins");
+    fs::create_dir_all(&out).context("create target/plugins")?;
+    let cache = cache(&root)?;
+    let one = |language: &Language| match language {
+        Language::Rust => rust(&root, &cache, &out),
+        Language::Javascript => javascript(&root, &cache, &out),
+        Language::Python => python(&root, &cache, &out),
+    };
+    languages.iter().map(one).collect()
 }
 
 fn cache(root: &Path) -> anyhow::Result<PathBuf> {
@@ -219,19 +230,23 @@ fn debian_rust(cache: &Path) -> anyhow::Result<DebianRust> {
     Ok(DebianRust { rustc: wrapper, linker })
 }
 
-/// Adds what was built to an appliance and sends requests through its proxy. Optimised, as compiling 18 MB of Python with
-/// a compiler that is not optimised itself takes longer than the registry allows.
-fn try_out(root: &Path, out: &Path) -> anyhow::Result<()> {
-    // The whole workspace both times, so that nothing is built twice with different features.
-    host::run(Command::new("cargo").current_dir(root).args(["build", "--release", "--workspace", "--bins"]))?;
-    host::run(Command::new("cargo").current_dir(root).env("SHIPOTE_EXAMPLES", out).args([
-        "test",
-        "--release",
-        "--workspace",
+/// Adds what was built to an appliance and sends requests through its proxy.
+fn try_out(components: &[PathBuf], profile: &[&str]) -> anyhow::Result<()> {
+    let root = repository()?;
+    let cargo = |words: &[&str]| {
+        let mut cargo = Command::new("cargo");
+        // The whole workspace both times, so that nothing is built twice with different features.
+        cargo.current_dir(&root).args(words).args(["--workspace", "--locked"]).args(profile);
+        cargo
+    };
+    host::run(cargo(&["build"]).arg("--bins"))?;
+    let files = std::env::join_paths(components).context("name the components")?;
+    host::run(cargo(&["test"]).env("SHIPOTE_EXAMPLES", files).args([
         "--test",
         "appliance",
         "--",
         "--ignored",
+        "--exact",
         "plugins::examples",
     ]))
 }

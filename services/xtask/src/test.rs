@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Parser;
 
+use crate::plugin;
 use crate::vm::{self, host, repository};
 
 /// Programs that the tests drive, and the Debian packages that have them.
@@ -28,7 +29,7 @@ const TOOLS: &[(&str, &str)] = &[
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Parser)]
 pub(crate) struct Args {
-    /// Only these steps: fmt, clippy, deny, doc, test, vm.
+    /// Only these steps: fmt, clippy, deny, doc, test, plugins, vm.
     #[arg(long, value_delimiter = ',', value_name = "STEPS", conflicts_with_all = ["no_vm", "vm"])]
     only: Vec<Step>,
     /// Without the virtual machine.
@@ -47,10 +48,11 @@ enum Step {
     Clippy,
     Doc,
     Test,
+    Plugins,
     Vm,
 }
 
-const STEPS: [Step; 6] = [Step::Fmt, Step::Deny, Step::Clippy, Step::Doc, Step::Test, Step::Vm];
+const STEPS: [Step; 7] = [Step::Fmt, Step::Deny, Step::Clippy, Step::Doc, Step::Test, Step::Plugins, Step::Vm];
 
 /// Runs `cargo xtask test`.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -76,6 +78,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 cargo(&["build", "--workspace", "--locked"])?;
                 cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
             }
+            // The author's kit, from the source to the request.
+            Step::Plugins => plugin::examples()?,
             Step::Vm => vm::test(args.vm.as_deref().unwrap_or_default())?,
         }
         took.push((step, begun.elapsed().as_secs()));

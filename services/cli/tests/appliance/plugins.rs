@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -11,12 +11,12 @@ use shipote_plugin_abi::fixtures::{Fixture, LEAF};
 use crate::support::{Appliance, text};
 
 /// A free port of the loopback interface.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Makes the proxy answer on `port` with what plugins leave of a request, through a chain of one plugin.
-fn route(shipote: &Appliance, port: u16, plugin: &str, args: &Value) {
+pub(crate) fn route(shipote: &Appliance, port: u16, plugin: &str, args: &Value) {
     let folder = shipote.path("xdg/shipote/proxy");
     std::fs::create_dir_all(&folder).unwrap();
     let rules = json!({"rules": [{
@@ -29,7 +29,7 @@ fn route(shipote: &Appliance, port: u16, plugin: &str, args: &Value) {
 }
 
 /// A request with one header more: status and the rest.
-fn ask(port: u16, path: &str, header: &str) -> (u16, String) {
+pub(crate) fn ask(port: u16, path: &str, header: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let header = if header.is_empty() { String::new() } else { format!("{header}\r\n") };
     write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\n{header}Connection: close\r\n\r\n").unwrap();
@@ -40,7 +40,7 @@ fn ask(port: u16, path: &str, header: &str) -> (u16, String) {
 }
 
 /// Asks until the proxy, which hears of a change by signal, answers with `status`.
-fn until(port: u16, status: u16) {
+pub(crate) fn until(port: u16, status: u16) {
     let begun = std::time::Instant::now();
     while ask(port, "/", "").0 != status {
         assert!(begun.elapsed().as_secs() < 60, "no {status}");
@@ -48,14 +48,14 @@ fn until(port: u16, status: u16) {
     }
 }
 
-fn component(shipote: &Appliance, fixture: &Fixture) -> String {
+pub(crate) fn component(shipote: &Appliance, fixture: &Fixture) -> String {
     let path = shipote.path(&format!("{}-{}.wasm", fixture.metadata.name, fixture.metadata.version));
     std::fs::write(&path, fixture.component()).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
 /// Writes the registry's policy before the appliance starts.
-fn policy(folder: &Path, text: &str) {
+pub(crate) fn policy(folder: &Path, text: &str) {
     let folder = folder.join("xdg/shipote/plugins");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("policy.toml"), text).unwrap();
@@ -236,46 +236,54 @@ fn components_come_from_an_oci_registry_and_from_a_folder() {
     assert!(text(&added.stderr).contains("a-bad") && text(&added.stdout).contains("leaf 1.0.0"));
 }
 
-/// `cargo xtask plugin --try` builds the examples and runs this.
+/// What is asked of the examples: path, header, status, part of the answer.
+type Asked<'a> = (&'a str, &'a str, u16, &'a str);
+
+/// `cargo xtask plugin --try` and `cargo xtask test` build the examples and run this; `SHIPOTE_EXAMPLES` lists the files.
 #[test]
-#[ignore = "needs the components that `cargo xtask plugin` builds, and an optimised build"]
+#[ignore = "needs the components that `cargo xtask plugin` builds"]
 fn examples() {
-    let folder = PathBuf::from(std::env::var_os("SHIPOTE_EXAMPLES").expect("SHIPOTE_EXAMPLES names their folder"));
+    let files = std::env::var_os("SHIPOTE_EXAMPLES").expect("SHIPOTE_EXAMPLES lists the components");
     // Interpreters take their time, and the Python one its memory.
     let limits =
-        "[plugins.redirects]\ndeadline_ms = 200\n[plugins.crawlers]\ndeadline_ms = 1000\nmemory_bytes = 134217728\n";
+        "[plugins.redirects]\ndeadline_ms = 1000\n[plugins.crawlers]\ndeadline_ms = 1000\nmemory_bytes = 134217728\n";
     let shipote = Appliance::start_with(|folder| policy(folder, limits));
-    let file = |name: &str| -> Option<String> {
-        let path: &Path = &folder.join(name);
-        path.exists().then(|| path.to_str().unwrap().to_owned())
-    };
     let mut tried = 0;
-    if let Some(path) = file("api-key.wasm") {
-        shipote.ok(&["plugin", "add", &path]);
+    for file in std::env::split_paths(&files) {
+        let name = file.file_stem().unwrap().to_str().unwrap();
+        let (export, args, asked): (_, _, &[Asked<'_>]) = match name {
+            "api-key" => (
+                "api-key:check",
+                json!({"key": "open sesame"}),
+                &[
+                    ("/", "", 401, ""),
+                    ("/", "X-Api-Key: open sesamf", 401, ""),
+                    ("/", "X-Api-Key: open sesame", 200, "through"),
+                ],
+            ),
+            "redirects" => (
+                "redirects:redirect",
+                json!({"/old": "/new"}),
+                &[("/old?a=b", "", 308, "location: /new?a=b"), ("/other", "", 200, "through")],
+            ),
+            "crawlers" => (
+                "crawlers:refuse",
+                json!({}),
+                &[("/", "User-Agent: examplebot/1.0", 403, ""), ("/", "User-Agent: Mozilla/5.0", 200, "through")],
+            ),
+            other => panic!("no example is called {other}"),
+        };
+        shipote.ok(&["plugin", "add", file.to_str().unwrap()]);
         let port = free_port();
-        route(&shipote, port, "api-key:check", &json!({"key": "open sesame"}));
-        assert_eq!(ask(port, "/", "").0, 401);
-        assert_eq!(ask(port, "/", "X-Api-Key: open sesamf").0, 401);
-        assert_eq!(ask(port, "/", "X-Api-Key: open sesame").0, 200);
+        route(&shipote, port, export, &args);
+        for (path, header, status, part) in asked {
+            let (found, answer) = ask(port, path, header);
+            assert!(found == *status && answer.contains(part), "{name} {path} {header}: {answer}");
+        }
+        let stats = shipote.json(&["plugin", "stats", name, "--json"]);
+        assert!(stats["plugins"][0]["calls"].as_u64() >= Some(asked.len() as u64), "{stats}");
         tried += 1;
     }
-    if let Some(path) = file("redirects.wasm") {
-        shipote.ok(&["plugin", "add", &path]);
-        let port = free_port();
-        route(&shipote, port, "redirects:redirect", &json!({"/old": "/new"}));
-        let (status, answer) = ask(port, "/old?a=b", "");
-        assert!(status == 308 && answer.contains("location: /new?a=b"), "{answer}");
-        assert_eq!(ask(port, "/other", "").0, 200);
-        tried += 1;
-    }
-    if let Some(path) = file("crawlers.wasm") {
-        shipote.ok(&["plugin", "add", &path]);
-        let port = free_port();
-        route(&shipote, port, "crawlers:refuse", &json!({}));
-        assert_eq!(ask(port, "/", "User-Agent: examplebot/1.0").0, 403);
-        assert_eq!(ask(port, "/", "User-Agent: Mozilla/5.0").0, 200);
-        tried += 1;
-    }
-    assert!(tried > 0, "no component in {}; run `cargo xtask plugin`", folder.display());
+    assert!(tried > 0, "no component; run `cargo xtask plugin`");
     println!("{tried} examples answer as they should");
 }

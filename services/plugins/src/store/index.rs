@@ -12,6 +12,7 @@ use crate::links::Links;
 use crate::reference::Reference;
 
 pub(crate) use semver::Version;
+use shipote_bus::plugins::WHOLE;
 
 /// The only format so far.
 const FORMAT: u32 = 1;
@@ -31,6 +32,18 @@ struct Plugin {
     active: Option<Version>,
     /// Versions that were active before, last first.
     before: Vec<Version>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    canary: Option<Canary>,
+}
+
+/// A version that gets a share of the calls.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Canary {
+    pub(crate) version: Version,
+    /// Hundredths of a percent.
+    pub(crate) share: u32,
+    /// When it began, microseconds since the epoch: what tells this trial from an earlier one.
+    pub(crate) since: u64,
 }
 
 /// A version.
@@ -130,6 +143,22 @@ impl Index {
             .unwrap_or_default()
     }
 
+    /// The version of a name that gets a share of its calls.
+    pub(crate) fn canary(&self, name: &str) -> Option<&Canary> {
+        self.plugins.get(name)?.canary.as_ref()
+    }
+
+    /// The same with every canary at work.
+    pub(crate) fn with_canaries(&self) -> Self {
+        let mut all = self.clone();
+        for plugin in all.plugins.values_mut() {
+            if let Some(canary) = &plugin.canary {
+                plugin.active = Some(canary.version.clone());
+            }
+        }
+        all
+    }
+
     /// Adds a version. The same content once more is no change; another under the same version is refused.
     pub(crate) fn add(&mut self, name: &str, version: &Version, entry: Entry) -> Result<(), Error> {
         let plugin = self.plugins.entry(name.to_owned()).or_default();
@@ -158,7 +187,37 @@ impl Index {
             plugin.before.insert(0, last);
             plugin.before.truncate(BEFORE_MAX);
         }
+        plugin.canary.take_if(|canary| canary.version == *version);
         Ok(())
+    }
+
+    /// Gives a version a share of its name's calls, in place of the one that had it. The same version keeps its time.
+    pub(crate) fn begin_canary(&mut self, name: &str, version: &Version, share: u32, now: u64) -> Result<(), Error> {
+        let missing = || Error::NoSuchPlugin(format!("{name}@{version}"));
+        let plugin = self.plugins.get_mut(name).ok_or_else(missing)?;
+        let entry = plugin.versions.get(version).ok_or_else(missing)?;
+        let refuse = |why: &str| Error::InvalidArgument(format!("give plugin {name} {version} a share: {why}"));
+        if !(1..WHOLE).contains(&share) {
+            return Err(refuse("it has to be more than 0 % and less than 100 %; `activate` gives it all"));
+        }
+        if entry.metadata.exports.is_empty() {
+            return Err(refuse("it has no export that rules could call; `activate` it for the plugins that call it"));
+        }
+        match &plugin.active {
+            None => return Err(refuse("no version is at work that could have the rest; `activate` one")),
+            Some(active) if active == version => return Err(refuse("it is at work already; name another version")),
+            Some(_) => {}
+        }
+        let since = plugin.canary.as_ref().filter(|canary| canary.version == *version).map_or(now, |kept| kept.since);
+        plugin.canary = Some(Canary { version: version.clone(), share, since });
+        Ok(())
+    }
+
+    /// Takes a canary's share away; returns its version.
+    pub(crate) fn end_canary(&mut self, name: &str) -> Result<Version, Error> {
+        let plugin = self.plugins.get_mut(name).ok_or_else(|| Error::NoSuchPlugin(name.to_owned()))?;
+        let canary = plugin.canary.take().ok_or_else(|| Error::NoCanary(name.to_owned()))?;
+        Ok(canary.version)
     }
 
     /// Goes back to the version that was active before.
@@ -169,6 +228,7 @@ impl Index {
         }
         let version = plugin.before.remove(0);
         plugin.active = Some(version.clone());
+        plugin.canary.take_if(|canary| canary.version == version);
         Ok(version)
     }
 
@@ -181,6 +241,14 @@ impl Index {
                 return Err(Error::InUse { name: name.to_owned(), version: version.to_string() });
             }
             plugin.active = None;
+            // Nothing is left that could have the rest of the calls.
+            plugin.canary = None;
+        }
+        if plugin.canary.as_ref().is_some_and(|canary| canary.version == *version) {
+            if !force {
+                return Err(Error::IsCanary { name: name.to_owned(), version: version.to_string() });
+            }
+            plugin.canary = None;
         }
         plugin.versions.remove(version).ok_or_else(missing)?;
         plugin.before.retain(|other| other != version);

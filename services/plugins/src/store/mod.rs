@@ -17,7 +17,7 @@ mod files;
 mod index;
 
 pub(crate) use files::{Incoming, digest_of};
-pub(crate) use index::{Entry, Index, Version};
+pub(crate) use index::{Canary, Entry, Index, Version};
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

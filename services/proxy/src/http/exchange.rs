@@ -388,22 +388,26 @@ enum Looked {
 
 /// Lets a plugin look at an answer, and does what it says.
 async fn look(request: &Request<'_, '_>, after: &After<'_>, reply: &mut Reply, body: &mut Body<'_>) -> Looked {
-    let site = after.site;
+    let turn = after.turn;
     let mut view = None;
-    if site.needs_body {
-        let limit = u64::from(site.limits.response_body);
+    if let Some(limit) = turn.body(|site| site.limits.response_body) {
         if let Err(e) = body.hold(limit).await {
             return replace(reply, body, Response::empty(502), e.to_string());
         }
         view = Some(body.view(usize::try_from(limit).unwrap_or(usize::MAX)));
     }
-    let input = plugin::input::response(site, request.peer, reply, view);
-    let answered = if site.fetches() {
-        let site = Arc::clone(site);
-        let call = tokio::task::spawn_blocking(move || plugin::response_apart(&site, input));
+    // A second one gets a copy.
+    let mut input = |site: &plugin::Site| {
+        let view = if turn.spare.is_none() { view.take() } else { view.clone() };
+        plugin::input::response(site, request.peer, reply, view)
+    };
+    let answered = if turn.fetches() {
+        let inputs = std::iter::once(turn.site).chain(turn.spare).map(|site| input(site)).collect();
+        let turn = turn.apart();
+        let call = tokio::task::spawn_blocking(move || plugin::response_apart(turn.turn(), inputs));
         call.await.unwrap_or_else(|e| Answered::Failed(format!("the call broke off: {e}")))
     } else {
-        request.worker.plugins.response(site, input)
+        request.worker.plugins.response(turn, input)
     };
     match answered {
         Answered::On => Looked::On,
@@ -424,7 +428,7 @@ async fn look(request: &Request<'_, '_>, after: &After<'_>, reply: &mut Reply, b
             }
             Looked::On
         }
-        Answered::Failed(error) => match after.on_error {
+        Answered::Failed(error) | Answered::Broken(error) => match after.on_error {
             Some(OnError::Close) => Looked::Close(error),
             Some(OnError::Respond(response)) => replace(reply, body, response.clone(), error),
             None => replace(reply, body, Response::empty(500), error),

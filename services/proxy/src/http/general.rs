@@ -88,9 +88,9 @@ pub(crate) async fn run<'p>(
                 edits.given.extend(given);
                 called = Some(answer);
             }
-            Need::Call { site, input } => {
+            Need::Call { turn, inputs } => {
                 request.slot.set(APART);
-                let call = tokio::task::spawn_blocking(move || request_apart(&site, *input));
+                let call = tokio::task::spawn_blocking(move || request_apart(turn.turn(), inputs));
                 called = Some(call.await.unwrap_or_else(|e| Called::Failed(format!("the call broke off: {e}"))));
             }
         }

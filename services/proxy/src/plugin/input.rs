@@ -36,8 +36,14 @@ pub(crate) fn request(
     }
 }
 
-/// An answer as a plugin sees it. `body` holds as much of it as the plugin may have.
+/// An answer as a plugin sees it. `body` is its beginning, and whether there is more.
 pub(crate) fn response(site: &Site, peer: &Peer, reply: &Reply, body: Option<(Vec<u8>, bool)>) -> L7ResponseInput {
+    let limit = site.limits.response_body as usize;
+    let body = body.filter(|_| site.needs_body).map(|(mut data, mut truncated)| {
+        truncated |= data.len() > limit;
+        data.truncate(limit);
+        (data, truncated)
+    });
     let header = |(name, value): (&http::HeaderName, &http::HeaderValue)| Header {
         name: name.to_string(),
         value: text(value.as_bytes()),

@@ -4,10 +4,11 @@
 //! one, and one that may fetch, has a pool for its call site that all workers share: its instances keep what they
 //! know, and a call that fetches runs apart from the workers.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use shipote_link::Head;
 use shipote_plugin_abi::handlers::{
@@ -21,7 +22,7 @@ use wasmtime::{Store, Trap, UpdateDeadline};
 
 use super::host::State;
 use super::input::context_of;
-use super::{Site, linked};
+use super::{Site, Turn, linked};
 use crate::walk::Peer;
 
 type Func<In, Out> = TypedFunc<(String, In), (Result<Out, PluginError>,)>;
@@ -44,6 +45,7 @@ pub(super) struct Live {
 #[derive(Default)]
 pub(crate) struct Instances {
     live: RefCell<HashMap<*const Site, (Arc<Site>, Live)>>,
+    drawn: Cell<u32>,
 }
 
 /// What a call of a request's handler came to.
@@ -57,6 +59,8 @@ pub(crate) enum Called {
     Close,
     /// The rule's `on_error` applies.
     Failed(String),
+    /// The same, as the plugin is broken: it gave no answer, or none that the ABI allows.
+    Broken(String),
     /// As to an internal error, whatever the rule says.
     Internal(String),
 }
@@ -72,6 +76,8 @@ pub(crate) enum Answered {
     Close,
     /// The rule's `on_error` applies.
     Failed(String),
+    /// The same, as the plugin is broken.
+    Broken(String),
     /// As to an internal error, whatever the rule says.
     Internal(String),
 }
@@ -84,6 +90,45 @@ pub(crate) enum Passed {
     Tunnel,
     Close,
     Failed(String),
+    /// It failed as it is broken.
+    Broken(String),
+}
+
+/// What a call came to, of any kind.
+trait Outcome: Sized {
+    fn broken(&self) -> Option<&str>;
+}
+
+impl Outcome for Called {
+    fn broken(&self) -> Option<&str> {
+        if let Self::Broken(text) = self { Some(text) } else { None }
+    }
+}
+
+impl Outcome for Answered {
+    fn broken(&self) -> Option<&str> {
+        if let Self::Broken(text) = self { Some(text) } else { None }
+    }
+}
+
+impl Outcome for Passed {
+    fn broken(&self) -> Option<&str> {
+        if let Self::Broken(text) = self { Some(text) } else { None }
+    }
+}
+
+/// Lets the one call whose turn it is, and after a canary that broke the one in its place.
+fn in_turn<O: Outcome>(turn: Turn<'_>, mut call: impl FnMut(&Arc<Site>) -> O) -> O {
+    if turn.trial.is_none() {
+        return call(turn.site);
+    }
+    let begun = Instant::now();
+    let outcome = call(turn.site);
+    turn.note(begun.elapsed(), outcome.broken());
+    match turn.spare {
+        Some(spare) if outcome.broken().is_some() => call(spare),
+        _ => outcome,
+    }
 }
 
 /// Why a call has no answer.
@@ -96,8 +141,20 @@ enum Trouble {
 }
 
 impl Instances {
+    /// A number for the next request, by which it is known whether a canary has it. They follow each other so that any
+    /// share of them comes as evenly as can be (the golden ratio's fractions).
+    pub(crate) fn draw(&self) -> u32 {
+        let next = self.drawn.get().wrapping_add(0x9E37_79B9);
+        self.drawn.set(next);
+        next
+    }
+
     /// Calls a handler of first bytes.
-    pub(crate) fn connection(&self, site: &Arc<Site>, peer: &Peer) -> Passed {
+    pub(crate) fn connection(&self, turn: Turn<'_>, peer: &Peer) -> Passed {
+        in_turn(turn, |site| self.pass(site, peer))
+    }
+
+    fn pass(&self, site: &Arc<Site>, peer: &Peer) -> Passed {
         let context = context_of(&site.inspects, peer);
         let cut = |limit: u32| &peer.peeked[..peer.peeked.len().min(limit as usize)];
         if site.kind == MiddlewareKind::L4Peek {
@@ -130,13 +187,13 @@ impl Instances {
     }
 
     /// Calls a request's handler.
-    pub(crate) fn request(&self, site: &Arc<Site>, input: L7RequestInput) -> Called {
-        decide(site, self.call(site, |live| ask(live, site, input)))
+    pub(crate) fn request(&self, turn: Turn<'_>, input: impl Fn(&Site) -> L7RequestInput) -> Called {
+        in_turn(turn, |site| decide(site, self.call(site, |live| ask(live, site, input(site)))))
     }
 
     /// Calls a response's handler.
-    pub(crate) fn response(&self, site: &Arc<Site>, input: L7ResponseInput) -> Answered {
-        judge(site, self.call(site, |live| tell(live, site, input)))
+    pub(crate) fn response(&self, turn: Turn<'_>, mut input: impl FnMut(&Site) -> L7ResponseInput) -> Answered {
+        in_turn(turn, |site| judge(site, self.call(site, |live| tell(live, site, input(site)))))
     }
 
     fn call<T>(
@@ -168,14 +225,25 @@ impl Instances {
     }
 }
 
-/// Calls a request's handler that may take its time; not on a worker's thread.
-pub(crate) fn request_apart(site: &Arc<Site>, input: L7RequestInput) -> Called {
-    decide(site, call_shared(site, |live| ask(live, site, input)))
+/// Calls a request's handler that may take its time; not on a worker's thread. `inputs` holds one for each who may be
+/// called.
+pub(crate) fn request_apart(turn: Turn<'_>, mut inputs: Vec<L7RequestInput>) -> Called {
+    in_turn(turn, |site| match next(&mut inputs) {
+        Ok(input) => decide(site, call_shared(site, |live| ask(live, site, input))),
+        Err(text) => Called::Failed(text),
+    })
 }
 
 /// Calls a response's handler that may take its time; not on a worker's thread.
-pub(crate) fn response_apart(site: &Arc<Site>, input: L7ResponseInput) -> Answered {
-    judge(site, call_shared(site, |live| tell(live, site, input)))
+pub(crate) fn response_apart(turn: Turn<'_>, mut inputs: Vec<L7ResponseInput>) -> Answered {
+    in_turn(turn, |site| match next(&mut inputs) {
+        Ok(input) => judge(site, call_shared(site, |live| tell(live, site, input))),
+        Err(text) => Answered::Failed(text),
+    })
+}
+
+fn next<I>(inputs: &mut Vec<I>) -> Result<I, String> {
+    if inputs.is_empty() { Err("the plugin's input is gone".to_owned()) } else { Ok(inputs.remove(0)) }
 }
 
 fn mixed_up() -> wasmtime::Error {
@@ -229,9 +297,12 @@ fn guarded<T>(
     site.ticker.begin();
     // The epoch may move on at once, so one tick more is what makes it at least the deadline.
     live.store.set_epoch_deadline(site.deadline + 1);
+    let begun = Instant::now();
     site.busy.fetch_add(1, Relaxed);
-    let answer = f(live);
+    let answer = refuel(site, &mut live.store).and_then(|()| f(live));
     site.busy.fetch_sub(1, Relaxed);
+    site.latencies.add(begun.elapsed());
+    site.fuel.fetch_add(site.policy.fuel.saturating_sub(live.store.get_fuel().unwrap_or(site.policy.fuel)), Relaxed);
     match answer {
         Ok(Ok(answer)) => (Ok(answer), true),
         Ok(Err(error)) => {
@@ -244,11 +315,21 @@ fn guarded<T>(
             let text = format!("{}:{} took more than {} ms", site.plugin, site.export, site.deadline);
             (Err(Trouble::Own(text)), false)
         }
+        Err(e) if e.downcast_ref::<Trap>() == Some(&Trap::OutOfFuel) => {
+            site.out_of_fuel.fetch_add(1, Relaxed);
+            let text = format!("{}:{} used up its {} units of fuel", site.plugin, site.export, site.policy.fuel);
+            (Err(Trouble::Own(text)), false)
+        }
         Err(e) => {
             site.traps.fetch_add(1, Relaxed);
             (Err(Trouble::Own(format!("{}:{} trapped: {}", site.plugin, site.export, e.root_cause()))), false)
         }
     }
+}
+
+/// Gives a plugin the fuel for one call, where its policy has it counted.
+fn refuel(site: &Site, store: &mut Store<State>) -> wasmtime::Result<()> {
+    if site.policy.fuel == 0 || site.linked.is_some() { Ok(()) } else { store.set_fuel(site.policy.fuel) }
 }
 
 /// A call on an instance of the site's pool.
@@ -307,6 +388,7 @@ fn start(site: &Arc<Site>) -> Result<Live, Trouble> {
         ticks => Ok(UpdateDeadline::Continue(ticks)),
     });
     store.set_epoch_deadline(site.deadline + 1);
+    refuel(site, &mut store).map_err(failed)?;
     if let Some(linked) = &site.linked {
         let head = linked.load(site).map_err(|e| failed(wasmtime::Error::msg(e)))?;
         site.alive.fetch_add(1, Relaxed);
@@ -330,20 +412,21 @@ fn start(site: &Arc<Site>) -> Result<Live, Trouble> {
 /// What an error of the plugin's own asks for.
 enum Wish {
     Rule(String),
+    Broken(String),
     Close,
     Internal(String),
 }
 
 fn wish(site: &Site, trouble: Trouble) -> Wish {
     match trouble {
-        Trouble::Own(text) => Wish::Rule(text),
+        Trouble::Own(text) => Wish::Broken(text),
         Trouble::Said(error) => {
             let text = format!("{}:{}: {error}", site.plugin, site.export);
             match error.hint() {
                 Some(ErrorHint::Rule) => Wish::Rule(text),
                 Some(ErrorHint::ForceClose) => Wish::Close,
                 Some(ErrorHint::Internal) => Wish::Internal(text),
-                None => Wish::Rule(malformed(site, "an unknown on-error-hint")),
+                None => Wish::Broken(malformed(site, "an unknown on-error-hint")),
             }
         }
     }
@@ -358,6 +441,7 @@ fn malformed(site: &Site, what: &str) -> String {
 fn refused(site: &Site, trouble: Trouble) -> Passed {
     match wish(site, trouble) {
         Wish::Close => Passed::Close,
+        Wish::Broken(text) => Passed::Broken(text),
         Wish::Rule(text) | Wish::Internal(text) => Passed::Failed(text),
     }
 }
@@ -368,10 +452,11 @@ fn decide(site: &Site, answer: Result<L7RequestDecision, Trouble>) -> Called {
         Ok(L7RequestDecision::Close) => Called::Close,
         Ok(L7RequestDecision::Short(made)) => match response(made) {
             Ok(response) => Called::Answer(Box::new(response)),
-            Err(what) => Called::Failed(malformed(site, what)),
+            Err(what) => Called::Broken(malformed(site, what)),
         },
         Err(trouble) => match wish(site, trouble) {
             Wish::Rule(text) => Called::Failed(text),
+            Wish::Broken(text) => Called::Broken(text),
             Wish::Close => Called::Close,
             Wish::Internal(text) => Called::Internal(text),
         },
@@ -384,15 +469,16 @@ fn judge(site: &Site, answer: Result<L7ResponseDecision, Trouble>) -> Answered {
         Ok(L7ResponseDecision::Abort) => Answered::Close,
         Ok(L7ResponseDecision::Modify(ModifiedResponse { status, headers: new, body })) => {
             if status.is_some_and(|s| !(200..=599).contains(&s)) {
-                return Answered::Failed(malformed(site, "a status that is no final one"));
+                return Answered::Broken(malformed(site, "a status that is no final one"));
             }
             match new.map(headers).transpose() {
                 Ok(headers) => Answered::Changed { status, headers, body },
-                Err(what) => Answered::Failed(malformed(site, what)),
+                Err(what) => Answered::Broken(malformed(site, what)),
             }
         }
         Err(trouble) => match wish(site, trouble) {
             Wish::Rule(text) => Answered::Failed(text),
+            Wish::Broken(text) => Answered::Broken(text),
             Wish::Close => Answered::Close,
             Wish::Internal(text) => Answered::Internal(text),
         },

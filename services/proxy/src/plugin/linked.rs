@@ -76,6 +76,11 @@ impl Linked {
                 "{name}: http-fetch (its policy allows hosts) is not built in for plugins that call others or are called"
             ));
         }
+        if plugin.policy.fuel > 0 {
+            return Err(format!(
+                "{name}: fuel is not built in for plugins that call others or are called; deadline_ms holds them"
+            ));
+        }
         // SAFETY: the bytes come from the registry, which compiled them itself and handed them over in a memfd sealed
         // against change; wasmtime refuses code of another version or configuration.
         let component = unsafe { Component::deserialize(self.linking.runtime.engine(), &plugin.code) }

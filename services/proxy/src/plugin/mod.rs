@@ -8,19 +8,24 @@ mod fetch;
 mod host;
 pub(crate) mod input;
 mod instances;
+mod latency;
 mod linked;
 mod site;
 mod ticker;
+mod trial;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use shipote_plugin_abi::metadata::Metadata;
-use shipote_plugin_abi::policy::{Cardinality, Policy};
+use shipote_plugin_abi::policy::{CanaryPolicy, Cardinality, Policy};
+use tokio::sync::mpsc::UnboundedSender;
 use wasmtime::component::{Component, Linker};
 
 pub(crate) use instances::{Answered, Called, Instances, Passed, request_apart, response_apart};
 pub(crate) use site::Site;
+pub use trial::CanaryFailed;
+pub(crate) use trial::{Apart, Canary, Place, Trial, Turn};
 
 use crate::plugin::host::State;
 use crate::plugin::linked::Linking;
@@ -41,6 +46,25 @@ pub struct PluginCode {
     pub links: Vec<PluginLink>,
     /// Compiled code. It is run as it is: take it from nobody but the registry.
     pub code: Vec<u8>,
+    /// Another version of it that gets a share of its calls.
+    pub canary: Option<Box<PluginCanary>>,
+}
+
+/// A version of a plugin on trial.
+#[derive(Debug, Clone)]
+pub struct PluginCanary {
+    /// The version, as the plugin says it.
+    pub version: String,
+    /// `sha256:<hex>` of the component.
+    pub digest: String,
+    /// Its share of the calls, in hundredths of a percent.
+    pub share: u32,
+    /// When the trial began, microseconds since the epoch: what tells it from an earlier one.
+    pub since: u64,
+    /// When it has failed.
+    pub rules: CanaryPolicy,
+    /// The version as any other, or why it cannot be had, which is a failure as well.
+    pub code: Result<PluginCode, String>,
 }
 
 /// Plugins that another one calls.
@@ -66,23 +90,21 @@ impl PluginCode {
     }
 }
 
-/// The engine, and the code that is loaded into it.
-pub(crate) struct Runtime {
+/// An engine of one configuration, and the code that is loaded into it.
+struct Machine {
     engine: wasmtime::Engine,
     linker: Linker<State>,
     ticker: Arc<Ticker>,
     loaded: Mutex<HashMap<String, Component>>,
-    /// For plugins that call others; made when the first comes.
-    linking: Mutex<Option<Linking>>,
 }
 
-impl Runtime {
-    pub(crate) fn new() -> Result<Self, String> {
-        let engine = wasmtime::Engine::new(&shipote_plugin_abi::engine::config()).map_err(|e| format!("{e:#}"))?;
+impl Machine {
+    fn new(config: &wasmtime::Config) -> Result<Self, String> {
+        let engine = wasmtime::Engine::new(config).map_err(|e| format!("{e:#}"))?;
         let mut linker = Linker::new(&engine);
         shipote_plugin_abi::host::add_to_linker(&mut linker).map_err(|e| format!("{e:#}"))?;
         let ticker = Ticker::start(engine.clone()).map_err(|e| format!("start the clock of plugins: {e}"))?;
-        Ok(Self { engine, linker, ticker, loaded: Mutex::default(), linking: Mutex::default() })
+        Ok(Self { engine, linker, ticker, loaded: Mutex::default() })
     }
 
     /// The code as a component, from memory if the same content was loaded before.
@@ -98,19 +120,50 @@ impl Runtime {
         loaded.insert(plugin.digest.clone(), component.clone());
         Ok(component)
     }
+}
+
+/// All that runs plugins.
+pub(crate) struct Runtime {
+    plain: Machine,
+    /// For plugins that have fuel; made when the first comes.
+    metered: Mutex<Option<Arc<Machine>>>,
+    /// For plugins that call others; made when the first comes.
+    linking: Mutex<Option<Linking>>,
+    /// By plugin.
+    trials: Mutex<HashMap<String, Arc<Trial>>>,
+    tell: UnboundedSender<CanaryFailed>,
+}
+
+impl Runtime {
+    /// `tell` hears of canaries that fail.
+    pub(crate) fn new(tell: UnboundedSender<CanaryFailed>) -> Result<Self, String> {
+        Ok(Self {
+            plain: Machine::new(&shipote_plugin_abi::engine::config())?,
+            metered: Mutex::default(),
+            linking: Mutex::default(),
+            trials: Mutex::default(),
+            tell,
+        })
+    }
 
     /// Links a call site.
     pub(crate) fn site(&self, plugin: &PluginCode, export: &str, args: &str) -> Result<Arc<Site>, String> {
-        let component = self.component(plugin)?;
+        if plugin.policy.fuel > 0 && plugin.links.is_empty() {
+            let machine = self.metered()?;
+            let component = machine.component(plugin)?;
+            return Site::link(&machine.linker, &component, plugin, export, args, &machine.ticker, None);
+        }
+        let Machine { linker, ticker, .. } = &self.plain;
         if plugin.links.is_empty() {
-            return Site::link(&self.linker, &component, plugin, export, args, &self.ticker, None);
+            return Site::link(linker, &self.plain.component(plugin)?, plugin, export, args, ticker, None);
         }
         let kind = plugin.metadata.exports.iter().find(|known| known.name == export).map(|known| known.kind);
         let linked = kind.map(|kind| self.linking()?.prepare(plugin, kind)).transpose()?;
+        let component = self.plain.component(plugin)?;
         // What is instantiated is the tree; to the linker of a plugin alone the others are traps.
-        let mut linker = self.linker.clone();
+        let mut linker = linker.clone();
         linker.define_unknown_imports_as_traps(&component).map_err(|e| format!("{}: {e:#}", plugin.name))?;
-        Site::link(&linker, &component, plugin, export, args, &self.ticker, linked)
+        Site::link(&linker, &component, plugin, export, args, ticker, linked)
     }
 
     fn linking(&self) -> Result<Linking, String> {
@@ -121,10 +174,44 @@ impl Runtime {
         }
     }
 
-    /// Forgets code that no call site uses any more.
-    pub(crate) fn keep(&self, digests: &[&str]) {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        loaded.retain(|digest, _| digests.contains(&digest.as_str()));
+    fn metered(&self) -> Result<Arc<Machine>, String> {
+        let mut metered = self.metered.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = &*metered {
+            return Ok(Arc::clone(made));
+        }
+        let made = Arc::new(Machine::new(&shipote_plugin_abi::engine::metered())?);
+        Ok(Arc::clone(metered.insert(made)))
+    }
+
+    /// Has a plugin's code loaded, for call sites to come.
+    pub(crate) fn load(&self, plugin: &PluginCode) -> Result<(), String> {
+        self.plain.component(plugin).map(drop)
+    }
+
+    /// The trial of a plugin's canary, with all that is known of it since it began.
+    pub(crate) fn trial(&self, plugin: &PluginCode, canary: &PluginCanary) -> Arc<Trial> {
+        let mut trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        match trials.get(&plugin.name) {
+            Some(trial) if trial.is_still(&plugin.digest, canary) => Arc::clone(trial),
+            _ => {
+                let trial = Trial::new(&plugin.name, &plugin.digest, canary, self.tell.clone());
+                trials.insert(plugin.name.clone(), Arc::clone(&trial));
+                trial
+            }
+        }
+    }
+
+    /// Forgets code that no call site uses any more, and trials that are over.
+    pub(crate) fn keep(&self, codes: &[PluginCode]) {
+        let canaries = codes.iter().filter_map(|code| code.canary.as_ref()).map(|canary| &canary.digest);
+        let digests: Vec<&String> = codes.iter().map(|code| &code.digest).chain(canaries).collect();
+        let metered = self.metered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for machine in std::iter::once(&self.plain).chain(metered.as_deref()) {
+            let mut loaded = machine.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            loaded.retain(|digest, _| digests.contains(&digest));
+        }
+        let mut trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
+        trials.retain(|name, _| codes.iter().any(|code| code.name == *name && code.canary.is_some()));
     }
 }
 

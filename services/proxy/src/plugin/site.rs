@@ -11,6 +11,7 @@ use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 use super::PluginCode;
 use super::host::{Series, State};
 use super::instances::{self, Live};
+use super::latency::Latencies;
 use super::linked::Linked;
 use super::ticker::Ticker;
 
@@ -19,6 +20,7 @@ use super::ticker::Ticker;
 pub(crate) struct Site {
     pub(crate) plugin: String,
     pub(crate) digest: String,
+    pub(crate) version: String,
     pub(crate) export: String,
     pub(crate) kind: MiddlewareKind,
     pub(crate) needs_body: bool,
@@ -51,6 +53,10 @@ pub(crate) struct Site {
     pub(super) exhausted: AtomicU64,
     pub(super) traps: AtomicU64,
     pub(super) timeouts: AtomicU64,
+    pub(super) out_of_fuel: AtomicU64,
+    /// Used by all calls together.
+    pub(super) fuel: AtomicU64,
+    pub(super) latencies: Latencies,
 }
 
 impl Site {
@@ -79,6 +85,7 @@ impl Site {
         let site = Arc::new(Self {
             plugin: name.clone(),
             digest: plugin.digest.clone(),
+            version: plugin.metadata.version.clone(),
             export: export.to_owned(),
             kind: found.kind,
             needs_body: found.needs_body,
@@ -105,6 +112,9 @@ impl Site {
             exhausted: AtomicU64::new(0),
             traps: AtomicU64::new(0),
             timeouts: AtomicU64::new(0),
+            out_of_fuel: AtomicU64::new(0),
+            fuel: AtomicU64::new(0),
+            latencies: Latencies::default(),
         });
         if let Some(linked) = &site.linked {
             // What does not fit together is to show now, not at the first request.
@@ -136,12 +146,15 @@ impl Site {
             && self.args == args
     }
 
-    pub(crate) fn info(&self) -> PoolInfo {
+    /// What is known of it; `share` is its part of the calls, in hundredths of a percent.
+    pub(super) fn info(&self, share: u32) -> PoolInfo {
         let alive = self.alive.load(Relaxed);
         let free = alive.saturating_sub(self.busy.load(Relaxed));
         PoolInfo {
             kind: if self.stateful { "stateful" } else { "stateless" }.to_owned(),
             key: format!("{}@{}", self.plugin, self.digest),
+            version: self.version.clone(),
+            share,
             export: self.export.clone(),
             capacity: if self.is_shared() { self.capacity } else { alive } as u64,
             available: free as u64,
@@ -151,6 +164,10 @@ impl Site {
             errors: self.errors.load(Relaxed),
             traps: self.traps.load(Relaxed),
             timeouts: self.timeouts.load(Relaxed),
+            out_of_fuel: self.out_of_fuel.load(Relaxed),
+            fuel: self.fuel.load(Relaxed),
+            p50_ns: self.latencies.percentile(50),
+            p99_ns: self.latencies.percentile(99),
         }
     }
 }

@@ -7,6 +7,7 @@
     reason = "each test takes what it needs"
 )]
 
+pub mod plugin;
 pub mod two;
 
 use std::io::{Read, Write};

@@ -75,6 +75,8 @@ events! {
     (PluginLink, "plugin.link", 0x2c04c93976074b92a17a96e703c3f754, "plugins were linked"),
     (PluginUnlink, "plugin.unlink", 0x1d027332b23845ae89a8c71584fd1112, "a link between plugins was undone"),
     (PluginActivate, "plugin.activate", 0x2b78996c56304c14a7ef6aab064bb369, "a plugin was put to work"),
+    (PluginCanary, "plugin.canary", 0x022b46d34eb24032a471b1a6974898d0, "a share of a plugin's calls was given to another version"),
+    (PluginCanaryEnd, "plugin.canary-end", 0x75d0819b0baf452587d696253ee46fee, "a plugin's canary was taken back"),
     (PluginDeactivate, "plugin.deactivate", 0x23dd4c26ba6648908b65b81e01559983, "a plugin was taken out of work"),
     (PolicyChange, "policy.change", 0x835609f9b8b64bb0942b5be96a312817, "a policy was changed"),
     (ProxyReload, "proxy.reload", 0x2d7aa70af88743bcb497924f4b8328a2, "the proxy took over a new configuration"),

@@ -142,6 +142,27 @@ impl Cardinality {
     }
 }
 
+/// When a canary has failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CanaryPolicy {
+    /// Calls after which it is judged by its share of failures and by its latency. Fewer are counted as if they were so
+    /// many, so that what fails from the start does not get them all.
+    pub calls: u32,
+    /// Percent of its calls that may trap, overrun their deadline, run out of fuel or answer what the ABI does not allow.
+    pub failures_percent: u32,
+    /// Its 95th percentile of time a call, in percent of that of the version at work.
+    pub latency_percent: u32,
+    /// Microseconds that it may be slower in any case.
+    pub latency_slack_us: u32,
+}
+
+impl Default for CanaryPolicy {
+    fn default() -> Self {
+        Self { calls: 100, failures_percent: 1, latency_percent: 200, latency_slack_us: 500 }
+    }
+}
+
 /// Everything that a policy says about one plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -152,6 +173,8 @@ pub struct Policy {
     pub memory_bytes: u64,
     /// Instances of one pool.
     pub instances: u32,
+    /// Units of work a call may take, about one an instruction; 0: they are not counted, which is faster.
+    pub fuel: u64,
     /// WASI interfaces, by full name, that the component may import; each is a stub that traps when called.
     pub wasi_stubs: Vec<String>,
     /// Public keys of minisign, in base64; if there are any, a component must be signed with one of them.
@@ -162,6 +185,8 @@ pub struct Policy {
     pub limits: InputLimits,
     /// `http-fetch`.
     pub http: HttpPolicy,
+    /// When a canary of it goes back by itself.
+    pub canary: CanaryPolicy,
 }
 
 impl Default for Policy {
@@ -170,11 +195,13 @@ impl Default for Policy {
             deadline_ms: 10,
             memory_bytes: 32 << 20,
             instances: 4,
+            fuel: 0,
             wasi_stubs: Vec::new(),
             signed_by: Vec::new(),
             sockets: BTreeMap::new(),
             limits: InputLimits::default(),
             http: HttpPolicy::default(),
+            canary: CanaryPolicy::default(),
         }
     }
 }
@@ -252,7 +279,16 @@ mod tests {
         assert!(!policy.http.allow_insecure && !policy.http.allows_host("example.com"));
         assert_eq!((policy.http.max_body_size, policy.http.default_timeout_ms), (1 << 20, 30_000));
         assert_eq!(policy.http.default_follow_redirects, 5);
-        assert!(policy.wasi_stubs.is_empty());
+        assert!(policy.wasi_stubs.is_empty() && policy.fuel == 0);
+    }
+
+    #[test]
+    fn the_nixos_module_knows_every_key() {
+        let module = include_str!("../../../../nixos-module/assertions.nix");
+        let policy = serde_json::to_value(Policy::default()).unwrap();
+        for key in policy.as_object().unwrap().keys() {
+            assert!(module.contains(&format!("        \"{key}\"\n")), "{key} is missing in forPlugins");
+        }
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct PluginInfo {
     pub added: u64,
     /// It is the version that a bare name stands for.
     pub active: bool,
+    /// As a canary: its share of the calls, in hundredths of a percent; 0: it is none.
+    pub share: u32,
     /// Each export as `name (kind)`.
     pub exports: Vec<String>,
 }
@@ -76,6 +78,12 @@ pub struct OpenInfo {
     pub added: u64,
     /// It is the version that a bare name stands for.
     pub active: bool,
+    /// The version of the name that is its canary; empty: none.
+    pub canary: String,
+    /// The canary's share of the calls, in hundredths of a percent.
+    pub share: u32,
+    /// When the canary began, microseconds since the epoch.
+    pub canary_since: u64,
     /// The engine configuration that the compiled code fits: wasmtime's compatibility hash.
     pub engine: String,
     /// The plugin's metadata as JSON.
@@ -109,6 +117,10 @@ pub struct PlanInfo {
     pub from: String,
     /// The version that would be; empty: none.
     pub to: String,
+    /// The version that would be the canary; empty: none.
+    pub canary: String,
+    /// The canary's share of the calls, in hundredths of a percent.
+    pub share: u32,
     /// Exports that only the other version has, as `name (kind)`.
     pub exports_added: Vec<String>,
     /// Exports that only the present version has.

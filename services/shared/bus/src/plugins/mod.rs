@@ -11,6 +11,9 @@ pub use info::{AddOptions, LinkInfo, OpenInfo, PlanInfo, PluginInfo, PluginRepor
 /// Options of a method that may gain some.
 pub type Options<'a> = BTreeMap<&'a str, zbus::Variant<'a>>;
 
+/// All calls of a plugin, in the unit of a canary's share: hundredths of a percent.
+pub const WHOLE: u32 = 10_000;
+
 /// Interface of the root object.
 pub const MANAGER_INTERFACE: &str = "org.shipote.Plugins1.Manager";
 
@@ -31,6 +34,8 @@ pub enum PluginsError {
     InUse(String),
     /// There is no version to go back to.
     NothingBefore(String),
+    /// The plugin has no canary.
+    NoCanary(String),
     /// An argument is out of range.
     InvalidArgument(String),
     /// The caller may not do this.
@@ -62,6 +67,14 @@ pub trait PluginManager {
     /// See the interface.
     fn rollback(&self, name: &str, options: Options<'_>) -> Result<PluginInfo, PluginsError>;
     /// See the interface.
+    fn canary(&self, reference: &str, share: u32, options: Options<'_>) -> Result<PluginInfo, PluginsError>;
+    /// See the interface.
+    fn promote(&self, name: &str, options: Options<'_>) -> Result<PluginInfo, PluginsError>;
+    /// See the interface.
+    fn abort(&self, name: &str, options: Options<'_>) -> Result<PluginInfo, PluginsError>;
+    /// See the interface.
+    fn canary_failed(&self, name: &str, since: u64, reason: &str) -> Result<bool, PluginsError>;
+    /// See the interface.
     fn remove(&self, reference: &str, options: Options<'_>) -> Result<Vec<String>, PluginsError>;
     /// See the interface.
     fn open(&self, reference: &str, options: Options<'_>) -> Result<(OwnedFd, OpenInfo), PluginsError>;
@@ -74,4 +87,7 @@ pub trait PluginManager {
     /// The active version of a plugin is another one; empty: the plugin is gone.
     #[zbus(signal)]
     fn changed(&self, name: String, version: String) -> zbus::Result<()>;
+    /// See the interface.
+    #[zbus(signal)]
+    fn canary_changed(&self, name: String, version: String, share: u32, why: String) -> zbus::Result<()>;
 }

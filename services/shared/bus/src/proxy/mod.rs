@@ -57,6 +57,10 @@ pub struct PoolInfo {
     pub kind: String,
     /// The plugin and the digest of the version in use, as `NAME@sha256:HEX`.
     pub key: String,
+    /// The version, as the plugin says it.
+    pub version: String,
+    /// Its share of the calls of this place, in hundredths of a percent: less than 10,000 while there is a canary.
+    pub share: u32,
     /// The export.
     pub export: String,
     /// Most instances where all workers share them; else how many there are.
@@ -75,6 +79,14 @@ pub struct PoolInfo {
     pub traps: u64,
     /// Calls stopped at their deadline.
     pub timeouts: u64,
+    /// Calls stopped because their fuel was used up.
+    pub out_of_fuel: u64,
+    /// Fuel used by all calls together; 0 where the policy gives none, as it is not counted then.
+    pub fuel: u64,
+    /// Nanoseconds that half of the calls stayed below.
+    pub p50_ns: u64,
+    /// Nanoseconds that 99 of 100 calls stayed below.
+    pub p99_ns: u64,
 }
 
 /// A certificate of a listener.

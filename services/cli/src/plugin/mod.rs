@@ -1,21 +1,22 @@
-//! `shipote plugin`: add, check, list, show, activate, roll back and remove plugins, and read their policy.
+//! `shipote plugin`: what there is, what each version is, and which one works.
 
-use std::fs::File;
-use std::io::{Seek as _, SeekFrom};
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::{Command as Process, ExitCode, Stdio};
+mod add;
+mod change;
+mod stats;
+
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::{Value, json};
-use shipote_bus::plugins::{AddOptions, OpenInfo, Options, PluginInfo, PluginManagerProxy, PluginsError};
-use shipote_bus::{Service, connect};
+use shipote_bus::connect;
+use shipote_bus::plugins::{AddOptions, OpenInfo, Options, PluginManagerProxy, PluginsError};
 use zbus::proxy::CacheProperties;
 
 use crate::output;
+use change::{done, percent, plan};
 
 /// Longest that adding a plugin may take: it is compiled meanwhile.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -110,6 +111,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Give a version a share of the calls, on trial
+    Canary(change::CanaryArgs),
+    /// Put the canary of a plugin to work
+    Promote(change::EndArgs),
+    /// Take the share of a plugin's canary away
+    Abort(change::EndArgs),
+    /// Show how plugins fare: calls, failures, time, fuel
+    Stats(stats::StatsArgs),
     /// Remove a version
     #[command(visible_alias = "remove")]
     Rm {
@@ -137,18 +146,18 @@ pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
         Command::Add { file, auth, name, no_activate, signature, json } => {
             let common = AddOptions { name, activate: Some(!no_activate), ..AddOptions::default() };
             if file.is_dir() {
-                return add_folder(&file, &common, json).await;
+                return add::add_folder(&file, &common, json).await;
             }
             let (component, stem) = match file.to_str().filter(|text| text.starts_with("oci://")) {
-                Some(reference) => (fetched(reference, auth.as_deref())?, reference_stem(reference)),
-                None => (component(&file)?, stem(&file)),
+                Some(reference) => (add::fetched(reference, auth.as_deref())?, add::reference_stem(reference)),
+                None => (add::component(&file)?, add::stem(&file)),
             };
-            let signature = signature_of(&file, signature)?;
+            let signature = add::signature_of(&file, signature)?;
             let options = AddOptions { stem, signature, ..common };
             let added = manager().await?.add(component.as_fd().into(), &options).await;
             done("added", added, json)?;
         }
-        Command::Check { files, policy, json } => return check(&files, policy.as_deref(), json),
+        Command::Check { files, policy, json } => return add::check(&files, policy.as_deref(), json),
         Command::Ls { json } => list(json).await?,
         Command::Show { plugin, json } => {
             let info = manager().await?.show(&plugin).await.map_err(|error| refusal(&error))?;
@@ -160,15 +169,21 @@ pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
             let empty = format == "text" && graph.is_empty();
             println!("{}", if empty { "no plugin is at work" } else { graph.trim_end() });
         }
-        Command::Activate { plugin, dry_run: true, json } => return plan("activate", &plugin, json).await,
-        Command::Rollback { name, dry_run: true, json } => return plan("rollback", &name, json).await,
-        Command::Rm { plugin, dry_run: true, json, .. } => return plan("remove", &plugin, json).await,
+        Command::Activate { plugin, dry_run: true, json } => {
+            return plan("activate", &plugin, Options::new(), json).await;
+        }
+        Command::Rollback { name, dry_run: true, json } => return plan("rollback", &name, Options::new(), json).await,
+        Command::Rm { plugin, dry_run: true, json, .. } => return plan("remove", &plugin, Options::new(), json).await,
         Command::Activate { plugin, json, .. } => {
             done("activated", manager().await?.activate(&plugin, Options::new()).await, json)?;
         }
         Command::Rollback { name, json, .. } => {
             done("back to", manager().await?.rollback(&name, Options::new()).await, json)?;
         }
+        Command::Canary(args) => return change::canary(&args).await,
+        Command::Promote(args) => return change::end(true, &args).await,
+        Command::Abort(args) => return change::end(false, &args).await,
+        Command::Stats(args) => stats::stats(&args).await?,
         Command::Rm { plugin, force, json, .. } => {
             let options = Options::from([("force", force.into())]);
             let gone = manager().await?.remove(&plugin, options).await.map_err(|error| refusal(&error))?;
@@ -187,30 +202,6 @@ pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a change would do: 0 if it would be done, 1 if it would be refused.
-async fn plan(action: &str, reference: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let plan = manager().await?.plan(action, reference, Options::new()).await.map_err(|error| refusal(&error))?;
-    if json {
-        output::json(&plan)?;
-    } else if plan.refused.is_empty() {
-        let version = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
-        println!("{}: at work now {}, then {}", plan.name, version(&plan.from), version(&plan.to));
-        for (what, names) in [
-            ("new exports", &plan.exports_added),
-            ("exports that go", &plan.exports_removed),
-            ("plugins that call it", &plan.used_by),
-        ] {
-            if !names.is_empty() {
-                println!("  {what}: {}", names.join(", "));
-            }
-        }
-    }
-    if plan.refused.is_empty() {
-        return Ok(ExitCode::SUCCESS);
-    }
-    if json { Ok(ExitCode::FAILURE) } else { Err(anyhow::anyhow!("{}", plan.refused)) }
-}
-
 async fn manager() -> anyhow::Result<PluginManagerProxy<'static>> {
     let connection = connect::patient_client(PATIENCE).await?;
     Ok(PluginManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?)
@@ -225,134 +216,6 @@ fn refusal(error: &PluginsError) -> anyhow::Error {
     }
 }
 
-/// The component as a descriptor. Text is turned into the binary form by the registry's own program, so that this one
-/// needs no parser for it.
-fn component(path: &Path) -> anyhow::Result<OwnedFd> {
-    let open = || format!("add plugin {}", path.display());
-    let file = File::open(path).with_context(open)?;
-    anyhow::ensure!(file.metadata().with_context(open)?.is_file(), "{}: not a file; give a component", open());
-    if path.extension().is_none_or(|ending| ending != "wat") {
-        return Ok(file.into());
-    }
-    let binary = memfd_create("component", MemfdFlags::CLOEXEC).with_context(open)?;
-    let mut binary = File::from(binary);
-    let status = Process::new(registry()?)
-        .arg("wat")
-        .arg(path)
-        .stdin(Stdio::null())
-        .stdout(binary.try_clone().with_context(open)?)
-        .status()
-        .with_context(|| format!("{}: start shipote-plugins", open()))?;
-    anyhow::ensure!(status.success(), "{}: not WebAssembly text, see above", open());
-    binary.seek(SeekFrom::Start(0)).with_context(open)?;
-    Ok(binary.into())
-}
-
-fn stem(file: &Path) -> Option<String> {
-    file.file_stem().map(|stem| stem.to_string_lossy().into_owned())
-}
-
-/// The last part of a repository's name, under which a policy may be found.
-fn reference_stem(reference: &str) -> Option<String> {
-    let last = reference.rsplit('/').next()?;
-    last.split(['@', ':']).next().map(str::to_owned)
-}
-
-/// Adds every component of a folder, by name; one that is refused does not keep the others out.
-async fn add_folder(folder: &Path, common: &AddOptions, json: bool) -> anyhow::Result<ExitCode> {
-    let shown = folder.display();
-    let entries = std::fs::read_dir(folder).with_context(|| format!("add plugins of {shown}"))?;
-    let mut files: Vec<PathBuf> = entries
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|ending| ending == "wasm" || ending == "wat"))
-        .collect();
-    anyhow::ensure!(!files.is_empty(), "add plugins of {shown}: no file ends in .wasm or .wat; name another folder");
-    files.sort();
-    let manager = manager().await?;
-    let mut code = ExitCode::SUCCESS;
-    for file in files {
-        let added = async {
-            let component = component(&file)?;
-            let options = AddOptions { stem: stem(&file), signature: signature_of(&file, None)?, ..common.clone() };
-            done("added", manager.add(component.as_fd().into(), &options).await, json)
-        };
-        if let Err(error) = added.await {
-            eprintln!("shipote: {error:#}");
-            code = ExitCode::FAILURE;
-        }
-    }
-    Ok(code)
-}
-
-/// A component from an OCI registry, fetched by the registry's own program with this one's rights: the service has no
-/// network and no credentials.
-fn fetched(reference: &str, auth: Option<&Path>) -> anyhow::Result<OwnedFd> {
-    let component = File::from(memfd_create("component", MemfdFlags::CLOEXEC).context("make a memfd")?);
-    let mut command = Process::new(registry()?);
-    command.arg("fetch");
-    if let Some(auth) = auth {
-        command.arg("--auth").arg(auth);
-    }
-    let status = command
-        .arg(reference)
-        .stdin(Stdio::null())
-        .stdout(component.try_clone().context("hand over the memfd")?)
-        .status()
-        .with_context(|| format!("add plugin {reference}: start shipote-plugins"))?;
-    anyhow::ensure!(status.success(), "add plugin {reference}: not fetched, see above");
-    Ok(component.into())
-}
-
-/// The text of a component's signature: of the file that is named, else of the one beside it, if there is one.
-fn signature_of(component: &Path, named: Option<PathBuf>) -> anyhow::Result<Option<String>> {
-    let beside = component.with_file_name(format!("{}.minisig", component.file_name().unwrap_or_default().display()));
-    match named {
-        None if !beside.exists() => Ok(None),
-        named => {
-            let path = named.unwrap_or(beside);
-            let text = std::fs::read_to_string(&path);
-            text.map(Some)
-                .with_context(|| format!("add plugin {}: read signature {}", component.display(), path.display()))
-        }
-    }
-}
-
-/// The registry's program: beside this one, else wherever the system finds it.
-fn registry() -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("find the path of this program")?;
-    let name = Service::Plugins.binary();
-    let beside = own.with_file_name(name);
-    Ok(if beside.is_file() { beside } else { PathBuf::from(name) })
-}
-
-fn check(files: &[PathBuf], policy: Option<&Path>, json: bool) -> anyhow::Result<ExitCode> {
-    let program = registry()?;
-    let mut command = Process::new(&program);
-    command.arg("check");
-    if json {
-        command.arg("--json");
-    }
-    if let Some(folder) = policy {
-        command.arg("--policy").arg(folder);
-    }
-    // A name that looks like an option is still a name.
-    command.args(files.iter().map(|file| if file.is_absolute() { file.clone() } else { Path::new(".").join(file) }));
-    let status = command.status().with_context(|| {
-        format!("check plugins: start {}; install it, or put it beside this program", program.display())
-    })?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn done(what: &str, outcome: Result<PluginInfo, PluginsError>, json: bool) -> anyhow::Result<()> {
-    let plugin = outcome.map_err(|error| refusal(&error))?;
-    if json {
-        return output::json(&plugin);
-    }
-    let state = if plugin.active { "at work" } else { "not at work" };
-    println!("{what} {} {} ({}), {state}", plugin.name, plugin.version, plugin.digest);
-    Ok(())
-}
-
 async fn list(json: bool) -> anyhow::Result<()> {
     let plugins = manager().await?.list(Options::new()).await.map_err(|error| refusal(&error))?;
     if json {
@@ -362,7 +225,11 @@ async fn list(json: bool) -> anyhow::Result<()> {
         vec![
             plugin.name,
             plugin.version,
-            if plugin.active { "active".into() } else { "-".into() },
+            match plugin.share {
+                0 if plugin.active => "active".into(),
+                0 => "-".into(),
+                share => format!("canary {}", percent(share)),
+            },
             #[allow(clippy::cast_precision_loss, reason = "for people")]
             output::bytes(plugin.size as f64),
             plugin.digest.chars().take(19).collect(),
@@ -384,6 +251,7 @@ fn show(info: &OpenInfo, as_json: bool) -> anyhow::Result<()> {
         "version": info.version,
         "active": info.active,
         "versions": info.versions,
+        "canary": (!info.canary.is_empty()).then(|| json!({"version": info.canary, "share": f64::from(info.share) / 100.0, "since": info.canary_since})),
         "digest": info.digest,
         "size": info.size,
         "added": info.added,
