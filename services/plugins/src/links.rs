@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use semver::VersionReq;
 use serde::{Deserialize, Serialize};
 use shipote_link::Interface;
 use shipote_plugin_abi::check::{self, Refusal};
@@ -13,7 +14,7 @@ use shipote_plugin_abi::policy::{Cardinality, Policy};
 use shipote_plugin_abi::shape::Shape;
 use wasmtime::component::Component;
 
-use crate::store::{Entry, Index};
+use crate::store::{Entry, Index, Version};
 
 /// Functions of an interface with their types.
 pub(crate) type Face = BTreeMap<String, String>;
@@ -82,6 +83,22 @@ pub(crate) fn read(component: &Component, shape: &Shape, policy: &Policy) -> (Li
     (links, wrong)
 }
 
+/// The plug by which a plugin offers an interface: that very one, or else the highest version of it that is compatible
+/// and not older than what is wanted, as semantic versioning has it.
+fn plug_for<'a>(entry: &'a Entry, interface: &str) -> Option<&'a Face> {
+    if let Some(plug) = entry.links.plugs.get(interface) {
+        return Some(plug);
+    }
+    let (path, wanted) = interface.split_once('@')?;
+    let wanted = VersionReq::parse(&format!("^{wanted}")).ok()?;
+    let versions = entry.links.plugs.iter().filter_map(|(name, plug)| {
+        let (known, version) = name.split_once('@')?;
+        let version = Version::parse(version).ok()?;
+        (known == path && wanted.matches(&version)).then_some((version, plug))
+    });
+    versions.max_by(|(a, _), (b, _)| a.cmp(b)).map(|(_, plug)| plug)
+}
+
 /// What of a socket's functions a plug lacks or has with other types.
 fn misfit(socket: &Socket, plug: &Face) -> Option<String> {
     socket.functions.iter().find_map(|(name, wanted)| match plug.get(name) {
@@ -103,7 +120,7 @@ pub(crate) fn providers<'a>(
     interface: &str,
     socket: &Socket,
 ) -> Vec<&'a str> {
-    let fits = |entry: &Entry| entry.links.plugs.get(interface).is_some_and(|plug| misfit(socket, plug).is_none());
+    let fits = |entry: &Entry| plug_for(entry, interface).is_some_and(|plug| misfit(socket, plug).is_none());
     plugins.iter().filter(|(_, (_, entry))| fits(entry)).map(|(name, _)| *name).collect()
 }
 
@@ -145,7 +162,7 @@ pub(crate) fn faults(index: &Index) -> BTreeSet<String> {
                 let wanted = socket.cardinality.name();
                 let mut fault = format!("{name} {version}: socket {interface} wants {wanted}, {} fit", found.len());
                 for (other, (_, entry)) in &plugins {
-                    let plug = entry.links.plugs.get(interface);
+                    let plug = plug_for(entry, interface);
                     if let Some(reason) = plug.and_then(|plug| misfit(socket, plug)) {
                         fault += &format!(" ({other} {reason})");
                     }
@@ -188,7 +205,7 @@ fn cycle<'a>(plugins: &BTreeMap<&'a str, (String, &Entry)>, path: &mut Vec<&'a s
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::store::{Index, Version};
+    use crate::store::Index;
     use shipote_plugin_abi::metadata::Metadata;
 
     /// Name, plugs, sockets.
@@ -237,6 +254,25 @@ pub(crate) mod tests {
                 let faults = faults(&index(&plugins));
                 assert_eq!(faults.is_empty(), fits, "{cardinality:?} {count}: {faults:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_later_compatible_version_of_an_interface_will_do_and_no_other() {
+        for (wanted, offered, fits) in [
+            ("a:b/c@1.0.0", &["a:b/c@1.0.0"][..], true),
+            ("a:b/c@1.0.0", &["a:b/c@1.2.0"], true),
+            ("a:b/c@1.2.0", &["a:b/c@1.0.0"], false),
+            ("a:b/c@1.0.0", &["a:b/c@2.0.0"], false),
+            ("a:b/c@1.0.0", &["a:b/d@1.2.0"], false),
+            ("a:b/c@0.2.0", &["a:b/c@0.2.7"], true),
+            ("a:b/c@0.2.0", &["a:b/c@0.3.0"], false),
+            ("a:b/c@1.0.0", &["a:b/c@2.0.0", "a:b/c@1.5.0"], true),
+            ("a:b/c@1.0.0", &["a:b/c"], false),
+            ("a:b/c", &["a:b/c@1.0.0"], false),
+        ] {
+            let faults = faults(&index(&[("leaf", offered, &[]), ("edge", &[], &[(wanted, Cardinality::ExactlyOne)])]));
+            assert_eq!(faults.is_empty(), fits, "{wanted} {offered:?}: {faults:?}");
         }
     }
 

@@ -309,6 +309,14 @@ fn a_plugin_calls_another_and_sees_its_failure_as_a_value() {
     proxy.apply_with(&rules, &[edge(&Fixture::offering_that("leaf", "1.2.0", "unreachable"), "sha256:3")]).unwrap();
     assert_eq!(ask(port, GET).status, 500);
     assert_eq!(ask(port, GET).status, 500);
+    // One that implements a later version of the interface is called by its name in the earlier one.
+    let mut later = Fixture::offering("leaf", "2.0.0", 18);
+    for text in [&mut later.world, &mut later.functions, &mut later.packages[0]] {
+        *text = text.replace("@1.0.0", "@1.3.0");
+    }
+    proxy.apply_with(&rules, &[edge(&later, "sha256:5")]).unwrap();
+    assert_eq!(ask(port, GET).status, 418);
+    proxy.apply_with(&rules, &[edge(&Fixture::offering_that("leaf", "1.2.0", "unreachable"), "sha256:3")]).unwrap();
     // What does not fit is refused, and the one before goes on.
     let mut none = edge(&Fixture::offering("leaf", "1.0.0", 0), "sha256:4");
     none.links[0].plugins.clear();

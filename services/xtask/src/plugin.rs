@@ -197,7 +197,7 @@ struct DebianRust {
 
 fn debian_rust(cache: &Path) -> anyhow::Result<DebianRust> {
     let folder = cache.join("rust");
-    let (root, wrapper) = (folder.join("root/usr"), folder.join("rustc"));
+    let wrapper = folder.join("rustc");
     if !wrapper.exists() {
         eprintln!(
             "plugin: rustc has no {TARGET} (rustup target add {TARGET}); Debian's rustc-web builds it from source"
@@ -216,10 +216,8 @@ fn debian_rust(cache: &Path) -> anyhow::Result<DebianRust> {
             host::run(Command::new("dpkg").arg("-x").arg(package.path()).arg(folder.join("root")))?;
         }
         fs::remove_dir_all(&packages)?;
-        let script = format!(
-            "#!/bin/sh\nLD_LIBRARY_PATH='{0}/lib/x86_64-linux-gnu' exec '{0}/bin/rustc' \"$@\"\n",
-            root.display()
-        );
+        // By its own place: a cache may be moved, or be another's by a link.
+        let script = "#!/bin/sh\nhere=$(dirname \"$(readlink -f \"$0\")\")/root/usr\nLD_LIBRARY_PATH=\"$here/lib/x86_64-linux-gnu\" exec \"$here/bin/rustc\" \"$@\"\n";
         fs::write(&wrapper, script)?;
         fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     }

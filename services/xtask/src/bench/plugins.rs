@@ -93,7 +93,7 @@ fn proxy(root: &Path, rounds: u32) -> anyhow::Result<Vec<Case>> {
     let text = String::from_utf8_lossy(&output.stdout);
     let built = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let program = built.filter(|message| message["target"]["name"] == "plugin_cost");
-    let program = program.filter_map(|message| message["executable"].as_str().map(str::to_owned)).last();
+    let program = program.filter_map(|message| message["executable"].as_str().map(str::to_owned)).next_back();
     cases(Command::new(program.context("cargo names no plugin_cost")?).arg(rounds.to_string()))
 }
 
