@@ -5,7 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use futures_util::StreamExt as _;
 use serde_json::json;
+use shipote_bus::connect;
+use shipote_bus::proxy::{DenialInfo, EgressProxy};
+use shipote_bus::workspaces::EgressProxy as WorkspacesProxy;
+use zbus::proxy::CacheProperties;
 
 use crate::output;
 use crate::proxy::ask::{manager, refusal};
@@ -18,7 +23,21 @@ pub(crate) struct EgressArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Let a client out to some hosts, or change which; prints the socket that leads out
+    /// Let a workspace reach more hosts, from its next connection on and for as long as it lives
+    #[command(after_help = "Examples:\n  shipote egress allow workspace:web example.com '*.example.org:8443'\n  \
+        shipote egress allow workspace:build 'mirror.internal' 10.0.0.5:80\n\n\
+        HOST is a name, *.NAME for what is below it, an address or a network; :PORT, :* for all ports, or\n\
+        nothing for 80 and 443. A name that leads to an address which is not public needs that listed, too.")]
+    Allow(ListChange),
+    /// Take hosts off a workspace's list, or refuse what `shipote egress pending` shows under a number
+    #[command(after_help = "Examples:\n  shipote egress deny workspace:web example.com\n  shipote egress deny 7")]
+    Deny(DenyArgs),
+    /// List what connections are held for: their workspaces have `egress_ask = true`
+    Pending(PendingArgs),
+    /// Let out what `pending` shows under a number, and put it on its workspace's list
+    #[command(after_help = "Examples:\n  shipote egress approve 7\n  shipote egress approve --once 8")]
+    Approve(ApproveArgs),
+    /// Give somebody else than a workspace a socket that leads out to some hosts, or change which
     Set(SetArgs),
     /// Take a client's way out away, with its open connections
     Remove(RemoveArgs),
@@ -33,6 +52,9 @@ struct SetArgs {
     /// A host such as example.com, *.example.com:8443 or 10.0.0.0/8:5432; none: nothing may be reached
     #[arg(long = "allow", value_name = "HOST")]
     allow: Vec<String>,
+    /// A user that may use the socket, by uid, besides root and who asks for this
+    #[arg(long = "user", value_name = "UID")]
+    users: Vec<u32>,
     /// An address for the client besides its socket
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<String>,
@@ -55,13 +77,68 @@ struct ListArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    /// Show the last refusals and how to allow what was refused
+    /// Show the last refusals, also of clients that are gone, and how to allow what was refused
     #[arg(long)]
     denials: bool,
 }
 
+#[derive(Debug, Args)]
+struct ListChange {
+    /// workspace:NAME
+    client: String,
+    /// What it may reach
+    #[arg(required = true, value_name = "HOST")]
+    hosts: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct DenyArgs {
+    /// workspace:NAME, or a number of `shipote egress pending`
+    #[arg(value_name = "CLIENT|NUMBER")]
+    what: String,
+    /// What it may not reach any more, as its list has it
+    #[arg(value_name = "HOST")]
+    hosts: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct PendingArgs {
+    /// Print one JSON object; with --follow one a line
+    #[arg(long)]
+    json: bool,
+    /// Go on with what is asked from now on
+    #[arg(short, long)]
+    follow: bool,
+}
+
+#[derive(Debug, Args)]
+struct ApproveArgs {
+    /// Its number
+    number: u64,
+    /// Only what waits now; the list stays as it is
+    #[arg(long)]
+    once: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
 pub(crate) async fn run(args: EgressArgs) -> anyhow::Result<ExitCode> {
     match args.command {
+        Command::Allow(args) => change(&args.client, &args.hosts, &[], args.json).await?,
+        Command::Deny(args) => match args.what.parse() {
+            Ok(id) if args.hosts.is_empty() => answer(id, false, args.json).await?,
+            _ if args.hosts.is_empty() => anyhow::bail!("deny {}: which hosts? See `shipote egress list`", args.what),
+            _ => change(&args.what, &[], &args.hosts, args.json).await?,
+        },
+        Command::Pending(args) => pending(&args).await?,
+        Command::Approve(args) => approve(&args).await?,
         Command::Set(args) => set(&args).await?,
         Command::Remove(args) => remove(&args).await?,
         Command::List(args) => list(&args).await?,
@@ -69,9 +146,109 @@ pub(crate) async fn run(args: EgressArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The name of a workspace as a client.
+fn workspace(client: &str) -> anyhow::Result<&str> {
+    client.strip_prefix("workspace:").filter(|name| !name.is_empty()).with_context(|| {
+        format!("change the list of {client:?}: write workspace:NAME; for others there is `shipote egress set`")
+    })
+}
+
+async fn change(client: &str, allow: &[String], deny: &[String], as_json: bool) -> anyhow::Result<()> {
+    let name = workspace(client)?;
+    let allow: Vec<&str> = allow.iter().map(String::as_str).collect();
+    let deny: Vec<&str> = deny.iter().map(String::as_str).collect();
+    let connection = connect::client().await?;
+    let egress = WorkspacesProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
+    let list = egress.change(name, &allow, &deny, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+    if as_json {
+        return output::json(&json!({"client": client, "allow": list}));
+    }
+    let list = if list.is_empty() { "nothing".to_owned() } else { list.join(" ") };
+    println!("{client} may reach {list}");
+    Ok(())
+}
+
+async fn questions() -> anyhow::Result<EgressProxy<'static>> {
+    let connection = connect::client().await?;
+    Ok(EgressProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?)
+}
+
+async fn pending(args: &PendingArgs) -> anyhow::Result<()> {
+    let egress = questions().await?;
+    // Before the list is read, so that nothing is asked unseen in between.
+    let mut asked = egress.receive_pending().await?;
+    let all = egress.list_pending(BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    if !args.follow {
+        if args.json {
+            return output::json(&json!({"pending": all}));
+        }
+        let now = jiff::Timestamp::now().as_millisecond();
+        let since = |ms: u64| u64::try_from(now).unwrap_or(0).saturating_sub(ms) / 1000;
+        let rows =
+            all.into_iter().map(|q| vec![q.id.to_string(), q.client, q.entry, output::duration(since(q.unix_ms))]);
+        output::print_table(&["NUMBER", "CLIENT", "WANTS", "FOR"], rows.collect(), "no connection waits");
+        return Ok(());
+    }
+    let show = |id: u64, client: &str, entry: &str| {
+        if args.json {
+            return output::json(&json!({"id": id, "client": client, "entry": entry}));
+        }
+        println!("{id} {client} {entry}");
+        Ok(())
+    };
+    let mut last = 0;
+    for question in all {
+        last = last.max(question.id);
+        show(question.id, &question.client, &question.entry)?;
+    }
+    while let Some(signal) = asked.next().await {
+        let question = signal.args()?;
+        if question.id > last {
+            show(question.id, &question.client, &question.entry)?;
+        }
+    }
+    Ok(())
+}
+
+async fn approve(args: &ApproveArgs) -> anyhow::Result<()> {
+    let all = questions().await?.list_pending(BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    let Some(question) = all.into_iter().find(|q| q.id == args.number) else {
+        anyhow::bail!("approve {}: no connection waits under that number; see `shipote egress pending`", args.number);
+    };
+    if args.once || workspace(&question.client).is_err() {
+        return answer(args.number, true, args.json).await;
+    }
+    // Another list lets out what waits for it.
+    change(&question.client, &[question.entry], &[], args.json).await
+}
+
+async fn answer(id: u64, allow: bool, as_json: bool) -> anyhow::Result<()> {
+    let answered = questions().await?.answer(id, allow, BTreeMap::new()).await;
+    let (client, entry) = answered.map_err(|e| refusal(&e)).with_context(|| format!("answer {id}"))?;
+    if as_json {
+        return output::json(&json!({"id": id, "client": client, "entry": entry, "allowed": allow}));
+    }
+    println!(
+        "{client} {} {entry}{}",
+        if allow { "reaches" } else { "does not reach" },
+        if allow { " this once" } else { "" }
+    );
+    Ok(())
+}
+
+/// The last refusals of one client since a time, or of all.
+pub(crate) async fn denials(client: Option<&str>, since_ms: u64) -> anyhow::Result<Vec<DenialInfo>> {
+    let mut all = questions().await?.list_denials(BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    all.retain(|d| d.unix_ms >= since_ms && client.is_none_or(|client| d.client == client));
+    Ok(all)
+}
+
 async fn set(args: &SetArgs) -> anyhow::Result<()> {
     let allow: Vec<&str> = args.allow.iter().map(String::as_str).collect();
     let mut options = BTreeMap::new();
+    if !args.users.is_empty() {
+        options.insert("users", zbus::Variant::from(args.users.clone()));
+    }
     if let Some(listen) = &args.listen {
         options.insert("listen", zbus::Variant::from(listen.as_str()));
     }
@@ -96,19 +273,31 @@ async fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a client chose, without what would move the terminal's cursor.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 async fn list(args: &ListArgs) -> anyhow::Result<()> {
+    if args.denials {
+        let all = denials(None, 0).await?;
+        if args.json {
+            return output::json(&json!({"denials": all}));
+        }
+        for denial in all {
+            let at = i64::try_from(denial.unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+            println!(
+                "{} {} {}",
+                at.map(|t| t.to_string()).unwrap_or_default(),
+                denial.client,
+                printable(&denial.reason)
+            );
+        }
+        return Ok(());
+    }
     let all = manager().await?.list_egress(BTreeMap::new()).await.map_err(|e| refusal(&e))?;
     if args.json {
         return output::json(&json!({"clients": all}));
-    }
-    if args.denials {
-        for client in &all {
-            for (unix_ms, why) in &client.denials {
-                let at = i64::try_from(*unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-                println!("{} {} {why}", at.map(|t| t.to_string()).unwrap_or_default(), client.client);
-            }
-        }
-        return Ok(());
     }
     let row = |c: shipote_bus::proxy::EgressInfo| {
         let (allowed, denied, open) = (c.allowed.to_string(), c.denied.to_string(), c.open.to_string());

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use serde_json::json;
 use shipote_bus::workspaces::RefusalInfo;
 
+use crate::egress::printable;
 use crate::output;
 
 #[derive(Debug, clap::Args)]
@@ -41,8 +42,7 @@ pub(crate) async fn run(args: ExplainArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn print(mut out: impl Write, refusals: &[RefusalInfo], none: &str) {
     let row = |r: &RefusalInfo| {
         // the command chose it: no escape sequence reaches the terminal
-        let object: String =
-            r.object.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect();
+        let object = printable(&r.object);
         let object = if object.is_empty() { "-".to_owned() } else { object };
         vec![r.why.clone(), r.system_call.clone(), object, r.error.clone(), r.way_out.clone()]
     };

@@ -32,3 +32,24 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
         _ => Err("it is not KEY=VALUE".to_owned()),
     }
 }
+
+/// The spec of a workspace that differs from the default in its network alone.
+pub(crate) fn network(publish: &[u16], egress: &[String], ask: bool) -> String {
+    let outbound = ask || !egress.is_empty();
+    let networking = match (outbound, publish) {
+        (true, _) => "outbound",
+        (false, []) => return String::new(),
+        (false, _) => "loopback",
+    };
+    let mut spec = toml::Table::new();
+    spec.insert("publish".to_owned(), publish.iter().map(|port| i64::from(*port)).collect::<Vec<_>>().into());
+    if outbound {
+        spec.insert("egress".to_owned(), egress.to_vec().into());
+        spec.insert("egress_ask".to_owned(), ask.into());
+    }
+    spec.insert(
+        "permissions".to_owned(),
+        toml::Table::from_iter([("networking".to_owned(), networking.into())]).into(),
+    );
+    spec.to_string()
+}

@@ -22,7 +22,7 @@ pub(crate) struct WorkspaceArgs {
 enum Command {
     /// Create a workspace: namespaces, a root of its own, private scratch
     #[command(
-        after_help = "Examples:\n  shipote workspace create build -f build.toml\n  shipote workspace create web --publish 8080"
+        after_help = "Examples:\n  shipote workspace create build -f build.toml\n  shipote workspace create web --publish 8080\n  shipote workspace create ci --egress crates.io --egress '*.crates.io'"
     )]
     Create {
         /// Name, unique among the living
@@ -33,6 +33,12 @@ enum Command {
         /// Give it a loopback of its own, and let the proxy reach this port of it as `workspace:NAME:PORT`
         #[arg(long, value_name = "PORT", conflicts_with = "file")]
         publish: Vec<u16>,
+        /// Let it reach this host (example.com, *.example.org:8443, 10.0.0.0/8:5432) through the proxy, and nothing else
+        #[arg(long, value_name = "HOST", conflicts_with = "file")]
+        egress: Vec<String>,
+        /// Hold connections to other hosts for `shipote egress approve`
+        #[arg(long, conflicts_with = "file")]
+        egress_ask: bool,
         /// Refuse where a mechanism of isolation is degraded or missing
         #[arg(long)]
         strict: bool,
@@ -90,8 +96,12 @@ enum Command {
 
 pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Create { name, file, publish, strict, json } => {
-            create(&name, spec_of(file, &publish)?, strict, json).await?;
+        Command::Create { name, file, publish, egress, egress_ask, strict, json } => {
+            let spec = match file {
+                Some(file) => read_spec(&file)?,
+                None => crate::spec::network(&publish, &egress, egress_ask),
+            };
+            create(&name, spec, strict, json).await?;
         }
         Command::List { json } => list(json).await?,
         Command::Show { name, json } => show(&name, json).await?,
@@ -109,15 +119,6 @@ pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The spec of a file, or what the arguments say.
-fn spec_of(file: Option<PathBuf>, publish: &[u16]) -> anyhow::Result<String> {
-    match file {
-        Some(file) => read_spec(&file),
-        None if publish.is_empty() => Ok(String::new()),
-        None => Ok(format!("publish = {publish:?}\n[permissions]\nnetworking = \"loopback\"\n")),
-    }
 }
 
 async fn create(name: &str, spec: String, strict: bool, json: bool) -> anyhow::Result<()> {

@@ -1,5 +1,7 @@
 //! `org.shipote.Proxy1.Manager`, at the root object: authorise, convert, ask the service.
 
+mod egress;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -8,11 +10,13 @@ use shipote_bus::proxy::{
     CertInfo, ConnectionInfo, EgressInfo, FLOWS_MAX, FlowInfo, ListenerInfo, PoolInfo, ProxyError, RULES_MAX,
     UpstreamInfo,
 };
-use shipote_proxy::egress::EgressError;
+use shipote_proxy::egress::{Access, EgressError};
 use shipote_rules::{Graph, Source, Transport, compile, mermaid};
 use shipote_service::Authority;
 use zbus::OwnedVariant;
 use zbus::message::Header;
+
+pub(crate) use egress::{Egress, tell};
 
 use crate::state::{Loaded, State};
 
@@ -143,8 +147,10 @@ impl Manager {
     /// Lets a client (`workspace:NAME`, `machine:NAME`, `session:NAME`) out to the hosts of a list, or changes that
     /// list: `example.com` and `*.example.com` by name (ports 80 and 443, or `:PORT`, or `:*`), addresses and networks
     /// likewise; names that resolve to addresses which are not public need those listed too. An empty list allows
-    /// nothing. Option `listen` (s): an address for the client besides its socket. Returns the path of the socket,
-    /// which speaks HTTP (CONNECT and whole addresses) and SOCKS5. It lasts until it is removed or the service ends.
+    /// nothing. Options: `listen` (s): an address for the client besides its socket; `users` (au): who may use the
+    /// socket, besides root and the caller. Returns the path of the socket, which speaks HTTP (CONNECT and whole
+    /// addresses) and SOCKS5. It lasts until it is removed or the service is stopped. A workspace that goes out by doors of
+    /// its own has its list from the workspaces service.
     #[zbus(out_args("socket"))]
     async fn set_egress(
         &self,
@@ -153,26 +159,37 @@ impl Manager {
         allow: Vec<String>,
         options: Options,
     ) -> Result<String, ProxyError> {
-        let caller = self.may_manage(&header).await?;
-        let mut listen = None;
-        for (key, value) in &options {
-            match (key.as_str(), <&str>::try_from(value)) {
+        let caller = may_manage(&self.authority, &self.audit, &header).await?;
+        let mut access = Access { users: vec![caller], ..Access::default() };
+        for (key, value) in options {
+            match (key.as_str(), <&str>::try_from(&value)) {
+                ("users", _) => {
+                    let users = Vec::<u32>::try_from(value);
+                    access.users.extend(users.map_err(|_| {
+                        ProxyError::InvalidArgument("users: has to be an array of uids (au)".to_owned())
+                    })?);
+                }
                 ("listen", Ok(text)) => {
-                    listen = Some(text.parse().map_err(|_| {
+                    access.listen = Some(text.parse().map_err(|_| {
                         ProxyError::InvalidArgument(format!("listen: {text:?} is no address with a port"))
                     })?);
                 }
                 _ => {
                     return Err(ProxyError::InvalidArgument(format!(
-                        "option {key:?} is not known; there is listen (s)"
+                        "option {key:?} is not known; there are listen (s) and users (au)"
                     )));
                 }
             }
         }
-        let result = self.state.egress.set(&client, &allow, listen).map_err(|e| match e {
+        let result = self.state.egress.set(&client, &allow, &access).map_err(|e| match e {
             EgressError::Listen { .. } | EgressError::TooMany => ProxyError::NotApplied(e.to_string()),
-            EgressError::Client(_) | EgressError::Entry(_) => ProxyError::InvalidArgument(e.to_string()),
+            EgressError::Client(_) | EgressError::Doors(_) | EgressError::Entry(_) => {
+                ProxyError::InvalidArgument(e.to_string())
+            }
         });
+        if result.is_ok() {
+            self.state.remember();
+        }
         let record = Record::new(Event::EgressChange, client, caller, Door::Bus).outcome(&result);
         if let Err(error) = self.audit.record(&record) {
             tracing::error!("record a change of egress: {error}");
@@ -189,13 +206,19 @@ impl Manager {
         options: Options,
     ) -> Result<bool, ProxyError> {
         none(&options)?;
-        let caller = self.may_manage(&header).await?;
-        let removed = self.state.egress.remove(&client);
-        let record = Record::new(Event::EgressChange, client, caller, Door::Bus).outcome(&Ok::<(), ProxyError>(()));
+        let caller = may_manage(&self.authority, &self.audit, &header).await?;
+        let result = if self.state.egress.adopted().iter().any(|(name, _)| *name == client) {
+            Err(ProxyError::InvalidArgument(EgressError::Doors(client.clone()).to_string()))
+        } else {
+            let removed = self.state.egress.remove(&client);
+            self.state.remember();
+            Ok(removed)
+        };
+        let record = Record::new(Event::EgressChange, client, caller, Door::Bus).outcome(&result);
         if let Err(error) = self.audit.record(&record) {
             tracing::error!("record a change of egress: {error}");
         }
-        Ok(removed)
+        result
     }
 
     /// Lists the clients that are let out, what they may reach and what they were refused. No options yet.
@@ -222,16 +245,13 @@ impl Manager {
     }
 }
 
-impl Manager {
-    /// The caller's uid, if it may change what the proxy does and the change can be recorded.
-    async fn may_manage(&self, header: &Header<'_>) -> Result<u32, ProxyError> {
-        let caller =
-            self.authority.check(header, ACTION_MANAGE).await.map_err(|e| ProxyError::NotAuthorized(e.to_string()))?;
-        self.audit.ready().map_err(|e| {
-            ProxyError::NotRecorded(format!("{e}; the change is refused because audit records are required"))
-        })?;
-        Ok(caller.uid)
-    }
+/// The caller's uid, if it may change what the proxy does and the change can be recorded.
+async fn may_manage(authority: &Authority, audit: &Audit, header: &Header<'_>) -> Result<u32, ProxyError> {
+    let caller = authority.check(header, ACTION_MANAGE).await.map_err(|e| ProxyError::NotAuthorized(e.to_string()))?;
+    audit.ready().map_err(|e| {
+        ProxyError::NotRecorded(format!("{e}; the change is refused because audit records are required"))
+    })?;
+    Ok(caller.uid)
 }
 
 fn none(options: &Options) -> Result<(), ProxyError> {

@@ -34,6 +34,8 @@ pub(crate) struct ProxySection {
 pub(crate) struct EgressSection {
     pub(crate) allow: Vec<String>,
     pub(crate) listen: Option<SocketAddr>,
+    /// Uids that may use the socket, besides root and the proxy's own.
+    pub(crate) users: Vec<u32>,
 }
 
 /// Reads `shipote.toml` of the configuration folder.

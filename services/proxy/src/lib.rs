@@ -8,7 +8,6 @@
 //! as a whole.
 #![deny(unsafe_code)]
 
-mod address;
 pub mod admin;
 pub mod egress;
 mod engine;

@@ -8,8 +8,10 @@ mod bus;
 mod config;
 mod names;
 mod plugins;
+mod remember;
 mod sockets;
 mod state;
+mod workspaces;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -17,10 +19,11 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use shipote_bus::Service;
-use shipote_proxy::egress::Egress;
-use shipote_proxy::{Engine, Inherited, Settings, admin};
+use shipote_proxy::egress::{Access, Egress};
+use shipote_proxy::{Engine, Settings, admin};
 use shipote_service::{Context, Definition, Parts, run};
 
+use crate::remember::Memory;
 use crate::state::State;
 
 struct Proxy {
@@ -49,20 +52,22 @@ impl Parts for Proxy {
 /// What is taken over and read before the service confines itself.
 struct Early {
     settings: Settings,
-    inherited: Inherited,
     flows: usize,
     egress: BTreeMap<String, config::EgressSection>,
 }
 
 async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
-    let engine = Arc::new(Engine::start(early.settings, early.inherited).context("start the workers")?);
     let egress = Egress::start(&context.paths.runtime.join("egress"), early.flows).context("start egress")?;
     for (client, way) in &early.egress {
-        egress.set(client, &way.allow, way.listen).with_context(|| format!("[proxy.egress.{client:?}]"))?;
+        let access = Access { listen: way.listen, users: way.users.clone() };
+        egress.set(client, &way.allow, &access).with_context(|| format!("[proxy.egress.{client:?}]"))?;
     }
+    let (memory, others) = Memory::restore(context.store.clone(), &egress);
+    let engine = Engine::start(early.settings, sockets::inherited(others)).context("start the workers")?;
+    let engine = Arc::new(engine);
     let state = Arc::new(State::new(
         Arc::clone(&engine),
-        egress,
+        (egress, memory),
         context.connection.clone(),
         context.paths.config.join("proxy"),
     ));
@@ -77,6 +82,10 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
         tracing::error!("no rules are served: {error}");
     }
     tokio::spawn(plugins::follow(context.connection.clone(), Arc::clone(&state)));
+    if let Some(news) = state.egress.take_news() {
+        tokio::spawn(bus::tell(context.connection.clone(), news));
+    }
+    tokio::spawn(workspaces::follow(context.connection.clone(), Arc::clone(&state)));
     let path = context.paths.runtime.join("admin.sock");
     match admin::bind(&path) {
         Ok(listener) => drop(tokio::spawn(admin::serve(listener, engine))),
@@ -87,7 +96,14 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
         authority: context.authority.clone(),
         audit: Arc::clone(&context.audit),
     };
-    context.connection.object_server().at(Service::Proxy.path(), manager).await?;
+    let egress = bus::Egress {
+        state: Arc::clone(&state),
+        authority: context.authority.clone(),
+        audit: Arc::clone(&context.audit),
+    };
+    let server = context.connection.object_server();
+    server.at(Service::Proxy.path(), manager).await?;
+    server.at(Service::Proxy.path(), egress).await?;
     Ok(Proxy { state })
 }
 
@@ -98,7 +114,7 @@ fn main() -> ExitCode {
         |paths| {
             let (settings, egress) = config::load(&paths.config)?;
             let flows = settings.flows;
-            Ok(Early { settings, inherited: sockets::inherited()?, flows, egress })
+            Ok(Early { settings, flows, egress })
         },
         start,
     )

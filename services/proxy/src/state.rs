@@ -9,6 +9,7 @@ use shipote_rules::{compile, load_dir};
 use tokio::sync::Mutex;
 
 use crate::plugins;
+use crate::remember::Memory;
 
 /// What a load came to.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub(crate) struct Loaded {
 pub(crate) struct State {
     pub(crate) engine: std::sync::Arc<Engine>,
     pub(crate) egress: Egress,
+    memory: Memory,
     connection: zbus::Connection,
     dir: PathBuf,
     /// One load at a time: two could otherwise each read an older directory than the other applies.
@@ -30,11 +32,16 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn new(
         engine: std::sync::Arc<Engine>,
-        egress: Egress,
+        (egress, memory): (Egress, Memory),
         connection: zbus::Connection,
         dir: PathBuf,
     ) -> Self {
-        Self { engine, egress, connection, dir, loading: Mutex::new(()) }
+        Self { engine, egress, memory, connection, dir, loading: Mutex::new(()) }
+    }
+
+    /// What was set over the bus is to outlive this instance.
+    pub(crate) fn remember(&self) {
+        self.memory.keep(&self.egress);
     }
 
     /// The folder whose `rules/` is read.

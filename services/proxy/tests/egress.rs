@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use shipote_proxy::egress::Egress;
+use shipote_proxy::egress::{Access, Doors, Egress};
 use support::{Upstream, free_port, until};
 
 fn start() -> (tempfile::TempDir, Egress) {
@@ -43,15 +43,15 @@ fn each_client_reaches_what_its_own_list_says() {
     let (_dir, egress) = start();
     let upstream = Upstream::raw_echo();
     let address = upstream.address();
-    let web = egress.set("workspace:web", &list(&[&address]), None).unwrap();
-    let db = egress.set("machine:db", &list(&[]), None).unwrap();
+    let web = egress.set("workspace:web", &list(&[&address]), &Access::default()).unwrap();
+    let db = egress.set("machine:db", &list(&[]), &Access::default()).unwrap();
     let ask = format!("CONNECT {address} HTTP/1.1\r\nHost: {address}\r\n\r\nhello");
     let answer = say(&web, &ask);
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nhello"), "{answer}");
     let answer = say(&db, &ask);
     assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains(&format!("allow \"{address}\"")), "{answer}");
     // Another list holds from the next connection on.
-    assert_eq!(egress.set("machine:db", &list(&[&address]), None).unwrap(), db);
+    assert_eq!(egress.set("machine:db", &list(&[&address]), &Access::default()).unwrap(), db);
     assert!(say(&db, &ask).starts_with("HTTP/1.1 200 "));
     let info = until(|| egress.list().into_iter().find(|e| e.client == "machine:db" && e.open == 0));
     assert_eq!((info.allowed, info.denied, info.denials.len()), (1, 1, 1));
@@ -68,7 +68,7 @@ fn each_client_reaches_what_its_own_list_says() {
 fn whole_addresses_go_out_without_what_is_meant_for_the_proxy() {
     let (_dir, egress) = start();
     let upstream = Upstream::echo();
-    let socket = egress.set("workspace:web", &list(&[&upstream.address()]), None).unwrap();
+    let socket = egress.set("workspace:web", &list(&[&upstream.address()]), &Access::default()).unwrap();
     let answer = say(
         &socket,
         &format!(
@@ -94,13 +94,13 @@ fn names_that_lead_home_are_refused() {
     let port = upstream.address().rsplit(':').next().unwrap().to_owned();
     let (open, meant) =
         (list(&["*:*"]), list(&["localhost:*", &format!("127.0.0.0/8:{port}"), &format!("[::1]:{port}")]));
-    let socket = egress.set("workspace:web", &open, None).unwrap();
+    let socket = egress.set("workspace:web", &open, &Access::default()).unwrap();
     for host in ["localhost", "127.0.0.1", "[::ffff:127.0.0.1]", "2130706433", "0x7f000001", "127.1"] {
         let answer = say(&socket, &format!("CONNECT {host}:{port} HTTP/1.1\r\n\r\n"));
         assert!(!answer.starts_with("HTTP/1.1 200"), "{host}: {answer}");
     }
     assert!(egress.list()[0].denials.iter().any(|(_, why)| why.contains("loopback")));
-    egress.set("workspace:web", &meant, None).unwrap();
+    egress.set("workspace:web", &meant, &Access::default()).unwrap();
     let answer = say(&socket, &format!("CONNECT localhost:{port} HTTP/1.1\r\n\r\nhello"));
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
 }
@@ -110,7 +110,7 @@ fn socks_is_spoken_by_address_and_by_name() {
     let (_dir, egress) = start();
     let upstream = Upstream::raw_echo();
     let port: u16 = upstream.address().rsplit(':').next().unwrap().parse().unwrap();
-    let socket = egress.set("workspace:web", &list(&[&format!("127.0.0.1:{port}")]), None).unwrap();
+    let socket = egress.set("workspace:web", &list(&[&format!("127.0.0.1:{port}")]), &Access::default()).unwrap();
     let mut stream = connect(&socket);
     let mut bytes = [0; 2];
     stream.write_all(&[5, 2, 0, 2]).unwrap();
@@ -134,7 +134,13 @@ fn curl_goes_out_by_each_protocol() {
     let (_dir, egress) = start();
     let upstream = Upstream::echo();
     let listen = format!("127.0.0.1:{}", free_port());
-    egress.set("session:ci", &list(&[&upstream.address()]), Some(listen.parse().unwrap())).unwrap();
+    egress
+        .set(
+            "session:ci",
+            &list(&[&upstream.address()]),
+            &Access { listen: Some(listen.parse().unwrap()), users: vec![] },
+        )
+        .unwrap();
     for proxy in [format!("http://{listen}"), format!("socks5h://{listen}")] {
         for tunnel in [false, true] {
             let mut curl = Command::new("curl");
@@ -153,8 +159,72 @@ fn curl_goes_out_by_each_protocol() {
 fn clients_and_lists_that_are_none_are_refused() {
     let (_dir, egress) = start();
     for name in ["web", "workspace:", "workspace:../x", "workspace:a/b", "user:a", "workspace:.a"] {
-        assert!(egress.set(name, &[], None).is_err(), "{name}");
+        assert!(egress.set(name, &[], &Access::default()).is_err(), "{name}");
     }
-    assert!(egress.set("workspace:a", &list(&["http://a/"]), None).unwrap_err().to_string().contains("http://a/"));
+    assert!(
+        egress
+            .set("workspace:a", &list(&["http://a/"]), &Access::default())
+            .unwrap_err()
+            .to_string()
+            .contains("http://a/")
+    );
     assert!(egress.list().is_empty());
+}
+
+#[test]
+fn a_socket_is_for_its_users_alone() {
+    use std::os::unix::process::CommandExt as _;
+
+    let (dir, egress) = start();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    if !rustix::process::getuid().is_root() {
+        eprintln!("only root can be another user");
+        return;
+    }
+    let upstream = Upstream::raw_echo();
+    let address = upstream.address();
+    let ask = |uid: u32, socket: &Path| {
+        let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die; \
+            print $s \"CONNECT $ARGV[1] HTTP/1.1\\r\\n\\r\\n\"; $s->flush; my $line = <$s>; print $line // 'closed'";
+        let perl = Command::new("perl").args(["-e", script]).arg(socket).arg(&address).uid(uid).output().unwrap();
+        String::from_utf8_lossy(&perl.stdout).into_owned()
+    };
+    let access = Access { users: vec![4242], ..Access::default() };
+    let socket = egress.set("session:ci", &list(&[&address]), &access).unwrap();
+    assert!(ask(4242, &socket).starts_with("HTTP/1.1 200"));
+    assert!(!ask(4243, &socket).contains("200"));
+    assert!(egress.denials()[0].reason.contains("uid 4243"), "{:?}", egress.denials());
+}
+
+#[test]
+fn doors_are_served_by_their_own_list_and_cannot_be_taken_over() {
+    let (_dir, egress) = start();
+    let upstream = Upstream::raw_echo();
+    let doors = || {
+        let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let names = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = proxy.local_addr().unwrap();
+        (Doors { proxy: proxy.into(), names: names.into() }, at)
+    };
+    let ask = |at: std::net::SocketAddr| {
+        let mut stream = std::net::TcpStream::connect(at).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(format!("CONNECT {} HTTP/1.1\r\n\r\n", upstream.address()).as_bytes()).unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let (first, at) = doors();
+    egress.adopt("workspace:web", "1", first, &list(&[&upstream.address()]), false).unwrap();
+    assert_eq!(ask(at), "HTTP/1.1 200");
+    assert!(egress.change("1", &[], false).unwrap() && !egress.change("2", &[], false).unwrap());
+    assert_eq!(ask(at), "HTTP/1.1 403");
+    let error = egress.set("workspace:web", &list(&["*:*"]), &Access::default()).unwrap_err();
+    assert!(error.to_string().contains("shipote egress allow"), "{error}");
+    // One of the same name that was made anew
+    let (second, again) = doors();
+    egress.adopt("workspace:web", "2", second, &list(&[&upstream.address()]), false).unwrap();
+    assert_eq!(ask(again), "HTTP/1.1 200");
+    assert_eq!(egress.adopted(), [("workspace:web".to_owned(), "2".to_owned())]);
+    assert!(egress.denials().iter().any(|d| d.client == "workspace:web"), "denials outlive their client");
 }

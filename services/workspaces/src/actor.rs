@@ -16,8 +16,8 @@ use ulid::Ulid;
 use crate::effects::{Effects, Handed};
 use crate::error::Error;
 use crate::state::{
-    Command, CommandPhase, Effect, Input, NewCommand, NewPipeline, Outcome, Pipeline, RequestId, State, Survivors,
-    Target, Timer, Usec, Workspace,
+    Command, CommandPhase, Effect, EgressChange, Input, NewCommand, NewPipeline, Outcome, Pipeline, RequestId, State,
+    Survivors, Target, Timer, Usec, Workspace,
 };
 
 /// Calls that may wait for the actor; past that the bus side waits.
@@ -57,6 +57,10 @@ pub(crate) enum Call {
     StopWorkspace {
         workspace: String,
         grace: Duration,
+    },
+    ChangeEgress {
+        workspace: String,
+        change: EgressChange,
     },
     StopPipeline {
         pipeline: String,
@@ -247,6 +251,7 @@ impl<E: Effects> Actor<E> {
             }
             Call::Signal { command, signal } => Input::Signal { request, command, signal },
             Call::StopWorkspace { workspace, grace } => Input::StopWorkspace { request, workspace, grace },
+            Call::ChangeEgress { workspace, change } => Input::ChangeEgress { request, workspace, change },
             Call::StopPipeline { pipeline, grace } => Input::StopPipeline { request, pipeline, grace },
         };
         self.step(input);

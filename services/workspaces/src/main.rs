@@ -35,7 +35,7 @@ use tokio::sync::mpsc;
 use ulid::Ulid;
 
 use crate::actor::{Actor, Call, Handle, figures};
-use crate::bus::{Doors, Figures, Manager, publish};
+use crate::bus::{Doors, Egress, Figures, Manager, publish};
 use crate::config::Section;
 use crate::effects::{Cgroups, Journal, KeptFolders, Live, LogStore, Means};
 use crate::figures::{Meter, run_sampler};
@@ -154,6 +154,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
         });
     }
     let server = context.connection.object_server();
+    server.at(Service::Workspaces.path(), Egress { doors: manager.doors.clone() }).await?;
     server.at(Service::Workspaces.path(), manager).await?;
     server.at(Service::Workspaces.path(), Figures { actor: handle.clone(), meter }).await?;
     let outlived = context.store.is_available();

@@ -4,12 +4,14 @@
 mod limits;
 mod terminal;
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
+use shipote_bus::proxy::DenialInfo;
 use shipote_bus::workspaces::{Completion, ManagerProxy, RunOptions, WorkspacesError};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
@@ -27,7 +29,7 @@ pub(crate) const STATUS_NOT_FOUND: u8 = 127;
 #[command(after_help = "Examples:\n  shipote run -- uname -a\n  echo hello | shipote run -- tr a-z A-Z\n  \
     shipote run -t -- bash\n  shipote run -w build --timeout 60 -- make test\n  \
     shipote run --memory 512M --pids 64 --cpus 1.5 -- ./untrusted\n  \
-    shipote run --explain -- make install\n\n\
+    shipote run --explain -- make install\n  shipote run --egress crates.io --egress '*.crates.io' -- cargo fetch\n\n\
     Exit status: the command's own; 128 + N if signal N ended it; 124 after --timeout;\n\
     125 if Shipote failed, 126 if the program cannot be executed, 127 if it is not there.")]
 pub(crate) struct RunArgs {
@@ -58,6 +60,9 @@ pub(crate) struct RunArgs {
     /// Spec (TOML) of the workspace that is made for it
     #[arg(short = 'f', long, value_name = "FILE", conflicts_with = "workspace")]
     file: Option<PathBuf>,
+    /// Let it reach this host (example.com, *.example.org:8443, 10.0.0.0/8:5432) through the proxy, and nothing else
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["workspace", "file"])]
+    egress: Vec<String>,
     /// Refuse where a mechanism of isolation is degraded or missing
     #[arg(long)]
     strict: bool,
@@ -100,7 +105,11 @@ pub(crate) async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let spec = args.file.as_deref().map(read_spec).transpose()?;
+    let spec = match &args.file {
+        Some(file) => Some(read_spec(file)?),
+        None if args.egress.is_empty() => None,
+        None => Some(crate::spec::network(&[], &args.egress, false)),
+    };
     let terminal = if args.tty { Some(terminal::size()) } else { None };
     let mut env: Vec<String> = args.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
     if let (Some(_), Ok(term)) = (terminal, std::env::var("TERM")) {
@@ -130,6 +139,7 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
     } else {
         vec![stdin.as_fd().into(), stdout.as_fd().into(), stderr.as_fd().into()]
     };
+    let began_ms = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default();
     // before the command starts, so that no Ctrl-C falls in between
     let mut signals = Forwarded::listen()?;
     let manager = output::workspaces().await?;
@@ -186,19 +196,32 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let refusals = if args.explain {
         let refusals = manager.explain_command(&id).await.map_err(|e| output::refusal(&e))?;
         crate::explain::print(std::io::stderr().lock(), &refusals, "shipote: it was refused nothing");
-        Some(refusals)
+        let denials = egress_denials(&manager, &id, began_ms).await;
+        for denial in &denials {
+            eprintln!("shipote: on its way out it was refused: {}", crate::egress::printable(&denial.reason));
+        }
+        Some((refusals, denials))
     } else {
         None
     };
     if args.json {
         let mut object = serde_json::to_value(&ended)?;
-        if let (Some(fields), Some(refusals)) = (object.as_object_mut(), refusals) {
+        if let (Some(fields), Some((refusals, denials))) = (object.as_object_mut(), refusals) {
             fields.insert("refusals".to_owned(), json!(refusals));
+            fields.insert("egress_denials".to_owned(), json!(denials));
         }
         output::json(&object)?;
     }
     // tokio would wait for a thread that reads standard input
     std::process::exit(ended.exit_status & 0xff)
+}
+
+/// What a command's workspace was refused on its way out since it began; nothing where there is no proxy to ask.
+async fn egress_denials(manager: &ManagerProxy<'_>, id: &str, since_ms: u64) -> Vec<DenialInfo> {
+    let all = manager.list_commands("", BTreeMap::new()).await.unwrap_or_default();
+    let Some(command) = all.into_iter().find(|command| command.id == id) else { return Vec::new() };
+    let client = format!("workspace:{}", command.workspace);
+    crate::egress::denials(Some(&client), since_ms).await.unwrap_or_default()
 }
 
 fn refused(error: &WorkspacesError, args: &RunArgs) -> anyhow::Result<ExitCode> {

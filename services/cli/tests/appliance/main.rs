@@ -6,6 +6,7 @@
 mod canary;
 mod commands;
 mod deaths;
+mod egress;
 mod endpoints;
 mod figures;
 mod hostile;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use shipote_workspace_protocol::spec::{
-    CommandRef, FlowEdge, Flows, Networking, Payload, PipelineSpec, Supervision, WorkspaceId, WorkspaceSpec,
+    CommandRef, FlowEdge, Flows, Payload, PipelineSpec, Supervision, WorkspaceId, WorkspaceSpec,
 };
 use shipote_workspace_protocol::{FRAME_MAX, Request, Response, decode, encode};
 use ulid::Ulid;
@@ -188,8 +188,8 @@ fn labels_repeat_and_what_cannot_be_honoured_is_refused() {
     let listed = shipote.ok(&["workspace", "list"]);
     assert!(listed.contains("demo~2"), "{listed}");
     let mut spec = WorkspaceSpec { label: "w".to_owned(), ..WorkspaceSpec::default() };
-    spec.permissions.networking = Networking::Outbound;
-    assert!(client.refused(&Request::WorkspaceCreate { spec }).contains("permissions.networking"));
+    spec.ttl = Some(0);
+    assert!(client.refused(&Request::WorkspaceCreate { spec }).contains("ttl"));
     let nowhere = WorkspaceId(Ulid::generate());
     for request in [
         Request::WorkspaceStop { id: nowhere, grace_ms: 0 },

@@ -1,36 +1,41 @@
-//! The way out for workspaces and machines, which have no network of their own: each client has a socket, and a list
-//! of the hosts that it may reach.
+//! The way out for workspaces and machines, which have no network of their own: each client has a list of
+//! the hosts that it may reach, and a way to here: a socket of its own, or doors in its own network.
 //!
-//! On a client's socket three protocols are understood, told apart by the first byte: HTTP with `CONNECT`, HTTP with
+//! On it three protocols are understood, told apart by the first byte: HTTP with `CONNECT`, HTTP with
 //! whole addresses, and SOCKS5. What is asked for is compared with the client's list; then the name is resolved here,
 //! the addresses are looked at (a name that leads to this host, to a private network or to a cloud's metadata is
 //! refused unless the list has that address), and the connection goes to exactly an address that was looked at.
 //!
+//! What is on no list may be asked about, where the client's owner wants that ([`Question`]).
+//!
 //! It runs on a thread of its own, so that no client of the listeners waits for what goes out.
 
 mod ask;
-mod policy;
+mod client;
+mod names;
+mod questions;
 mod serve;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use shipote_egress::EntryError;
 use tokio::sync::mpsc;
 
 use crate::flows::{Flow, Flows};
-pub use policy::EntryError;
-use policy::{Denial, Policy};
+use client::{Client, Way};
+pub use questions::{ASK_TIME, Question};
+use questions::{Questions, Verdict};
 
-/// Denials that are kept with their reasons, for each client.
-const DENIALS: usize = 32;
 /// Clients at most.
 const CLIENTS: usize = 4096;
+/// Denials that are kept of clients that are gone.
+const OF_GONE: usize = 256;
 
 /// Why a client was not given its way out.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +43,9 @@ pub enum EgressError {
     /// The client's name is none.
     #[error("{0:?} is no client; write \"workspace:NAME\" or \"machine:NAME\"")]
     Client(String),
+    /// Its list is the workspace's own.
+    #[error("{0} goes out by doors of its own; change its list with `shipote egress allow` and `shipote egress deny`")]
+    Doors(String),
     /// The list is none.
     #[error(transparent)]
     Entry(#[from] EntryError),
@@ -57,9 +65,9 @@ pub enum EgressError {
 /// A client and how it fared.
 #[derive(Debug, Clone)]
 pub struct EgressInfo {
-    /// `workspace:NAME` or `machine:NAME`.
+    /// `workspace:NAME`, `machine:NAME` or `session:NAME`.
     pub client: String,
-    /// Its socket.
+    /// Its socket; empty: it comes by doors in its own network.
     pub socket: PathBuf,
     /// The address that it has besides, if any.
     pub listen: Option<SocketAddr>,
@@ -67,7 +75,7 @@ pub struct EgressInfo {
     pub allow: Vec<String>,
     /// Connections that were let out.
     pub allowed: u64,
-    /// Those that were not.
+    /// What was refused: connections, and queries for names.
     pub denied: u64,
     /// Connections open now.
     pub open: u64,
@@ -75,50 +83,44 @@ pub struct EgressInfo {
     pub denials: Vec<(u64, String)>,
 }
 
-/// What the thread keeps of a client.
-#[derive(Debug)]
-pub(crate) struct Client {
-    name: String,
-    socket: PathBuf,
-    listen: Option<SocketAddr>,
-    list: Mutex<(Vec<String>, Arc<Policy>)>,
-    allowed: AtomicU64,
-    denied: AtomicU64,
-    open: AtomicUsize,
-    denials: Mutex<VecDeque<(u64, String)>>,
+/// Something that was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DenialInfo {
+    /// When, milliseconds since the epoch; where the same was refused again and again, the last time.
+    pub unix_ms: u64,
+    /// To whom.
+    pub client: String,
+    /// Why, and what to allow.
+    pub reason: String,
 }
 
-impl Client {
-    fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.list.lock().unwrap_or_else(PoisonError::into_inner).1)
-    }
+/// How a client comes to its socket.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    /// An address besides the socket, for whoever reaches it.
+    pub listen: Option<SocketAddr>,
+    /// Users of this host that may use the socket, besides root and the proxy's own.
+    pub users: Vec<u32>,
+}
 
-    fn deny(&self, denial: &Denial) {
-        self.denied.fetch_add(1, Relaxed);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
-        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
-        if denials.len() >= DENIALS {
-            denials.pop_front();
-        }
-        denials.push_back((u64::try_from(now).unwrap_or(u64::MAX), denial.0.clone()));
-    }
+/// What a workspace that goes out has in its own network.
+#[derive(Debug)]
+pub struct Doors {
+    /// Listens for connections to a proxy.
+    pub proxy: OwnedFd,
+    /// Gets queries for names, by datagrams.
+    pub names: OwnedFd,
+}
 
-    fn info(&self) -> EgressInfo {
-        EgressInfo {
-            client: self.name.clone(),
-            socket: self.socket.clone(),
-            listen: self.listen,
-            allow: self.list.lock().unwrap_or_else(PoisonError::into_inner).0.clone(),
-            allowed: self.allowed.load(Relaxed),
-            denied: self.denied.load(Relaxed),
-            open: self.open.load(Relaxed) as u64,
-            denials: self.denials.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect(),
-        }
-    }
+#[derive(Debug, Default)]
+struct Listeners {
+    unix: Option<std::os::unix::net::UnixListener>,
+    tcp: Option<std::net::TcpListener>,
+    names: Option<std::net::UdpSocket>,
 }
 
 enum Command {
-    Open(Arc<Client>, std::os::unix::net::UnixListener, Option<std::net::TcpListener>),
+    Open(Arc<Client>, Listeners),
     Close(String),
 }
 
@@ -128,6 +130,9 @@ pub struct Egress {
     dir: PathBuf,
     commands: mpsc::UnboundedSender<Command>,
     clients: Mutex<BTreeMap<String, Arc<Client>>>,
+    gone: Mutex<VecDeque<DenialInfo>>,
+    questions: Arc<Questions>,
+    news: Mutex<Option<mpsc::Receiver<Question>>>,
     flows: Arc<Flows>,
 }
 
@@ -151,73 +156,172 @@ impl Egress {
         // Nobody has to list the sockets, but whoever is handed one must be able to reach it.
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))?;
         let (commands, receiver) = mpsc::unbounded_channel();
-        let flows = Arc::new(Flows::new(flows));
-        let theirs = Arc::clone(&flows);
+        let (questions, news) = Questions::new();
+        let (flows, questions) = (Arc::new(Flows::new(flows)), Arc::new(questions));
+        let theirs = (Arc::clone(&flows), Arc::clone(&questions));
         std::thread::Builder::new().name("egress".to_owned()).spawn(move || serve::run(receiver, theirs))?;
-        Ok(Self { dir: dir.to_path_buf(), commands, clients: Mutex::default(), flows })
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            commands,
+            clients: Mutex::default(),
+            gone: Mutex::default(),
+            questions,
+            news: Mutex::new(Some(news)),
+            flows,
+        })
     }
 
-    /// Gives a client its way out, or another list. Open connections go on. Returns the client's socket.
+    fn clients(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Client>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a client a socket as its way out, or changes its list. Open connections go on. Returns the socket.
     ///
     /// # Errors
     /// [`EgressError`]; nothing was changed.
-    pub fn set(&self, name: &str, allow: &[String], listen: Option<SocketAddr>) -> Result<PathBuf, EgressError> {
+    pub fn set(&self, name: &str, allow: &[String], access: &Access) -> Result<PathBuf, EgressError> {
         let file = file_name(name).ok_or_else(|| EgressError::Client(name.to_owned()))?;
-        let policy = Arc::new(Policy::parse(allow)?);
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(name)
-            && (listen.is_none() || client.listen == listen)
-        {
-            *client.list.lock().unwrap_or_else(PoisonError::into_inner) = (allow.to_vec(), policy);
-            return Ok(client.socket.clone());
+        let mut clients = self.clients();
+        match clients.get(name).map(|client| (client, &client.way)) {
+            Some((_, Way::Doors { .. })) => return Err(EgressError::Doors(name.to_owned())),
+            Some((client, Way::Socket { path, listen })) if access.listen.is_none() || *listen == access.listen => {
+                client.change(allow, false)?;
+                client.set_users(&access.users);
+                return Ok(path.clone());
+            }
+            Some(_) => {}
+            None if clients.len() >= CLIENTS => return Err(EgressError::TooMany),
+            None => {}
         }
-        if clients.len() >= CLIENTS {
-            return Err(EgressError::TooMany);
-        }
-        let socket = self.dir.join(file);
+        let path = self.dir.join(file);
+        // Before anything is bound: a list that is none must not cost a client its socket.
+        shipote_egress::Policy::parse(allow)?;
         let failed = |what: String| move |source| EgressError::Listen { what, source };
-        let tcp = listen
+        let tcp = access
+            .listen
             .map(|address| {
                 let bound = std::net::TcpListener::bind(address);
                 bound.and_then(|l| l.set_nonblocking(true).map(|()| l)).map_err(failed(address.to_string()))
             })
             .transpose()?;
-        let unix = bind(&socket).map_err(failed(socket.display().to_string()))?;
+        let unix = bind(&path).map_err(failed(path.display().to_string()))?;
         let listen = tcp.as_ref().and_then(|l| l.local_addr().ok());
-        if clients.remove(name).is_some() {
-            let _ = self.commands.send(Command::Close(name.to_owned()));
+        let client = Client::new(name, Way::Socket { path: path.clone(), listen }, allow, false)?;
+        client.set_users(&access.users);
+        self.put(&mut clients, client, Listeners { unix: Some(unix), tcp, names: None });
+        Ok(path)
+    }
+
+    /// Serves the doors of a workspace. One of the same name that was served before is gone.
+    ///
+    /// # Errors
+    /// [`EgressError`]; nothing was changed.
+    pub fn adopt(&self, name: &str, id: &str, doors: Doors, allow: &[String], ask: bool) -> Result<(), EgressError> {
+        let client = Client::new(name, Way::Doors { id: id.to_owned() }, allow, ask)?;
+        let failed = |source| EgressError::Listen { what: format!("the doors of {name}"), source };
+        let (tcp, names) = (std::net::TcpListener::from(doors.proxy), std::net::UdpSocket::from(doors.names));
+        tcp.set_nonblocking(true).and_then(|()| names.set_nonblocking(true)).map_err(failed)?;
+        self.remove(name);
+        let mut clients = self.clients();
+        if clients.len() >= CLIENTS {
+            return Err(EgressError::TooMany);
         }
-        let client = Arc::new(Client {
-            name: name.to_owned(),
-            socket: socket.clone(),
-            listen,
-            list: Mutex::new((allow.to_vec(), policy)),
-            allowed: AtomicU64::new(0),
-            denied: AtomicU64::new(0),
-            open: AtomicUsize::new(0),
-            denials: Mutex::default(),
-        });
-        clients.insert(name.to_owned(), Arc::clone(&client));
+        self.put(&mut clients, client, Listeners { unix: None, tcp: Some(tcp), names: Some(names) });
+        Ok(())
+    }
+
+    /// The clients that come by sockets: name, list, and who may use it.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<(String, Vec<String>, Access)> {
+        let socket = |c: &Arc<Client>| match &c.way {
+            Way::Socket { listen, .. } => {
+                Some((c.name.clone(), c.info().allow, Access { listen: *listen, users: c.users() }))
+            }
+            Way::Doors { .. } => None,
+        };
+        self.clients().values().filter_map(socket).collect()
+    }
+
+    /// Another list for a workspace whose doors are served; false: they are not.
+    ///
+    /// # Errors
+    /// The list is none.
+    pub fn change(&self, id: &str, allow: &[String], ask: bool) -> Result<bool, EgressError> {
+        let is = |c: &&Arc<Client>| matches!(&c.way, Way::Doors { id: own } if own == id);
+        let Some(client) = self.clients().values().find(is).cloned() else { return Ok(false) };
+        client.change(allow, ask)?;
+        self.questions.listed(&client.name, &client.policy());
+        Ok(true)
+    }
+
+    /// The workspaces whose doors are served: name as a client, and id.
+    #[must_use]
+    pub fn adopted(&self) -> Vec<(String, String)> {
+        let doors = |c: &Arc<Client>| match &c.way {
+            Way::Doors { id } => Some((c.name.clone(), id.clone())),
+            Way::Socket { .. } => None,
+        };
+        self.clients().values().filter_map(doors).collect()
+    }
+
+    fn put(&self, clients: &mut BTreeMap<String, Arc<Client>>, client: Client, listeners: Listeners) {
+        let client = Arc::new(client);
+        if clients.insert(client.name.clone(), Arc::clone(&client)).is_some() {
+            let _ = self.commands.send(Command::Close(client.name.clone()));
+        }
         // The thread lives as long as this does.
-        let _ = self.commands.send(Command::Open(client, unix, tcp));
-        Ok(socket)
+        let _ = self.commands.send(Command::Open(client, listeners));
     }
 
     /// Takes a client's way out away, with all of its connections; whether it had one.
     pub fn remove(&self, name: &str) -> bool {
-        let removed = self.clients.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        let Some(client) = removed else { return false };
+        let Some(client) = self.clients().remove(name) else { return false };
         let _ = self.commands.send(Command::Close(name.to_owned()));
-        if let Err(e) = std::fs::remove_file(&client.socket) {
-            tracing::warn!("remove {}: {e}", client.socket.display());
+        if let Way::Socket { path, .. } = &client.way
+            && let Err(e) = std::fs::remove_file(path)
+        {
+            tracing::warn!("remove {}: {e}", path.display());
         }
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.extend(client.denials());
+        let over = gone.len().saturating_sub(OF_GONE);
+        gone.drain(..over);
         true
     }
 
     /// The clients, by name.
     #[must_use]
     pub fn list(&self) -> Vec<EgressInfo> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner).values().map(|c| c.info()).collect()
+        self.clients().values().map(|c| c.info()).collect()
+    }
+
+    /// The last denials, oldest first, also of clients that are gone.
+    #[must_use]
+    pub fn denials(&self) -> Vec<DenialInfo> {
+        let mut all: Vec<DenialInfo> =
+            self.gone.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+        all.extend(self.clients().values().flat_map(|c| c.denials()));
+        all.sort_by_key(|denial| denial.unix_ms);
+        all
+    }
+
+    /// What connections are held for, oldest first.
+    #[must_use]
+    pub fn questions(&self) -> Vec<Question> {
+        self.questions.list()
+    }
+
+    /// Lets the connections of a question out, or not; the question, if it was still open. Its client's list stays as
+    /// it is.
+    #[must_use]
+    pub fn answer(&self, id: u64, allow: bool) -> Option<Question> {
+        self.questions.answer(id, if allow { Verdict::Once } else { Verdict::Denied })
+    }
+
+    /// New questions as they are asked; once.
+    #[must_use]
+    pub fn take_news(&self) -> Option<mpsc::Receiver<Question>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The last connections, oldest first.
@@ -227,7 +331,7 @@ impl Egress {
     }
 }
 
-/// Binds in place of a socket that an earlier run left. Whoever can reach it may use it.
+/// Binds in place of a socket that an earlier run left. Everybody may connect; who is served is looked at then.
 fn bind(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use shipote_egress::{Denial, Policy};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::ask::{self, HOST_UNREACHABLE, How, NOT_ALLOWED, Socks, Wanted};
-use super::policy::Denial;
-use super::{Client, Command};
+use super::client::Client;
+use super::questions::{Questions, Verdict};
+use super::{ASK_TIME, Command, Listeners, names};
 use crate::flows::{Entry, Flows};
 use crate::http1::compose::reason;
 use crate::io::{Buf, Clock, Io, IoError, Pool, Stream};
@@ -33,15 +35,16 @@ struct Common {
     clock: Clock,
     pool: Pool,
     flows: Arc<Flows>,
+    questions: Arc<Questions>,
     number: Cell<u64>,
 }
 
-pub(super) fn run(commands: mpsc::UnboundedReceiver<Command>, flows: Arc<Flows>) {
+pub(super) fn run(commands: mpsc::UnboundedReceiver<Command>, (flows, questions): (Arc<Flows>, Arc<Questions>)) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return tracing::error!("nothing is let out: start a runtime: {e}"),
     };
-    let common = Rc::new(Common { clock: Clock::new(), pool: Pool::default(), flows, number: Cell::new(0) });
+    let common = Rc::new(Common { clock: Clock::new(), pool: Pool::default(), flows, questions, number: Cell::new(0) });
     tokio::task::LocalSet::new().block_on(&runtime, obey(common, commands));
 }
 
@@ -51,9 +54,9 @@ async fn obey(common: Rc<Common>, mut commands: mpsc::UnboundedReceiver<Command>
     let mut running: HashMap<String, AbortHandle> = HashMap::new();
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Open(client, unix, tcp) => {
+            Command::Open(client, listeners) => {
                 let name = client.name.clone();
-                let task = tokio::task::spawn_local(accept(Rc::clone(&common), client, unix, tcp));
+                let task = tokio::task::spawn_local(attend(Rc::clone(&common), client, listeners));
                 if let Some(before) = running.insert(name, task.abort_handle()) {
                     before.abort();
                 }
@@ -68,27 +71,54 @@ async fn obey(common: Rc<Common>, mut commands: mpsc::UnboundedReceiver<Command>
     }
 }
 
+/// All that a client has, until it is aborted.
+async fn attend(common: Rc<Common>, client: Arc<Client>, listeners: Listeners) {
+    let Listeners { unix, tcp, names } = listeners;
+    let queries = async {
+        match names {
+            Some(socket) => names::serve(Arc::clone(&client), socket).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::join!(accept(common, Arc::clone(&client), unix, tcp), queries);
+}
+
 async fn accept(
     common: Rc<Common>,
     client: Arc<Client>,
-    unix: std::os::unix::net::UnixListener,
+    unix: Option<std::os::unix::net::UnixListener>,
     tcp: Option<std::net::TcpListener>,
 ) {
-    let unix = match UnixListener::from_std(unix) {
-        Ok(unix) => unix,
-        Err(e) => return tracing::error!("listen for {}: {e}", client.name),
+    let (unix, tcp) = match (unix.map(UnixListener::from_std).transpose(), tcp.map(TcpListener::from_std).transpose()) {
+        (Ok(unix), Ok(tcp)) => (unix, tcp),
+        (Err(e), _) | (_, Err(e)) => return tracing::error!("listen for {}: {e}", client.name),
     };
-    let tcp = tcp.and_then(|l| TcpListener::from_std(l).ok());
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            accepted = unix.accept() => accepted.map(|(stream, _)| Stream::Unix(stream)),
+            accepted = async {
+                match &unix {
+                    Some(unix) => unix.accept().await,
+                    None => std::future::pending().await,
+                }
+            } => match accepted {
+                Ok((stream, _)) => match stream.peer_cred() {
+                    Ok(peer) if client.is_for(peer.uid()) => Ok(Stream::Unix(stream)),
+                    // Closed unheard: the socket says who the client is, so nobody else may use it.
+                    peer => {
+                        let uid = peer.map_or_else(|e| e.to_string(), |p| p.uid().to_string());
+                        client.deny(&Denial::other(format!("uid {uid} may not use the socket of {}", client.name)));
+                        continue;
+                    }
+                },
+                Err(e) => Err(e),
+            },
             accepted = async {
                 match &tcp {
                     Some(tcp) => tcp.accept().await,
                     None => std::future::pending().await,
                 }
-            } => accepted.map(|(stream, _)| Stream::Tcp(stream)),
+            } => accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| Stream::Tcp(stream))),
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
@@ -97,7 +127,7 @@ async fn accept(
                 connections.spawn_local(async move { serve(&common, &client, stream).await });
             }
             // Closed unheard: the client has more than enough open.
-            Ok(_) => client.deny(&Denial(format!("{OPEN} connections are open already"))),
+            Ok(_) => client.deny(&Denial::other(format!("{OPEN} connections are open already"))),
             Err(e) => {
                 tracing::warn!("accept for {}: {e}", client.name);
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -219,19 +249,18 @@ async fn let_out(
     buf: &mut Buf,
     passed: &Cell<Passed>,
 ) -> (u16, Option<SocketAddr>, String) {
-    let policy = client.policy();
-    io.slot().set(CONNECT_TIME * 2);
-    let reached = match policy.allows(&wanted.host, wanted.port) {
+    io.slot().set(ASK_TIME + CONNECT_TIME * 2);
+    let reached = match admit(common, client, wanted).await {
         Err(denial) => Err(Failed::Denied(denial)),
-        Ok(()) => reach(wanted, |address| policy.allows_address(&wanted.host, address)).await,
+        Ok(policy) => reach(wanted, |address| policy.allows_address(&wanted.host, address)).await,
     };
     let (stream, address) = match reached {
         Ok(reached) => reached,
         Err(Failed::Denied(denial)) => {
             client.deny(&denial);
-            let text = format!("{} may not go there: {denial}", client.name);
+            let text = format!("{} may not go there: {denial}{}", client.name, client.way_out(&denial));
             refuse(io, wanted, (403, NOT_ALLOWED), &text).await;
-            return (403, None, denial.0);
+            return (403, None, denial.text);
         }
         Err(Failed::Unreachable(text)) => {
             refuse(io, wanted, (502, HOST_UNREACHABLE), &text).await;
@@ -266,6 +295,28 @@ async fn let_out(
         Err(e) => Err(e),
     };
     (200, Some(address), result.err().map(|e| e.to_string()).unwrap_or_default())
+}
+
+/// The list by which a connection may go where it wants to, as far as names are concerned. Where the client's owner
+/// wants to be asked, that may take a while.
+async fn admit(common: &Common, client: &Client, wanted: &Wanted) -> Result<Arc<Policy>, Denial> {
+    let policy = client.policy();
+    let Err(denial) = policy.allows(&wanted.host, wanted.port) else { return Ok(policy) };
+    // What a name was resolved to here is as good as the name.
+    if client.told(&wanted.host).is_some_and(|name| policy.allows(&name, wanted.port).is_ok()) {
+        return Ok(policy);
+    }
+    if !client.asks() {
+        return Err(denial);
+    }
+    let no = |why: &str| Denial { text: format!("{}; {why}", denial.text), entry: denial.entry.clone() };
+    match common.questions.ask(&client.name, &wanted.host, wanted.port, &denial.entry).await {
+        Some(Verdict::Once) => client.policy_with(&denial.entry).map(Arc::new).map_err(|e| no(&e.to_string())),
+        Some(Verdict::Denied) => Err(no("whoever was asked said no")),
+        Some(Verdict::Open) | None => {
+            Err(no(&format!("nobody approved it within {} s (`shipote egress pending`)", ASK_TIME.as_secs())))
+        }
+    }
 }
 
 enum Failed {

@@ -16,7 +16,6 @@ use rustls::{ClientConnection, StreamOwned};
 use shipote_plugin_abi::host::{HttpFetchRequest, HttpFetchResponse, NetError};
 use shipote_plugin_abi::policy::HttpPolicy;
 
-use crate::address;
 use crate::http1::Framing;
 use crate::http1::chunked::{Chunks, Step};
 use crate::http1::response::ResponseHead;
@@ -133,8 +132,10 @@ impl Hop<'_> {
     fn address(&self, host: &str, port: u16) -> Result<SocketAddr, NetError> {
         let mut found = (host, port).to_socket_addrs().map_err(|e| NetError::DnsFailure(e.to_string()))?;
         let mut refused = None;
+        let own = |ip: IpAddr| shipote_egress::is_own(ip).then_some("it is this host's own");
+        let why = |ip: IpAddr| shipote_egress::private(ip).or_else(|| own(ip));
         let named = |ip: IpAddr| self.policy.allowed_hosts.iter().any(|h| h.parse() == Ok(ip.to_canonical()));
-        let good = found.find(|address| match address::private(address.ip()) {
+        let good = found.find(|address| match why(address.ip()) {
             Some(why) if !named(address.ip()) => {
                 refused = Some(format!("{host} is at {}: {why}; name that address in allowed_hosts", address.ip()));
                 false

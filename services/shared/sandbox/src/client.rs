@@ -74,6 +74,15 @@ pub struct Adopted {
     pub held: Vec<Held>,
 }
 
+/// What a workspace of [`crate::Network::Outbound`] has in its own network.
+#[derive(Debug)]
+pub struct Doors {
+    /// Listens at [`crate::DOOR_PROXY`] of its loopback, TCP.
+    pub proxy: OwnedFd,
+    /// Gets what is sent to [`crate::DOOR_NAMES`] of its loopback, UDP.
+    pub names: OwnedFd,
+}
+
 /// What happens in a workspace by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -278,6 +287,24 @@ impl Keeper {
     /// [`SandboxError::Step`] with [`crate::Step::Network`] and why not, `ECONNREFUSED` where nobody listens;
     /// [`SandboxError::Ended`].
     pub async fn connect(&self, port: u16) -> Result<OwnedFd, SandboxError> {
+        let sockets = self.sockets(|sequence| Request::Connect { sequence, port }).await?;
+        let [socket] = <[OwnedFd; 1]>::try_from(sockets).map_err(|_| odd())?;
+        established(socket).await.map_err(|error| Failure::new(Step::Network, format!("port {port}"), error).into())
+    }
+
+    /// The doors of a workspace of [`crate::Network::Outbound`], to be served by whoever lets it out. Duplicates: the
+    /// keeper goes on holding its own.
+    ///
+    /// # Errors
+    /// [`SandboxError::Step`] with [`crate::Step::Network`] and `ENOTCONN` where it has none; [`SandboxError::Ended`].
+    pub async fn doors(&self) -> Result<Doors, SandboxError> {
+        let sockets = self.sockets(|sequence| Request::Doors { sequence }).await?;
+        let [proxy, names] = <[OwnedFd; 2]>::try_from(sockets).map_err(|_| odd())?;
+        Ok(Doors { proxy, names })
+    }
+
+    /// Asks for sockets.
+    async fn sockets(&self, request: impl FnOnce(u64) -> Request) -> Result<Vec<OwnedFd>, SandboxError> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let (answer, wait) = oneshot::channel();
         {
@@ -287,12 +314,11 @@ impl Keeper {
             }
             waiting.connects.insert(sequence, answer);
         }
-        if let Err(error) = self.shared.send(&Request::Connect { sequence, port }, &[]).await {
+        if let Err(error) = self.shared.send(&request(sequence), &[]).await {
             self.shared.waiting().connects.remove(&sequence);
             return Err(error);
         }
-        let socket = wait.await.unwrap_or(Err(SandboxError::Ended))?;
-        established(socket).await.map_err(|error| Failure::new(Step::Network, format!("port {port}"), error).into())
+        wait.await.unwrap_or(Err(SandboxError::Ended))
     }
 
     /// Ends the workspace: SIGTERM to all, and after `grace` SIGKILL to what is left. Returns when no
@@ -324,6 +350,11 @@ impl Drop for Keeper {
         // The listener holds the socket too; closed for both directions, the keeper ends, and then it.
         let _ = rustix::net::shutdown(self.shared.socket.get_ref(), rustix::net::Shutdown::Both);
     }
+}
+
+/// An answer with another number of sockets than was asked for.
+fn odd() -> SandboxError {
+    Failure::new(Step::Request, "sockets", std::io::Error::from_raw_os_error(libc::EBADMSG)).into()
 }
 
 /// Waits until a connection that was begun without waiting stands.

@@ -30,7 +30,7 @@ pub(crate) struct Waiting {
     pub(crate) gone: bool,
     pub(crate) spawns: HashMap<u64, Answer<Spawned>>,
     pub(crate) signals: HashMap<u64, Answer<()>>,
-    pub(crate) connects: HashMap<u64, Answer<OwnedFd>>,
+    pub(crate) connects: HashMap<u64, Answer<Vec<OwnedFd>>>,
     pub(crate) ends: Vec<Answer<u32>>,
 }
 
@@ -160,11 +160,9 @@ async fn listen(
             }
             Reply::Connected { sequence, errno } => {
                 if let Some(answer) = waiting.connects.remove(&sequence) {
-                    let socket = descriptors.into_iter().next();
-                    let errno = if socket.is_none() && errno == 0 { libc::EBADMSG } else { errno };
                     let failed =
                         || crate::error::Failure { step: crate::Step::Network, errno, object: "connection".to_owned() };
-                    let _ = answer.send(socket.filter(|_| errno == 0).ok_or_else(|| failed().into()));
+                    let _ = answer.send(if errno == 0 { Ok(descriptors) } else { Err(failed().into()) });
                 }
             }
             Reply::Exited { id, code, signal, usage } => {

@@ -45,7 +45,7 @@ mod sys;
 mod wire;
 
 pub use channel::{AsyncChannel, Channel, Message};
-pub use client::{Adopted, Event, ExitStream, Held, Keeper, Running, Spawned};
+pub use client::{Adopted, Doors, Event, ExitStream, Held, Keeper, Running, Spawned};
 pub use error::{SandboxError, Step};
 pub use ids::SpawnerConfig;
 pub use probe::probe;
@@ -53,3 +53,8 @@ pub use refusal::{Refusal, Why};
 pub use shipote_confinement::{Enforcement, Mechanism};
 pub use spawner::Spawner;
 pub use spec::{Access, CommandSpec, HostFiles, Network, PathGrant, Rlimits, SandboxSpec, Stdio, Terminal, Usage};
+
+/// TCP port of a workspace's loopback at which the door to the proxy listens, where it has one.
+pub const DOOR_PROXY: u16 = 3128;
+/// UDP port of a workspace's loopback that queries for names are sent to, where it has a door for them.
+pub const DOOR_NAMES: u16 = 53;

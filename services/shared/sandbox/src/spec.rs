@@ -15,6 +15,9 @@ pub enum Network {
     None,
     /// As `None` with the loopback interface up: commands of one workspace reach each other.
     Loopback,
+    /// As `Loopback`, with doors in it that the keeper opened and that somebody outside serves; see
+    /// [`crate::Keeper::doors`].
+    Outbound,
     /// The network of the service: no isolation at all, reported as a missing mechanism.
     Host,
 }

@@ -76,6 +76,10 @@ pub(crate) enum Request {
     },
     /// From a service that has taken the socket over: tell everything again.
     Adopt,
+    /// Hand out the workspace's doors, as `Connected` with both.
+    Doors {
+        sequence: u64,
+    },
 }
 
 /// A command, with the descriptors told by flags and numbers.
@@ -127,7 +131,7 @@ pub(crate) enum Reply {
         sequence: u64,
         errno: i32,
     },
-    /// With the socket, where `errno` is 0.
+    /// With the socket, or the sockets, where `errno` is 0.
     Connected {
         sequence: u64,
         errno: i32,

@@ -293,3 +293,30 @@ async fn what_makes_no_sense_is_refused() {
     }
     assert!(spawner.workspace(&spec).await.is_ok());
 }
+
+#[tokio::test]
+async fn the_doors_of_a_workspace_are_in_its_own_network() {
+    let mut workspace = Workspace::with(&SandboxSpec { network: Network::Outbound, ..SandboxSpec::default() }).await;
+    let doors = workspace.keeper.doors().await.unwrap();
+    let listener = std::net::TcpListener::from(doors.proxy);
+    let at = listener.local_addr().unwrap();
+    assert_eq!((at.ip().is_loopback(), at.port()), (true, shipote_sandbox::DOOR_PROXY));
+    let (socket, name_server) = (std::net::UdpSocket::from(doors.names), shipote_sandbox::DOOR_NAMES);
+    assert_eq!(socket.local_addr().unwrap().port(), name_server);
+    let script = "bash -c 'exec 3<>/dev/tcp/127.0.0.1/3128 && printf hello >&3 && cat <&3'";
+    let greeted = workspace.output(script);
+    let served = tokio::task::spawn_blocking(move || {
+        listener.set_nonblocking(false).unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut hello = [0; 5];
+        std::io::Read::read_exact(&mut stream, &mut hello).unwrap();
+        std::io::Write::write_all(&mut stream, b"served").unwrap();
+        hello
+    });
+    let (output, hello) = tokio::join!(greeted, served);
+    assert_eq!((output, hello.unwrap()), ("served".to_owned(), *b"hello"));
+    let mut other = Workspace::with(&SandboxSpec { network: Network::Loopback, ..SandboxSpec::default() }).await;
+    assert!(other.keeper.doors().await.is_err(), "one that was given none has none");
+    let refused = other.output("bash -c '(exec 3<>/dev/tcp/127.0.0.1/3128) 2>&1 || true'").await;
+    assert!(refused.contains("refused"), "{refused}");
+}

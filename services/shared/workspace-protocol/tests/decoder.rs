@@ -90,7 +90,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("soma.cgroup.cpu_weight", |s| s.soma.cgroup.cpu_weight = Some(0)),
         ("soma.cgroup.io_weight", |s| s.soma.cgroup.io_weight = Some(10_001)),
         ("soma.cpu_affinity", |s| s.soma.cpu_affinity = Some(vec![])),
-        ("permissions.networking", |s| s.permissions.networking = Networking::Outbound),
         ("permissions.ipc.allow[0]", |s| s.permissions.ipc.allow = vec!["x".into()]),
         ("ttl", |s| s.ttl = Some(0)),
     ];

@@ -73,7 +73,7 @@ pub(super) fn refusal(refusal: &Refusal) -> RefusalInfo {
         Why::Absent => "grant it with `[[paths]]`, or more with `permissions.filesystem`",
         Why::ReadOnly => "grant it with `[[paths]]` and `access = \"write\"`, or write to /work or /tmp",
         Why::Permission => "its mode does not let the workspace's user; grant a copy, or change the mode",
-        Why::Network => "`permissions.networking`",
+        Why::Network => "`permissions.networking`; with `outbound`, through the proxy that `http_proxy` names",
         Why::SystemCall => "none: no command of a workspace may make this call",
         _ => "",
     };

@@ -16,7 +16,10 @@ pub(super) const ACTION_RUN: &str = "org.shipote.workspaces.run";
 /// polkit: create and stop workspaces, and touch what other users run.
 pub(super) const ACTION_MANAGE: &str = "org.shipote.workspaces.manage";
 
-/// polkit: reach what workspaces publish; the proxy's user has it.
+/// polkit: change what workspaces may reach.
+pub(super) const ACTION_EGRESS: &str = "org.shipote.workspaces.egress";
+
+/// polkit: reach what workspaces publish, and serve the doors of those that go out; the proxy's user has it.
 pub(super) const ACTION_CONNECT: &str = "org.shipote.workspaces.connect";
 
 /// The actor, and what stands before it.

@@ -440,7 +440,7 @@ fn not_explained() -> Error {
     )
 }
 
-fn unexpected() -> Error {
+pub(super) fn unexpected() -> Error {
     Error::Failed("the state actor gave an answer of another kind; this is a defect of Shipote".to_owned())
 }
 
@@ -535,7 +535,7 @@ fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Er
 }
 
 /// Refuses options that are not known, naming those that are.
-fn known(options: &Options, names: &[&str]) -> Result<(), Error> {
+pub(super) fn known(options: &Options, names: &[&str]) -> Result<(), Error> {
     match options.keys().find(|k| !names.contains(&k.as_str())) {
         None => Ok(()),
         Some(key) if names.is_empty() => {

@@ -2,12 +2,14 @@
 
 mod convert;
 mod doors;
+mod egress;
 mod figures;
 mod manager;
 mod objects;
 mod publisher;
 
 pub(crate) use doors::Doors;
+pub(crate) use egress::Egress;
 pub(crate) use figures::Figures;
 pub(crate) use manager::Manager;
 pub(crate) use publisher::publish;

@@ -1,17 +1,20 @@
 //! Keeps the objects on the bus in step with the state: the actor says what changed, this
 //! task adds, changes and removes objects, in the same order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use shipote_bus::Service;
 use shipote_bus::workspaces::{CommandInfo, FlowInfo, PipelineInfo};
 use shipote_service::mechanism_info;
 use tokio::sync::mpsc;
 use ulid::Ulid;
 use zbus::ObjectServer;
+use zbus::object_server::SignalEmitter;
 
 use super::convert;
 use super::doors::Doors;
+use super::egress::{Egress, goes_out};
 use super::objects::{CommandObject, FlowObject, PipelineObject, Shared, WorkspaceObject, WorkspaceView};
 use crate::actor::Change;
 use crate::state::{Command, CommandPhase, Pipeline, Workspace};
@@ -23,6 +26,8 @@ struct Publisher {
     commands: HashMap<Ulid, Shared<CommandInfo>>,
     pipelines: HashMap<Ulid, Shared<PipelineInfo>>,
     flows: HashMap<(Ulid, usize), Shared<FlowInfo>>,
+    /// Workspaces that go out through the proxy.
+    going_out: HashSet<Ulid>,
 }
 
 /// Publishes until the actor ends.
@@ -34,6 +39,7 @@ pub(crate) async fn publish(connection: zbus::Connection, doors: Doors, mut chan
         commands: HashMap::new(),
         pipelines: HashMap::new(),
         flows: HashMap::new(),
+        going_out: HashSet::new(),
     };
     while let Some(change) = changes.recv().await {
         if let Err(error) = publisher.take(change).await {
@@ -55,6 +61,9 @@ impl Publisher {
         match change {
             Change::Workspace(workspace) => self.workspace(&workspace).await,
             Change::WorkspaceGone(id) => {
+                if self.going_out.remove(&id) {
+                    self.egress_changed(id).await?;
+                }
                 if self.workspaces.remove(&id).is_some() {
                     self.server().remove::<WorkspaceObject, _>(convert::object_path("workspace", id)).await?;
                 }
@@ -84,7 +93,17 @@ impl Publisher {
         }
     }
 
+    /// Tells whoever serves the doors to look again.
+    async fn egress_changed(&self, id: Ulid) -> zbus::Result<()> {
+        let emitter = SignalEmitter::new(&self.connection, Service::Workspaces.path())?;
+        Egress::changed(&emitter, &id.to_string()).await
+    }
+
     async fn workspace(&mut self, workspace: &Workspace) -> zbus::Result<()> {
+        if goes_out(workspace) {
+            self.going_out.insert(workspace.id);
+            self.egress_changed(workspace.id).await?;
+        }
         let path = convert::object_path("workspace", workspace.id);
         let view = WorkspaceView {
             id: workspace.id.to_string(),

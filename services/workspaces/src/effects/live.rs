@@ -686,8 +686,8 @@ fn sandbox_spec(name: &str, spec: &WorkspaceSpec, strict: bool, protected: &[Pat
         network: match spec.permissions.networking {
             Networking::Loopback => Network::Loopback,
             Networking::Full => Network::Host,
-            // outbound is refused by the spec's validation
-            Networking::None | Networking::Outbound => Network::None,
+            Networking::Outbound => Network::Outbound,
+            Networking::None => Network::None,
         },
         host_files: match spec.permissions.filesystem {
             Filesystem::None => HostFiles::None,
@@ -728,6 +728,16 @@ fn hostname(name: &str) -> String {
     host
 }
 
+/// What tells programs the way out, in the variables that they look at; some only at those in capitals. Names are left
+/// to the proxy where a program can (`socks5h`).
+fn way_out() -> impl Iterator<Item = (String, String)> {
+    let at = format!("127.0.0.1:{}", shipote_sandbox::DOOR_PROXY);
+    let (http, any) = (format!("http://{at}"), format!("socks5h://{at}"));
+    let here = "localhost,127.0.0.1,::1".to_owned();
+    let pairs = [("http_proxy", http.clone()), ("https_proxy", http), ("all_proxy", any), ("no_proxy", here)];
+    pairs.into_iter().flat_map(|(name, value)| [(name.to_owned(), value.clone()), (name.to_uppercase(), value)])
+}
+
 fn command_spec(workspace: &Workspace, command: &Command) -> CommandSpec {
     let what = &command.what;
     let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
@@ -742,6 +752,9 @@ fn command_spec(workspace: &Workspace, command: &Command) -> CommandSpec {
     ];
     if what.terminal.is_some() {
         env.push(pair("TERM", "xterm-256color"));
+    }
+    if workspace.spec.permissions.networking == Networking::Outbound {
+        env.extend(way_out());
     }
     let own = workspace.spec.env.iter().map(|(k, v)| (k.clone(), v.clone()));
     for (key, value) in own.chain(what.command.envp.iter().cloned()) {

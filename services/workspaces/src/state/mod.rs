@@ -21,6 +21,7 @@
 //! last command; the records of all steps make the same state again.
 
 mod commands;
+mod egress;
 mod persist;
 mod pipelines;
 mod restart;
@@ -35,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use ulid::Ulid;
 
 use crate::error::Error;
+pub(crate) use egress::EgressChange;
 pub(crate) use persist::{Key, Record};
 pub(crate) use types::*;
 
@@ -93,6 +95,10 @@ impl State {
             }
             Input::StopWorkspace { request, workspace, grace } => {
                 self.stop_workspace(request, &workspace, grace, now, out);
+            }
+            Input::ChangeEgress { request, workspace, change } => {
+                let result = self.change_egress(&workspace, change, out);
+                out.push(Effect::Reply { request, result });
             }
             Input::StopPipeline { request, pipeline, grace } => {
                 self.stop_pipeline(request, &pipeline, grace, now, out);

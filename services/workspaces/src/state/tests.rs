@@ -591,3 +591,46 @@ fn a_second_shorter_grace_shortens_the_first() {
     }
     assert_eq!(graces, [60, 1]);
 }
+
+#[test]
+fn the_list_of_a_workspace_that_goes_out_is_changed_and_recorded() {
+    use shipote_bus::spec::Networking;
+
+    let change = |allow: &[&str], deny: &[&str]| {
+        let texts = |all: &[&str]| all.iter().map(|&text| text.to_owned()).collect();
+        EgressChange { allow: texts(allow), deny: texts(deny) }
+    };
+    let mut state = State::default();
+    let id = Ulid::generate();
+    let mut spec = WorkspaceSpec { label: "web".to_owned(), egress: vec!["a".to_owned()], ..WorkspaceSpec::default() };
+    spec.permissions.networking = Networking::Outbound;
+    let spec = Box::new(spec);
+    let request = RequestId(1);
+    state.handle(Input::Create { request, id, spec, strict: false, uid: 0, numbered: false }, 0);
+    state.handle(Input::KeeperReady { workspace: id, mechanisms: Vec::new() }, 0);
+    let ask = |state: &mut State, change: EgressChange| {
+        let input = Input::ChangeEgress { request: RequestId(2), workspace: "web".to_owned(), change };
+        let effects = state.handle(input, 0);
+        let told = effects.iter().any(|e| matches!(e, Effect::WorkspaceChanged { .. }));
+        let reply = effects.into_iter().find_map(|effect| match effect {
+            Effect::Reply { result, .. } => Some(result),
+            _ => None,
+        });
+        (reply.unwrap(), told)
+    };
+    let _ = state.take_records();
+    let (list, told) = ask(&mut state, change(&["b:8443", "b:8443"], &["a"]));
+    assert_eq!((list, told), (Ok(Outcome::Egress(vec!["b:8443".to_owned()])), true));
+    let records = state.take_records();
+    let restored = State::restore(records);
+    assert_eq!(restored.workspaces[&id].spec.egress, ["b:8443"]);
+    for (change, wanted) in
+        [(change(&["http://x"], &[]), "is no host"), (change(&[], &["a"]), "is not on its list, which allows b:8443")]
+    {
+        let (refused, told) = ask(&mut state, change);
+        assert!(refused.unwrap_err().to_string().contains(wanted) && !told);
+    }
+    let many: Vec<String> = (0..300).map(|n| format!("h{n}")).collect();
+    let (refused, _) = ask(&mut state, EgressChange { allow: many, deny: Vec::new() });
+    assert!(refused.unwrap_err().to_string().contains("256 are allowed"));
+}

@@ -8,6 +8,7 @@ use shipote_bus::spec::{DiscernPolicy, NodeCommand, RestartPolicy, Soma, Validat
 use shipote_confinement::Mechanism;
 use ulid::Ulid;
 
+use super::egress::EgressChange;
 use super::persist;
 use super::restart::Restarts;
 use crate::error::Error;
@@ -279,6 +280,11 @@ pub(crate) enum Input {
         workspace: String,
         grace: Duration,
     },
+    ChangeEgress {
+        request: RequestId,
+        workspace: String,
+        change: EgressChange,
+    },
     StopPipeline {
         request: RequestId,
         pipeline: String,
@@ -407,5 +413,7 @@ pub(crate) enum Outcome {
     PipelineStarted(Ulid),
     Reaped(u32),
     FlowsDropped(bool),
+    /// What a workspace may reach now.
+    Egress(Vec<String>),
     Done,
 }

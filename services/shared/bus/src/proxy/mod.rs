@@ -127,6 +127,30 @@ pub struct EgressInfo {
     pub denials: Vec<(u64, String)>,
 }
 
+/// Something that was refused on the way out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct DenialInfo {
+    /// When, milliseconds since the epoch.
+    pub unix_ms: u64,
+    /// To whom.
+    pub client: String,
+    /// Why, and what to allow.
+    pub reason: String,
+}
+
+/// What connections are held for, until somebody answers or a minute is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+pub struct QuestionInfo {
+    /// Its number.
+    pub id: u64,
+    /// Who asks.
+    pub client: String,
+    /// The entry of the client's list that would allow it.
+    pub entry: String,
+    /// When it was asked first, milliseconds since the epoch.
+    pub unix_ms: u64,
+}
+
 /// What became of one request or one forwarded connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize, Type)]
 pub struct FlowInfo {
@@ -214,4 +238,22 @@ pub trait Manager {
     fn list_egress(&self, options: Options<'_>) -> Result<Vec<EgressInfo>, ProxyError>;
     /// See the interface.
     fn metrics(&self) -> Result<String, ProxyError>;
+}
+
+/// Client of the root object: refusals and questions on the way out.
+#[zbus::proxy(
+    interface = "org.shipote.Proxy1.Egress",
+    default_service = "org.shipote.Proxy1",
+    default_path = "/org/shipote/Proxy1"
+)]
+pub trait Egress {
+    /// See the interface.
+    fn list_denials(&self, options: Options<'_>) -> Result<Vec<DenialInfo>, ProxyError>;
+    /// See the interface.
+    fn list_pending(&self, options: Options<'_>) -> Result<Vec<QuestionInfo>, ProxyError>;
+    /// See the interface.
+    fn answer(&self, id: u64, allow: bool, options: Options<'_>) -> Result<(String, String), ProxyError>;
+    /// See the interface.
+    #[zbus(signal)]
+    fn pending(&self, id: u64, client: String, entry: String) -> zbus::Result<()>;
 }

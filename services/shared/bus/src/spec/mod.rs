@@ -17,7 +17,10 @@ pub use pipeline::{
     ValidatedPipeline,
 };
 pub use restart::RestartPolicy;
-pub use workspace::{Access, ExitPolicy, Filesystem, IpcPolicy, Networking, PathGrant, Permissions, WorkspaceSpec};
+pub use workspace::{
+    Access, EGRESS_MAX, EGRESS_PORT, ExitPolicy, Filesystem, IpcPolicy, Networking, PathGrant, Permissions,
+    WorkspaceSpec, check_hosts, too_many_hosts,
+};
 
 /// A label is a name of something on the bus, in files and in tables.
 pub const LABEL_MAX: usize = 128;

@@ -43,6 +43,11 @@ pub struct WorkspaceSpec {
     pub explain: bool,
     /// TCP ports inside that others may reach by the workspace's name, through the proxy (`workspace:NAME:PORT`).
     pub publish: Vec<u16>,
+    /// What it may reach through the proxy, with `permissions.networking = "outbound"`: `example.com`,
+    /// `*.example.org:8443`, `10.0.0.0/8:5432`, `host:*`; without a port 80 and 443. Nothing else is reached.
+    pub egress: Vec<String>,
+    /// Ask about what is not in `egress`: the connection waits a while for `shipote egress approve`.
+    pub egress_ask: bool,
     /// Environment of every command, beside `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
     pub env: BTreeMap<String, String>,
 }
@@ -84,7 +89,7 @@ pub enum Networking {
     None,
     /// A loopback of its own.
     Loopback,
-    /// Through the egress proxy.
+    /// A loopback of its own, on which the egress proxy lets out to what `egress` lists.
     Outbound,
     /// The host's as it is, its loopback and its abstract sockets' names too: no isolation of the network. Who may
     /// ask for it has the right to manage workspaces.
@@ -153,20 +158,15 @@ impl WorkspaceSpec {
     pub fn validate(&self) -> Result<(), SpecError> {
         check_label("label", &self.label)?;
         self.soma.validate("soma")?;
-        if self.permissions.networking == Networking::Outbound {
-            return Err(SpecError::new(
-                "permissions.networking",
-                "outbound needs the egress proxy, which does not serve workspaces yet; use `loopback`, or `full` for \
-                 the host's network as it is",
-            ));
-        }
+        self.check_egress()?;
         for (i, socket) in self.permissions.ipc.allow.iter().enumerate() {
             check_path(&format!("permissions.ipc.allow[{i}]"), std::path::Path::new(socket))?;
         }
-        if !self.publish.is_empty() && self.permissions.networking != Networking::Loopback {
+        let own = matches!(self.permissions.networking, Networking::Loopback | Networking::Outbound);
+        if !self.publish.is_empty() && !own {
             return Err(SpecError::new(
                 "publish",
-                "is for a workspace with a network of its own; set permissions.networking to `loopback`",
+                "is for a workspace with a network of its own; set permissions.networking to `loopback` or `outbound`",
             ));
         }
         if self.publish.len() > PUBLISHED_MAX {
@@ -201,6 +201,51 @@ impl WorkspaceSpec {
         }
         Ok(())
     }
+}
+
+impl WorkspaceSpec {
+    fn check_egress(&self) -> Result<(), SpecError> {
+        let outbound = self.permissions.networking == Networking::Outbound;
+        for (key, set) in [("egress", !self.egress.is_empty()), ("egress_ask", self.egress_ask)] {
+            if set && !outbound {
+                let problem =
+                    "is for a workspace that goes out through the proxy; set permissions.networking to `outbound`";
+                return Err(SpecError::new(key, problem));
+            }
+        }
+        check_hosts(&self.egress).map_err(|(i, problem)| SpecError::new(format!("egress[{i}]"), problem))?;
+        let taken = self.publish.iter().position(|port| outbound && *port == EGRESS_PORT);
+        match taken {
+            Some(i) => Err(SpecError::new(format!("publish[{i}]"), "is the port of the way out; choose another")),
+            None if self.egress.len() > EGRESS_MAX => Err(SpecError::new("egress", too_many_hosts(self.egress.len()))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Most entries of a list of hosts.
+pub const EGRESS_MAX: usize = 256;
+
+/// TCP port of a workspace's loopback at which the way out is: a proxy that speaks HTTP and SOCKS5.
+pub const EGRESS_PORT: u16 = 3128;
+
+/// What is wrong with a list that is too long.
+#[must_use]
+pub fn too_many_hosts(count: usize) -> String {
+    format!("names {count} hosts; {EGRESS_MAX} are allowed")
+}
+
+/// The first entry of a list of hosts that is none, by number, with what is wrong.
+///
+/// # Errors
+/// That.
+pub fn check_hosts(hosts: &[String]) -> Result<(), (usize, String)> {
+    for (i, host) in hosts.iter().enumerate() {
+        if let Err(error) = shipote_egress::Policy::parse(std::slice::from_ref(host)) {
+            return Err((i, error.to_string()));
+        }
+    }
+    Ok(())
 }
 
 fn check_path(field: &str, path: &std::path::Path) -> Result<(), SpecError> {
@@ -242,6 +287,8 @@ mod tests {
             "label='a'",
             "label='a'\n[permissions]\nnetworking='loopback'",
             "label='a'\n[[paths]]\npath='/srv'",
+            "label='a'\negress=['a.example','*.b:8443','10.0.0.0/8:5432']\negress_ask=true\n[permissions]\nnetworking='outbound'",
+            "label='a'\npublish=[80]\n[permissions]\nnetworking='outbound'",
             "label='a'\n[permissions]\nnetworking='full'\nfilesystem='read-write'\nprocesses=true\nipc={allow=['/run/x']}",
         ];
         for text in good {
@@ -250,7 +297,13 @@ mod tests {
         let bad = [
             ("", "label: is empty"),
             ("label='a'\ncolour='red'", "unknown field `colour`"),
-            ("label='a'\n[permissions]\nnetworking='outbound'", "permissions.networking: outbound needs the egress"),
+            ("label='a'\negress=['a']", "egress: is for a workspace that goes out"),
+            ("label='a'\negress_ask=true", "egress_ask: is for a workspace that goes out"),
+            ("label='a'\negress=['a','http://b']\n[permissions]\nnetworking='outbound'", "egress[1]: \"http://b\""),
+            (
+                "label='a'\npublish=[3128]\n[permissions]\nnetworking='outbound'",
+                "publish[0]: is the port of the way out",
+            ),
             ("label='a'\n[permissions.ipc]\nallow=['bus']", "permissions.ipc.allow[0]: bus is not absolute"),
             ("label='a'\n[[paths]]\npath='srv'", "paths[0].path: srv is not absolute"),
             ("label='a'\n[[paths]]\npath='/srv/../etc'", "contains `..`"),

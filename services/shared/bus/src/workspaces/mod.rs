@@ -8,12 +8,15 @@ mod proxy;
 pub use error::WorkspacesError;
 pub use figures::{FiguresProxy, WorkspaceQuota, WorkspaceStats};
 pub use info::{
-    CommandInfo, Completion, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, WorkspaceInfo,
+    CommandInfo, Completion, DiscernmentInfo, EgressInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions,
+    WorkspaceInfo,
 };
-pub use proxy::{CommandProxy, FlowProxy, ManagerProxy, PipelineProxy, WorkspaceProxy};
+pub use proxy::{CommandProxy, EgressProxy, FlowProxy, ManagerProxy, PipelineProxy, WorkspaceProxy};
 
 /// Interface of the root object.
 pub const MANAGER_INTERFACE: &str = "org.shipote.Workspaces1.Manager";
+/// Interface of what workspaces may reach, at the root object.
+pub const EGRESS_INTERFACE: &str = "org.shipote.Workspaces1.Egress";
 /// Interface of the figures, at the root object.
 pub const FIGURES_INTERFACE: &str = "org.shipote.Workspaces1.Figures";
 /// Interface of a workspace's object.

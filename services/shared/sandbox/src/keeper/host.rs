@@ -55,10 +55,14 @@ pub(super) fn network(spec: &SandboxSpec, mechanism: &mut Mechanism) {
     *mechanism = Mechanism::missing(NETWORK, reason);
 }
 
-/// The host's name servers, for a workspace that reaches them.
+/// The name servers: the host's for a workspace that reaches them, the door for one that has one.
 pub(super) fn resolvers(network: Network) -> String {
     let host = || fs::read_to_string("/etc/resolv.conf").ok().filter(|text| text.len() <= 4096);
-    if network == Network::Host { host().unwrap_or_default() } else { String::new() }
+    match network {
+        Network::Host => host().unwrap_or_default(),
+        Network::Outbound => "nameserver 127.0.0.1\n".to_owned(),
+        Network::None | Network::Loopback => String::new(),
+    }
 }
 
 /// Attaches the directories of the host's root that are there besides the system's.

@@ -5,6 +5,7 @@
 //! the socket closes it ends, and the kernel ends every process of its pid namespace with it.
 
 mod command;
+mod doors;
 mod explain;
 mod host;
 mod layout;
@@ -19,6 +20,8 @@ use std::time::Duration;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use shipote_confinement::seccomp::Filter;
 use shipote_confinement::{Domain, Handled, Mechanism, PathAccess};
+
+use doors::Doors;
 
 use crate::error::{Failure, Step};
 use crate::ids::Identity;
@@ -70,14 +73,14 @@ fn live(seat: &Seat<'_>) {
     }
     sys::close_range(seat.mapped.as_raw_fd() as u32, seat.mapped.as_raw_fd() as u32, 0);
     match set_up(seat) {
-        Ok((mechanisms, common)) => {
+        Ok((mechanisms, common, doors)) => {
             let lacks = |mechanism: &Mechanism| !mechanism.is_enforced() && !host::asked_for(seat.spec, mechanism);
             if seat.spec.strict && mechanisms.iter().any(lacks) {
                 let mechanisms = mechanisms.into_iter().filter(lacks).collect();
                 let _ = wire::send(seat.socket, &Reply::NotEnforced { mechanisms }, &[]);
             } else if wire::send(seat.socket, &Reply::Ready { mechanisms: mechanisms.clone() }, &[]).is_ok() {
                 let handover = seat.spec.handover_ms.map(Duration::from_millis);
-                serve::serve(seat.socket, &common, mechanisms, handover);
+                serve::serve(seat.socket, &common, mechanisms, doors, handover);
             }
         }
         Err(failure) => {
@@ -86,7 +89,7 @@ fn live(seat: &Seat<'_>) {
     }
 }
 
-fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure> {
+fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common, Option<Doors>), Failure> {
     let spec = seat.spec;
     let mut report: Vec<Mechanism> = ["user", "mount", "pid", "ipc", "uts", "network", "cgroup"]
         .map(|kind| Mechanism::enforced(format!("{kind}-namespace"), ""))
@@ -97,9 +100,14 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure>
     report.extend(layout::build(spec, ids, seat.grants)?);
     rustix::system::sethostname(spec.hostname.as_bytes())
         .map_err(|error| Failure::new(Step::Root, "host name", error))?;
-    if spec.network == Network::Loopback {
+    if matches!(spec.network, Network::Loopback | Network::Outbound) {
         loopback_up().map_err(|error| Failure::new(Step::Network, "lo", error))?;
     }
+    // While it may still bind any port, and before any command could.
+    let doors = match spec.network {
+        Network::Outbound => Some(Doors::open()?),
+        Network::None | Network::Loopback | Network::Host => None,
+    };
     set_affinity(&spec.cpu_affinity).map_err(|error| Failure::new(Step::Limits, "CPU affinity", error))?;
     report.push(match &spec.cgroup {
         Some(path) => Mechanism::enforced("cgroup", path.display().to_string()),
@@ -125,7 +133,8 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common), Failure>
     drop_tracing(spec)?;
     report.push(seccomp);
     let stack = sys::Stack::new().map_err(|error| Failure::new(Step::Process, "stack", error))?;
-    Ok((report, command::Common { ids, rlimits: spec.rlimits, nofile: seat.nofile, filter: confined, stack }))
+    let common = command::Common { ids, rlimits: spec.rlimits, nofile: seat.nofile, filter: confined, stack };
+    Ok((report, common, doors))
 }
 
 /// Takes the keeper's own ids, and shuts its memory off from what will run beside it.

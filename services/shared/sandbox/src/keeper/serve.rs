@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use shipote_confinement::Mechanism;
 
 use super::command::{self, Common, Reaped};
+use super::doors::Doors;
 use crate::error::{Failure, Step};
 use crate::spec::Usage;
 use crate::wire::{self, Reply, Request};
@@ -43,6 +44,7 @@ struct Keeper<'a> {
     /// Ends that no service has acknowledged.
     records: VecDeque<Record>,
     mechanisms: Vec<Mechanism>,
+    doors: Option<Doors>,
     /// Descriptors of commands, living and ended, that must outlive the service: by command and tag.
     held: BTreeMap<(u64, u8), OwnedFd>,
     ending: Option<Ending>,
@@ -64,7 +66,13 @@ struct Ending {
 const TOGETHER: usize = 32;
 
 /// Serves until the socket closes or an end was asked for and everything is reaped.
-pub(super) fn serve(socket: BorrowedFd<'_>, common: &Common, mechanisms: Vec<Mechanism>, handover: Option<Duration>) {
+pub(super) fn serve(
+    socket: BorrowedFd<'_>,
+    common: &Common,
+    mechanisms: Vec<Mechanism>,
+    doors: Option<Doors>,
+    handover: Option<Duration>,
+) {
     let Ok(children) = children_signal() else { return };
     let mut keeper = Keeper {
         socket,
@@ -73,6 +81,7 @@ pub(super) fn serve(socket: BorrowedFd<'_>, common: &Common, mechanisms: Vec<Mec
         ids: HashMap::new(),
         records: VecDeque::new(),
         mechanisms,
+        doors,
         held: BTreeMap::new(),
         ending: None,
         handover,
@@ -199,6 +208,13 @@ impl Keeper<'_> {
                 self.held.remove(&(id, tag));
             }
             Request::Adopt => self.tell()?,
+            Request::Doors { sequence } => match &self.doors {
+                Some(doors) => {
+                    let both = [doors.proxy.as_fd(), doors.names.as_fd()];
+                    wire::send(self.socket, &Reply::Connected { sequence, errno: 0 }, &both)?;
+                }
+                None => wire::send(self.socket, &Reply::Connected { sequence, errno: libc::ENOTCONN }, &[])?,
+            },
         }
         Ok(true)
     }

@@ -216,7 +216,7 @@ fn socket(seen: &Seen<'_>, address: usize, length: usize, network: Network) -> F
             let address = inet(family, rest)?;
             let reached = match network {
                 Network::Host => true,
-                Network::Loopback => address.ip().is_loopback(),
+                Network::Loopback | Network::Outbound => address.ip().is_loopback(),
                 Network::None => false,
             };
             (!reached).then(|| (address.to_string(), Why::Network, libc::ENETUNREACH))

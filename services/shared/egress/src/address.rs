@@ -3,10 +3,28 @@
 //! What goes out for a workspace, a machine or a plugin is allowed by name, and a name can be made to resolve to
 //! anything. So the address that a name resolved to is looked at too, and the connection is made to exactly that one.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Why an address is not one of the public network.
-pub(crate) fn private(ip: IpAddr) -> Option<&'static str> {
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, getsockname, socket_with};
+
+/// Whether an address is one of this host's own, whichever network it is of: what listens there may trust whoever
+/// comes from here. Nothing is sent: the kernel is asked which address it would send from.
+#[must_use]
+pub fn is_own(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let family = if ip.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let Ok(socket) = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None) else { return false };
+    // An address that no way leads to is nobody's.
+    connect(&socket, &SocketAddr::new(ip, 9)).is_ok()
+        && getsockname(&socket)
+            .ok()
+            .and_then(|address| SocketAddr::try_from(address).ok())
+            .is_some_and(|from| from.ip() == ip)
+}
+
+/// Why an address is not one of the public network; none: it is public.
+#[must_use]
+pub fn private(ip: IpAddr) -> Option<&'static str> {
     match ip {
         IpAddr::V4(v4) => private_v4(v4),
         IpAddr::V6(v6) => private_v6(v6),
@@ -58,6 +76,12 @@ fn private_v6(ip: Ipv6Addr) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hosts_own_addresses_are_known() {
+        assert!(is_own([127, 0, 0, 1].into()) && is_own("::ffff:127.0.0.1".parse().unwrap()));
+        assert!(!is_own([192, 0, 2, 1].into()) && !is_own("2001:db8::1".parse().unwrap()));
+    }
 
     #[test]
     fn only_public_addresses_are_public() {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::address;
+use crate::address::{is_own, private};
 
 /// An entry of an allow-list is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,29 +54,48 @@ impl Ports {
 
 /// Why something is not reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Denial(pub(super) String);
+pub struct Denial {
+    /// What is in the way, and what to allow.
+    pub text: String,
+    /// The entry that would allow it; empty: there is none.
+    pub entry: String,
+}
+
+impl Denial {
+    /// A denial that no entry of a list would change.
+    #[must_use]
+    pub fn other(text: String) -> Self {
+        Self { text, entry: String::new() }
+    }
+}
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
 /// An allow-list; an empty one allows nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Policy {
+pub struct Policy {
     entries: Vec<Entry>,
 }
 
 impl Policy {
-    pub(super) fn parse(texts: &[String]) -> Result<Self, EntryError> {
+    /// A list as people write it.
+    ///
+    /// # Errors
+    /// The first entry that is none.
+    pub fn parse(texts: &[String]) -> Result<Self, EntryError> {
         texts.iter().map(|t| Entry::parse(t)).collect::<Result<_, _>>().map(|entries| Self { entries })
     }
 
     /// Whether this host may be asked for at all, by the name or address that the client wrote.
-    pub(super) fn allows(&self, host: &str, port: u16) -> Result<(), Denial> {
-        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        let ip: Option<IpAddr> = name.parse().ok();
+    ///
+    /// # Errors
+    /// The denial.
+    pub fn allows(&self, host: &str, port: u16) -> Result<(), Denial> {
+        let (name, ip) = canonical(host);
         let named = self.entries.iter().filter(|e| e.host.covers(&name, ip));
         let mut other_port = false;
         for entry in named {
@@ -85,23 +104,62 @@ impl Policy {
             }
             other_port = true;
         }
-        Err(Denial(if other_port {
-            format!("{host} is allowed, but not its port {port}; allow \"{host}:{port}\"")
+        let entry =
+            if matches!(ip, Some(IpAddr::V6(_))) { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let text = if other_port {
+            format!("{host} is allowed, but not its port {port}; allow \"{entry}\"")
         } else {
-            format!("{host} is not on the list of allowed hosts; allow \"{host}:{port}\"")
-        }))
+            format!("{host} is not on the list of allowed hosts; allow \"{entry}\"")
+        };
+        Err(Denial { text, entry })
+    }
+
+    /// Whether a name may be known at all: some port of it is allowed.
+    ///
+    /// # Errors
+    /// The denial.
+    pub fn knows(&self, host: &str) -> Result<(), Denial> {
+        let (name, ip) = canonical(host);
+        if self.entries.iter().any(|e| e.host.covers(&name, ip)) {
+            return Ok(());
+        }
+        let text = format!("{name} is not on the list of allowed hosts, and so has no address; allow \"{name}\"");
+        Err(Denial { text, entry: name })
     }
 
     /// Whether an address that an allowed host resolved to may be connected to.
-    pub(super) fn allows_address(&self, host: &str, address: SocketAddr) -> Result<(), Denial> {
+    /// Loopback, link-local, private and reserved addresses and the host's own may only where the list has the address.
+    ///
+    /// # Errors
+    /// The denial.
+    pub fn allows_address(&self, host: &str, address: SocketAddr) -> Result<(), Denial> {
         let ip = address.ip().to_canonical();
-        let Some(why) = address::private(address.ip()) else { return Ok(()) };
-        let network = |e: &&Entry| matches!(&e.host, Host::Network(net) if net.contains(&ip));
-        if self.entries.iter().filter(network).any(|e| e.ports.has(address.port())) {
+        let own = || is_own(ip).then_some("it is this host's own");
+        let Some(why) = private(address.ip()).or_else(own) else { return Ok(()) };
+        if self.networks(ip).any(|e| e.ports.has(address.port())) {
             return Ok(());
         }
-        Err(Denial(format!("{host} is at {ip}, and {why}; allow \"{ip}:{}\" if that is meant", address.port())))
+        let entry = SocketAddr::new(ip, address.port()).to_string();
+        Err(Denial { text: format!("{host} is at {ip}, and {why}; allow \"{entry}\" if that is meant"), entry })
     }
+
+    /// Whether the address of a name may be told: it could be connected to by some port.
+    #[must_use]
+    pub fn tells(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        (private(ip).is_none() && !is_own(ip)) || self.networks(ip).next().is_some()
+    }
+
+    fn networks(&self, ip: IpAddr) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |e| matches!(&e.host, Host::Network(net) if net.contains(&ip)))
+    }
+}
+
+/// A host as it is compared: without the root's dot, in lower case, and as an address if it is one.
+fn canonical(host: &str) -> (String, Option<IpAddr>) {
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let ip = name.parse().ok();
+    (name, ip)
 }
 
 impl Host {
@@ -206,12 +264,22 @@ mod tests {
         for address in ["127.0.0.1:80", "169.254.169.254:80", "10.0.0.1:80", "[::1]:80", "[::ffff:169.254.169.254]:80"]
         {
             let denial = open.allows_address("a.example", address.parse().unwrap()).unwrap_err();
-            assert!(denial.0.contains("allow"), "{denial}");
+            assert!(denial.text.contains("allow"), "{denial}");
         }
         assert!(open.allows_address("a.example", "93.184.216.34:80".parse().unwrap()).is_ok());
         let inner = policy(&["db.internal:5432", "10.0.0.0/8:5432"]);
         assert!(inner.allows_address("db.internal", "10.1.1.1:5432".parse().unwrap()).is_ok());
         assert!(inner.allows_address("db.internal", "10.1.1.1:80".parse().unwrap()).is_err());
+    }
+
+    #[test]
+    fn names_are_known_by_any_port_and_addresses_told_where_they_could_be_reached() {
+        let p = policy(&["a.example:8443", "*.b.example", "10.0.0.0/8:5432"]);
+        assert!(p.knows("A.example.").is_ok() && p.knows("x.b.example").is_ok());
+        assert_eq!(p.knows("b.example").unwrap_err().entry, "b.example");
+        assert!(p.tells([1, 1, 1, 1].into()) && p.tells([10, 1, 1, 1].into()));
+        assert!(!p.tells([127, 0, 0, 1].into()) && !p.tells("::ffff:192.168.0.1".parse().unwrap()));
+        assert_eq!(p.allows("2001:db8::1", 80).unwrap_err().entry, "[2001:db8::1]:80");
     }
 
     #[test]

@@ -1,0 +1,88 @@
+# Services joined: a published port is reached through the proxy by the workspace's name, and a workspace reaches what its
+# list says by the proxy, and nothing else. Under the units' own hardening: the workspaces service has no network at all.
+
+import json
+
+SERVER = r"""
+use IO::Socket::INET;
+my ($port, $page) = @ARGV;
+my $listening = IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => $port, Listen => 64, ReuseAddr => 1) or die $!;
+while (my $client = $listening->accept) {
+    while (<$client>) { last if /^\r?\n$/ }
+    print $client "HTTP/1.1 200 OK\r\nContent-Length: " . length($page) . "\r\nConnection: close\r\n\r\n$page";
+    close $client;
+}
+"""
+RULES = {
+    "rules": [
+        {
+            "name": "web",
+            "listen": ["127.0.0.1:8000"],
+            "terminate": {"type": "http_proxy", "upstream": "workspace:web:8080"},
+        }
+    ]
+}
+# localhost is a host like any other here
+CURL = "curl -sS --max-time 60 --noproxy ''"
+
+
+def curl(url, *arguments):
+    """What a command of the workspace gets, by the way that its environment names."""
+    return machine.execute(f"shipote run -w web -- {CURL} {' '.join(arguments)} {url} 2>&1")[1]
+
+
+start_all()
+machine.wait_for_unit("multi-user.target")
+machine.wait_for_unit("shipote-workspaces.service", timeout=120)
+machine.wait_for_unit("shipote-proxy.service", timeout=120)
+machine.succeed("getent passwd mallory || useradd --create-home mallory")
+machine.succeed(
+    f"cat > /tmp/server.pl <<'EOF'\n{SERVER}\nEOF",
+    f"mkdir -p /etc/shipote/proxy/rules && cat > /etc/shipote/proxy/rules/web.json <<'EOF'\n{json.dumps(RULES)}\nEOF",
+    "shipote proxy reload",
+)
+
+with subtest("a published port is reached by name"):
+    machine.succeed("shipote workspace create web --publish 8080 --egress 127.0.0.1:9000")
+    machine.succeed("shipote run -w web --detach -- perl -e \"$(cat /tmp/server.pl)\" 8080 inside")
+    machine.wait_until_succeeds("curl -sS --fail http://127.0.0.1:8000/ | grep -x inside", timeout=120)
+
+with subtest("a workspace reaches what is on its list"):
+    machine.succeed("systemd-run --unit outside perl /tmp/server.pl 9000 outside")
+    machine.succeed("systemd-run --unit secret perl /tmp/server.pl 9001 secret")
+    machine.wait_until_succeeds("curl -sS http://127.0.0.1:9000/ && curl -sS http://127.0.0.1:9001/", timeout=60)
+    for words in ["", "--proxytunnel", "--proxy socks5h://127.0.0.1:3128"]:
+        assert curl("http://127.0.0.1:9000/", words) == "outside", words
+
+with subtest("and nothing else: the refusal says what to allow, around the proxy there is nothing"):
+    said = curl("http://127.0.0.1:9001/")
+    assert "shipote egress allow workspace:web 127.0.0.1:9001" in said, said
+    assert "metadata" in curl("http://169.254.169.254/")
+    for words in ["--noproxy '*' http://127.0.0.1:9000/", "--noproxy '*' http://192.0.2.1/"]:
+        said = curl(words)
+        assert "outside" not in said and "curl: (7)" in said, said
+    denials = json.loads(machine.succeed("shipote egress list --denials --json"))["denials"]
+    assert any("127.0.0.1:9001" in denial["reason"] for denial in denials), denials
+
+with subtest("the list changes while it runs, by whoever may"):
+    status, said = machine.execute("runuser -u mallory -- shipote egress allow workspace:web 127.0.0.1:9001 2>&1")
+    assert status == 1 and "org.shipote.workspaces.egress" in said, said
+    assert curl("http://127.0.0.1:9001/") != "secret"
+    machine.succeed("shipote egress allow workspace:web 127.0.0.1:9001")
+    machine.wait_until_succeeds(f"shipote run -w web -- {CURL} http://127.0.0.1:9001/ | grep -x secret", timeout=60)
+    machine.succeed("shipote egress deny workspace:web 127.0.0.1:9001")
+
+for unit in ["shipote-proxy", "shipote-workspaces"]:
+    with subtest(f"the way out outlives {unit}"):
+        machine.succeed(f"systemctl kill --kill-whom=main -s KILL {unit}")
+        machine.wait_until_succeeds(f"systemctl is-active {unit} && shipote ps", timeout=60)
+        machine.wait_until_succeeds(f"shipote run -w web -- {CURL} http://127.0.0.1:9000/ | grep -x outside", timeout=60)
+        assert "shipote egress allow workspace:web 127.0.0.1:9001" in curl("http://127.0.0.1:9001/")
+        machine.wait_until_succeeds("curl -sS --fail http://127.0.0.1:8000/ | grep -x inside", timeout=60)
+
+with subtest("it ends with the workspace"):
+    machine.succeed("shipote workspace stop web", "systemctl stop outside secret", "rm /etc/shipote/proxy/rules/web.json")
+    machine.wait_until_fails("shipote egress list | grep workspace:web", timeout=60)
+    machine.succeed("shipote proxy reload")
+    changes = machine.succeed("shipote audit --action egress.change --object workspace:web").splitlines()
+    assert len([line for line in changes if "ok" in line]) == 2, changes
