@@ -12,6 +12,7 @@ use std::any::Any;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use wasmtime::component::{
@@ -25,6 +26,9 @@ use crate::plugin::{Limits, MakeData};
 use crate::runtime::{Runtime, span, ticks};
 use crate::signature::Signature;
 use crate::state::State;
+
+/// Least time that the first start of a plugin may take, when its tree is loaded.
+const START: Duration = Duration::from_secs(1);
 
 /// A plugin that has loaded.
 pub(crate) struct Loaded<T: 'static> {
@@ -128,7 +132,8 @@ impl<T: Send + 'static> Loaded<T> {
         let running = runtime.clock().watch();
         let this = Self { id, interface, runtime, pre, functions, resources, data, limits, deadline, running, slot };
         let mut slot = this.run(this.slot.lock());
-        let live = this.instantiate(u64::MAX);
+        // Nobody waits for an answer yet, and a machine that is busy must not make a good plugin one that does not load.
+        let live = this.instantiate(this.runtime.clock().now() + this.deadline.max(ticks(START)) + 1);
         slot.live = Some(live?);
         drop(slot);
         Ok(this)
@@ -143,10 +148,11 @@ impl<T: Send + 'static> Loaded<T> {
         (deadline, deadline.saturating_sub(now))
     }
 
-    fn instantiate(&self, caller: u64) -> Result<Live<T>, Failure> {
+    /// Starts an instance, which has to be done by the tick `deadline`.
+    fn instantiate(&self, deadline: u64) -> Result<Live<T>, Failure> {
         let mut store = Store::new(self.runtime.engine(), State::new((self.data)(), self.limits));
         store.limiter(|state| &mut state.memory);
-        let (deadline, left) = self.until(caller);
+        let left = deadline.saturating_sub(self.runtime.clock().now());
         store.data_mut().deadline = deadline;
         store.set_epoch_deadline(left);
         let instance = self.pre.instantiate(&mut store).map_err(|error| failure(&error, &store))?;
@@ -204,7 +210,8 @@ impl<T: Send + 'static> Loaded<T> {
     #[cold]
     fn revive(&self, slot: &mut Slot<T>, function: usize, caller: u64) -> Result<(), DispatchError> {
         slot.generation += 1;
-        slot.live = Some(self.instantiate(caller).map_err(|reason| DispatchError::Unavailable {
+        let (deadline, _) = self.until(caller);
+        slot.live = Some(self.instantiate(deadline).map_err(|reason| DispatchError::Unavailable {
             plugin: self.id.to_string(),
             function: self.name(function),
             reason,

@@ -106,8 +106,9 @@ impl<T: Send + 'static> Loader<'_, T> {
             providers.push(self.interface(socket).map_err(|error| about.socket(socket, &error))?);
         }
         let component = (plugin.source)(self.runtime.engine()).map_err(|error| about.source(error))?;
-        let functions = about.functions(interface, &component)?;
-        let resources = about.resources(interface, kinds, &component)?;
+        let path = plugin.export.clone().unwrap_or_else(|| exported_path(&component, &interface.path));
+        let functions = about.functions(interface, &path, &component)?;
+        let resources = about.resources(&path, kinds, &component)?;
         let mut linker = self.linker.clone();
         for provider in &providers {
             socket::offer(&mut linker, &component, provider, &self.tree.wires)
@@ -148,6 +149,29 @@ impl<T: Send + 'static> Loader<'_, T> {
     }
 }
 
+/// The name by which a component exports an interface: its own, or else that of the highest version which is compatible
+/// with it and not older, as semantic versioning has it.
+fn exported_path(component: &Component, path: &str) -> String {
+    let own = || path.to_owned();
+    let Some((package, wanted)) = path.split_once('@') else { return own() };
+    let Ok(wanted) = semver::VersionReq::parse(&format!("^{wanted}")) else { return own() };
+    let ty = component.component_type();
+    let mut later: Option<(semver::Version, &str)> = None;
+    for (name, _) in ty.exports(component.engine()) {
+        if name == path {
+            return own();
+        }
+        let version = name.split_once('@').filter(|(known, _)| *known == package);
+        if let Some(version) = version.and_then(|(_, version)| semver::Version::parse(version).ok())
+            && wanted.matches(&version)
+            && later.as_ref().is_none_or(|(known, _)| *known < version)
+        {
+            later = Some((version, name));
+        }
+    }
+    later.map_or_else(own, |(_, name)| name.to_owned())
+}
+
 /// Names for error messages.
 struct About {
     plugin: String,
@@ -178,20 +202,23 @@ impl About {
         LoadError::ExportMissing { plugin, interface, export }
     }
 
-    /// Where the component exports the interface's functions, each of the type that the interface says.
-    fn functions(&self, interface: &Interface, component: &Component) -> Result<Vec<ComponentExportIndex>, LoadError> {
+    /// Where the component exports the interface's functions as `path`, each of the type that the interface says.
+    fn functions(
+        &self,
+        interface: &Interface,
+        path: &str,
+        component: &Component,
+    ) -> Result<Vec<ComponentExportIndex>, LoadError> {
         let engine = component.engine();
         let ty = component.component_type();
-        let Some(ComponentItem::ComponentInstance(exported)) =
-            ty.get_export(engine, &interface.path).map(|item| item.ty)
-        else {
-            return Err(self.missing(interface.path.clone()));
+        let Some(ComponentItem::ComponentInstance(exported)) = ty.get_export(engine, path).map(|item| item.ty) else {
+            return Err(self.missing(path.to_owned()));
         };
         let resources = resources_of(&exported, engine);
-        let outer = component.get_export_index(None, &interface.path);
+        let outer = component.get_export_index(None, path);
         let mut indices = Vec::new();
         for function in &interface.functions {
-            let export = format!("{}#{}", interface.path, function.name);
+            let export = format!("{path}#{}", function.name);
             let Some(ComponentItem::ComponentFunc(func)) =
                 exported.get_export(engine, &function.name).map(|item| item.ty)
             else {
@@ -211,16 +238,16 @@ impl About {
 
     fn resources(
         &self,
-        interface: &Interface,
+        path: &str,
         kinds: &[(String, u32)],
         component: &Component,
     ) -> Result<Vec<(ComponentExportIndex, u32)>, LoadError> {
-        let outer = component.get_export_index(None, &interface.path);
+        let outer = component.get_export_index(None, path);
         kinds
             .iter()
             .map(|(name, kind)| {
                 let index = outer.as_ref().and_then(|outer| component.get_export_index(Some(outer), name));
-                Ok((index.ok_or_else(|| self.missing(format!("{}#{name}", interface.path)))?, *kind))
+                Ok((index.ok_or_else(|| self.missing(format!("{path}#{name}")))?, *kind))
             })
             .collect()
     }

@@ -41,6 +41,8 @@ pub(crate) type Source = Box<dyn FnOnce(&Engine) -> Result<Component, SourceErro
 pub struct Plugin<T> {
     pub(crate) id: String,
     pub(crate) plug: String,
+    /// Its export that is the plug, if it has another name than the interface.
+    pub(crate) export: Option<String>,
     pub(crate) sockets: Vec<String>,
     pub(crate) source: Source,
     pub(crate) data: MakeData<T>,
@@ -74,6 +76,7 @@ impl<T: 'static> Plugin<T> {
         Self {
             id: id.into(),
             plug: plug.into(),
+            export: None,
             sockets: Vec::new(),
             source: Box::new(source),
             data: Arc::new(data),
@@ -85,6 +88,14 @@ impl<T: 'static> Plugin<T> {
     #[must_use]
     pub fn socket(mut self, interface: impl Into<String>) -> Self {
         self.sockets.push(interface.into());
+        self
+    }
+
+    /// Says by which name its component exports the plug, where that is not the interface's path. Without this, an export
+    /// of a later compatible version of the interface will do (`a:b/c@1.2.0` for `a:b/c@1.0.0`).
+    #[must_use]
+    pub fn exported_as(mut self, path: impl Into<String>) -> Self {
+        self.export = Some(path.into());
         self
     }
 

@@ -201,3 +201,44 @@ fn interfaces_are_read_from_wit() {
     assert_eq!(absent, WitError::NoSuchInterface("my:shapes/shapes@2.0.0".into()));
     assert!(matches!(Interface::from_wit("x", "a:b/c", Any, &["interface {"]), Err(WitError::Syntax(_))));
 }
+
+#[test]
+fn a_plug_may_have_another_version_or_another_name() {
+    let runtime = runtime();
+    let component = |path: &str| {
+        let (package, interface) = path.split_once('/').unwrap();
+        let (interface, version) = interface.split_once('@').unwrap_or((interface, ""));
+        let at = if version.is_empty() { String::new() } else { format!("@{version}") };
+        let wit = format!("package {package}{at}; interface {interface} {{ value: func(n: u32) -> u32; }}");
+        let module = format!(
+            "(module (memory (export \"memory\") 1) (func (export \"{path}#value\") (param i32) (result i32) (local.get 0)))"
+        );
+        common::encode(&module, &[&wit], &format!("export {path};"))
+    };
+    for (wanted, exported, renamed, loads) in [
+        ("my:test/leaf@1.1.0", "my:test/leaf@1.1.0", None, true),
+        ("my:test/leaf@1.1.0", "my:test/leaf@1.4.0", None, true),
+        ("my:test/leaf@1.4.0", "my:test/leaf@1.1.0", None, false),
+        ("my:test/leaf@1.1.0", "my:test/leaf@2.0.0", None, false),
+        ("my:test/leaf@1.1.0", "my:test/other@1.1.0", None, false),
+        ("my:test/leaf@1.1.0", "your:own/name", Some("your:own/name"), true),
+        ("my:test/leaf@1.1.0", "my:test/leaf@1.1.0", Some("your:own/name"), false),
+    ] {
+        let case = format!("{exported} for {wanted}, renamed {renamed:?}");
+        let function = Function::new("value", [ValueType::U32], Some(ValueType::U32));
+        let interface = Interface::new("leaf", wanted, ExactlyOne).function(function);
+        let plugin = plugin("a", "leaf", component(exported));
+        let plugin = renamed.into_iter().fold(plugin, Plugin::exported_as);
+        let (tree, _) = Tree::new("leaf", [Ok(interface)], [Ok(plugin)]);
+        match tree.load(&runtime, &Linker::new(runtime.engine())) {
+            Ok((head, _)) => {
+                assert!(loads, "{case}");
+                assert_eq!(common::one(head.dispatch("value", &[Val::U32(7)]).unwrap()), Ok(7), "{case}");
+            }
+            Err((_, errors)) => {
+                let missing = matches!(&errors[..], [LoadError::ExportMissing { .. }]);
+                assert!(!loads && missing, "{case}: {errors:?}");
+            }
+        }
+    }
+}
