@@ -221,8 +221,8 @@ fn a_plug_may_have_another_version_or_another_name() {
         ("my:test/leaf@1.4.0", "my:test/leaf@1.1.0", None, false),
         ("my:test/leaf@1.1.0", "my:test/leaf@2.0.0", None, false),
         ("my:test/leaf@1.1.0", "my:test/other@1.1.0", None, false),
-        ("my:test/leaf@1.1.0", "your:own/name", Some("your:own/name"), true),
-        ("my:test/leaf@1.1.0", "my:test/leaf@1.1.0", Some("your:own/name"), false),
+        ("my:test/leaf@1.1.0", "other:kind/name", Some("other:kind/name"), true),
+        ("my:test/leaf@1.1.0", "my:test/leaf@1.1.0", Some("other:kind/name"), false),
     ] {
         let case = format!("{exported} for {wanted}, renamed {renamed:?}");
         let function = Function::new("value", [ValueType::U32], Some(ValueType::U32));
