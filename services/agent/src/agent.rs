@@ -15,6 +15,8 @@ use crate::workload::Workload;
 
 /// Connections served at once.
 const CONNECTIONS: usize = 64;
+/// Connections from the host to servers inside, at once: they leave those above alone.
+const REACHED: usize = 128;
 /// Bytes of request bodies held at once by all connections, in KiB: room for one of the largest and some small ones.
 const BODIES_KIB: usize = 40 * 1024;
 
@@ -43,6 +45,7 @@ pub(crate) struct Agent {
     /// What ports 5000 and 5001 share.
     pub(crate) workload: Workload,
     pub(crate) connections: Arc<Semaphore>,
+    pub(crate) reached: Arc<Semaphore>,
     pub(crate) bodies: Arc<Semaphore>,
 }
 
@@ -65,6 +68,7 @@ impl Agent {
             features,
             workload: Workload::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            reached: Arc::new(Semaphore::new(REACHED)),
             bodies: Arc::new(Semaphore::new(BODIES_KIB)),
         }))
     }

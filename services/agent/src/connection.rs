@@ -53,7 +53,7 @@ pub(crate) async fn serve(mut stream: UnixStream, agent: Arc<Agent>) {
 }
 
 /// Whether a connection shows the machine's secret, where it has one; it has been told so.
-async fn greeted(stream: &mut UnixStream, agent: &Agent) -> bool {
+pub(crate) async fn greeted(stream: &mut UnixStream, agent: &Agent) -> bool {
     let Some(secret) = &agent.secret else { return true };
     let known = tokio::time::timeout(HELLO_TIME, greeting(stream, secret)).await.unwrap_or(false);
     let answer = if known {

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use crate::agent::Agent;
-use crate::{connection, workload};
+use crate::{connection, reach, workload};
 
 /// A listening stream socket of either family.
 pub(crate) struct Listener(AsyncFd<OwnedFd>);
@@ -82,6 +82,8 @@ pub(crate) enum Door {
     Workload,
     /// Port 5001.
     Logs,
+    /// Port 6005.
+    Reach,
 }
 
 /// Serves connections until the process ends.
@@ -96,17 +98,19 @@ pub(crate) async fn serve(listener: &Listener, agent: &Arc<Agent>, door: Door) {
                 continue;
             }
         };
-        if let Ok(permit) = Arc::clone(&agent.connections).try_acquire_owned() {
+        let room = if door == Door::Reach { &agent.reached } else { &agent.connections };
+        if let Ok(permit) = Arc::clone(room).try_acquire_owned() {
             let agent = Arc::clone(agent);
             tokio::spawn(async move {
                 match door {
                     Door::Control => connection::serve(stream, agent).await,
                     Door::Workload => workload::serve(stream, agent).await,
                     Door::Logs => workload::serve_logs(stream, agent).await,
+                    Door::Reach => reach::serve(stream, agent).await,
                 }
                 drop(permit);
             });
-        } else if door == Door::Control {
+        } else if matches!(door, Door::Control | Door::Reach) {
             let refusal = AgentResponse::error(codes::TOO_MANY_CONNECTIONS, "too many connections; close one");
             let wait = std::time::Duration::from_secs(1);
             tokio::spawn(async move { tokio::time::timeout(wait, write_message(&mut stream, &refusal)).await });

@@ -31,6 +31,7 @@ mod listen;
 mod names;
 mod outbox;
 mod power;
+mod reach;
 mod reaper;
 mod requests;
 mod ssh;
@@ -49,6 +50,9 @@ struct Args {
     /// Serve its logs (port 5001) on this one.
     #[arg(long, value_name = "PATH")]
     logs: Option<PathBuf>,
+    /// Serve connections to what listens here (port 6005) on this one.
+    #[arg(long, value_name = "PATH")]
+    reach: Option<PathBuf>,
     /// Directory that file requests take for `/`.
     #[arg(long, default_value = "/")]
     root: PathBuf,
@@ -91,7 +95,7 @@ fn ordinary(args: Args) -> anyhow::Result<()> {
         )?;
         reaper::become_subreaper();
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
-        let doors = [(&args.workload, Door::Workload), (&args.logs, Door::Logs)];
+        let doors = [(&args.workload, Door::Workload), (&args.logs, Door::Logs), (&args.reach, Door::Reach)];
         for (path, door) in doors.into_iter().filter_map(|(path, door)| Some((path.clone()?, door))) {
             let listener = listen::unix(&path).with_context(|| format!("listen on {}", path.display()))?;
             let agent = Arc::clone(&agent);

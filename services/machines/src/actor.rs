@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::Error;
 use crate::console::Console;
 use crate::guest::Guest;
+use crate::health::Health;
 use crate::launch::{Order, Report};
 use crate::spec::{Restart, Spec};
 use crate::state::{Effect, Input, Refused, State};
@@ -61,6 +62,17 @@ pub struct Shown {
     pub state: State,
     /// Why it ended last; empty otherwise.
     pub reason: String,
+    /// How it does; `None` where nobody looks.
+    pub health: Option<Health>,
+}
+
+/// What is told of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It came into another state.
+    State(Shown),
+    /// It does otherwise than before.
+    Health(Shown),
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -77,6 +89,7 @@ enum Message {
     Console(String, Reply<Vec<u8>>),
     /// Of the machine's `n`th life.
     Told(String, u64, Report),
+    /// The machine's `n`th timer.
     Expired(String, u64),
     /// Its pause before it is started again is over.
     Again(String, u64),
@@ -102,8 +115,11 @@ struct Machine {
     console: Console,
     /// Counts its lives, so that what is left over of one cannot touch the next.
     life: u64,
+    /// Counts its timers and states, so that a timer that was set for one state cannot fire in another.
+    timer: u64,
     orders: Option<mpsc::UnboundedSender<Order>>,
     guest: Option<Guest>,
+    health: Option<Health>,
     pids: Vec<i32>,
     confinement: Vec<Mechanism>,
     /// When it was started last.
@@ -117,7 +133,7 @@ pub struct Actor<L> {
     machines: BTreeMap<String, Machine>,
     store: Store,
     launcher: L,
-    changes: mpsc::UnboundedSender<Shown>,
+    changes: mpsc::UnboundedSender<Change>,
     sender: mpsc::WeakUnboundedSender<Message>,
     /// Who waits for the end of all machines.
     ending: Option<oneshot::Sender<()>>,
@@ -132,7 +148,11 @@ impl Handle {
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn start<L: Launcher>(store: Store, launcher: L, changes: mpsc::UnboundedSender<Shown>) -> Result<Self, Error> {
+    pub fn start<L: Launcher>(
+        store: Store,
+        launcher: L,
+        changes: mpsc::UnboundedSender<Change>,
+    ) -> Result<Self, Error> {
         let (sender, messages) = mpsc::unbounded_channel();
         let machines = store.load()?.into_iter().map(|(name, spec)| (name, Machine::new(spec))).collect();
         let weak = sender.downgrade();
@@ -250,8 +270,10 @@ impl Machine {
             reason,
             console,
             life: 0,
+            timer: 0,
             orders: None,
             guest: None,
+            health: None,
             pids,
             confinement,
             started: Instant::now(),
@@ -260,7 +282,13 @@ impl Machine {
     }
 
     fn show(&self, name: &str) -> Shown {
-        Shown { name: name.to_owned(), spec: self.spec.clone(), state: self.state, reason: self.reason.clone() }
+        Shown {
+            name: name.to_owned(),
+            spec: self.spec.clone(),
+            state: self.state,
+            reason: self.reason.clone(),
+            health: self.health.clone(),
+        }
     }
 
     fn order(&self, order: Order) {
@@ -308,8 +336,8 @@ impl<L: Launcher> Actor<L> {
                 drop(reply.send(self.get(&name).map(|machine| machine.console.bytes())));
             }
             Message::Told(name, life, report) => self.told(&name, life, report),
-            Message::Expired(name, life) => {
-                if self.machines.get(&name).is_some_and(|machine| machine.life == life) {
+            Message::Expired(name, timer) => {
+                if self.machines.get(&name).is_some_and(|machine| machine.timer == timer) {
                     let _ = self.input("end", &name, Input::Expired, Duration::ZERO);
                 }
             }
@@ -361,7 +389,7 @@ impl<L: Launcher> Actor<L> {
         }
         self.store.save(&name, &spec)?;
         let machine = Machine::new(spec);
-        let _ = self.changes.send(machine.show(&name));
+        let _ = self.changes.send(Change::State(machine.show(&name)));
         self.machines.insert(name, machine);
         Ok(())
     }
@@ -397,6 +425,9 @@ impl<L: Launcher> Actor<L> {
             Error::WrongState { operation, name, state }
         })?;
         machine.state = state;
+        if state != before {
+            machine.timer += 1;
+        }
         match effect {
             Some(Effect::Launch) => {
                 machine.life += 1;
@@ -408,12 +439,12 @@ impl<L: Launcher> Actor<L> {
             }
             Some(Effect::AskToEnd) => {
                 machine.order(Order::PowerOff);
-                let life = machine.life;
-                self.expire_after(name, life, time);
+                let timer = machine.timer;
+                self.expire_after(name, timer, time);
             }
             Some(Effect::Expect) => {
-                let life = machine.life;
-                self.expire_after(name, life, time);
+                let timer = machine.timer;
+                self.expire_after(name, timer, time);
             }
             Some(Effect::Kill) => machine.order(Order::Kill),
             Some(Effect::Pause) => machine.order(Order::Pause),
@@ -423,25 +454,25 @@ impl<L: Launcher> Actor<L> {
         if state != before {
             let shown = self.get(name)?.show(name);
             // The bus side lives as long as the actor.
-            let _ = self.changes.send(shown);
+            let _ = self.changes.send(Change::State(shown));
         }
         Ok(())
     }
 
     fn launch(&mut self, name: &str, spec: &Spec, console: Console, time: Duration) {
         let Some(machine) = self.machines.get_mut(name) else { return };
-        let life = machine.life;
+        let (life, timer) = (machine.life, machine.timer);
         let report = reporter(self.sender.clone(), name.to_owned(), life);
         machine.orders = Some(self.launcher.launch(name, spec, console, report));
-        self.expire_after(name, life, time);
+        self.expire_after(name, timer, time);
     }
 
-    fn expire_after(&self, name: &str, life: u64, time: Duration) {
+    fn expire_after(&self, name: &str, timer: u64, time: Duration) {
         let (name, sender) = (name.to_owned(), self.sender.clone());
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
             if let Some(sender) = sender.upgrade() {
-                let _ = sender.send(Message::Expired(name, life));
+                let _ = sender.send(Message::Expired(name, timer));
             }
         });
     }
@@ -455,15 +486,22 @@ impl<L: Launcher> Actor<L> {
                 return;
             }
             Report::Paused(paused) => Input::Paused(paused),
+            Report::Health(health) => return self.does(name, health),
             Report::Ready(guest) => {
                 machine.guest = Some(guest);
+                machine.health = machine.spec.health.as_ref().map(|_| Health::Starting);
                 Input::Ready
             }
             Report::Exited { clean, reason } => {
                 machine.guest = None;
                 machine.orders = None;
                 machine.pids.clear();
-                machine.reason = reason;
+                machine.reason = match machine.health.take() {
+                    Some(Health::Unhealthy(why)) if machine.spec.restart != Restart::No => {
+                        format!("it was unhealthy: {why}")
+                    }
+                    _ => reason,
+                };
                 Input::Exited { clean }
             }
         };
@@ -475,6 +513,17 @@ impl<L: Launcher> Actor<L> {
             && !asked
         {
             self.restart(name, clean);
+        }
+    }
+
+    /// Shows how a machine does, and ends one that does not what it is for where it is then started anew.
+    fn does(&mut self, name: &str, health: Health) {
+        let Some(machine) = self.machines.get_mut(name) else { return };
+        let ends = matches!(health, Health::Unhealthy(_)) && machine.spec.restart != Restart::No;
+        machine.health = Some(health);
+        let _ = self.changes.send(Change::Health(machine.show(name)));
+        if ends && machine.state == State::Running {
+            machine.order(Order::Kill);
         }
     }
 

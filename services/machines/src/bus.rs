@@ -5,11 +5,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shipote_agent_protocol::Reach;
 use shipote_audit::{Audit, Door, Event, Record};
 use shipote_bus::Service;
 use shipote_bus::machines::{MachineDetails, MachineInfo, MachinesError};
 use shipote_machines::Error;
-use shipote_machines::actor::{Handle, Shown};
+use shipote_machines::actor::{Change, Handle, Shown};
+use shipote_machines::health::Health;
+use shipote_machines::published::{self, Published};
 use shipote_machines::spec::Spec;
 use shipote_machines::stats;
 use shipote_service::{Authority, Caller};
@@ -20,6 +23,8 @@ use zbus::object_server::SignalEmitter;
 
 /// polkit: everything about machines.
 const ACTION: &str = "org.shipote.machines.manage";
+/// polkit: reaching what machines publish.
+const ACTION_CONNECT: &str = "org.shipote.machines.connect";
 /// Longest spec, bytes.
 const SPEC_MAX: usize = 64 * 1024;
 
@@ -34,10 +39,19 @@ pub(crate) struct Manager {
 
 impl Manager {
     async fn authorise(&self, header: &Header<'_>, options: &Options) -> Result<Caller, MachinesError> {
+        self.authorise_for(ACTION, header, options).await
+    }
+
+    async fn authorise_for(
+        &self,
+        action: &str,
+        header: &Header<'_>,
+        options: &Options,
+    ) -> Result<Caller, MachinesError> {
         if let Some(name) = options.keys().next() {
             return Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name")));
         }
-        self.authority.check(header, ACTION).await.map_err(|error| MachinesError::NotAuthorized(error.to_string()))
+        self.authority.check(header, action).await.map_err(|error| MachinesError::NotAuthorized(error.to_string()))
     }
 
     /// Does a mutation with its audit record: refused before it starts where records are required and cannot be taken.
@@ -60,7 +74,8 @@ impl Manager {
 
 #[zbus::interface(name = "org.shipote.Machines1.Manager")]
 impl Manager {
-    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `disk_mib`, `egress`), empty for the defaults. No options yet.
+    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `disk_mib`, `egress`, `ssh_agent`, `publish`,
+    /// `restart`, `health`), empty for the defaults. No options yet.
     async fn create(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -185,6 +200,31 @@ impl Manager {
         Ok(socket.into())
     }
 
+    /// Connects to a TCP port that a running machine publishes, inside the guest: a connected stream socket that carries
+    /// the plain bytes, half-close too. Whoever may call this reaches what is published, of every machine, and nothing
+    /// else. No options yet.
+    #[zbus(out_args("socket"))]
+    async fn reach(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        port: u16,
+        options: Options,
+    ) -> Result<zbus::OwnedFd, MachinesError> {
+        self.authorise_for(ACTION_CONNECT, &header, &options).await?;
+        let inspected = self.actor.inspect(name).await.map_err(refusal)?;
+        let target = Reach::Tcp { port };
+        let is_it = |text: &String| Published::parse(text).is_ok_and(|published| published.guest == target);
+        if !inspected.shown.spec.publish.iter().any(is_it) {
+            return Err(MachinesError::InvalidArgument(format!(
+                "machine {name} does not publish port {port}; name it in `publish` of its spec"
+            )));
+        }
+        let guest = self.actor.guest(name).await.map_err(refusal)?;
+        let socket = published::connect(&guest, &target).await.map_err(refusal)?;
+        Ok(OwnedFd::from(socket).into())
+    }
+
     /// What a connection to a running machine's workload ports (5000 and 5001) begins with: the `token` of `Auth`. No
     /// options yet.
     #[zbus(out_args("token"))]
@@ -222,6 +262,15 @@ impl Manager {
         pipe().map(Into::into).map_err(|error| MachinesError::Failed(format!("console of {name}: {error}")))
     }
 
+    /// A machine that is looked after does otherwise than before: `starting`, `healthy` or `unhealthy`, and why.
+    #[zbus(signal)]
+    async fn health_changed(
+        emitter: &SignalEmitter<'_>,
+        name: String,
+        health: String,
+        reason: String,
+    ) -> zbus::Result<()>;
+
     /// A machine came into another state; `reason` says why it ended.
     #[zbus(signal)]
     async fn state_changed(
@@ -233,16 +282,21 @@ impl Manager {
 }
 
 /// Passes changes on to the bus for as long as the actor lives.
-pub(crate) async fn publish(connection: zbus::Connection, mut changes: mpsc::UnboundedReceiver<Shown>) {
-    while let Some(Shown { name, state, reason, .. }) = changes.recv().await {
-        tracing::info!(
-            "machine {name} is {}{}",
-            state.as_str(),
-            if reason.is_empty() { "" } else { ": " }.to_owned() + &reason
-        );
+pub(crate) async fn publish(connection: zbus::Connection, mut changes: mpsc::UnboundedReceiver<Change>) {
+    while let Some(change) = changes.recv().await {
+        let (Change::State(shown) | Change::Health(shown)) = &change;
+        let (word, reason) = match (&change, &shown.health) {
+            (Change::Health(_), Some(health)) => (health.as_str(), health.reason()),
+            _ => (shown.state.as_str(), shown.reason.as_str()),
+        };
+        tracing::info!("machine {} is {word}{}{reason}", shown.name, if reason.is_empty() { "" } else { ": " });
+        let (name, word, reason) = (shown.name.clone(), word.to_owned(), reason.to_owned());
         let told = async {
             let emitter = SignalEmitter::new(&connection, Service::Machines.path())?;
-            Manager::state_changed(&emitter, name, state.as_str().to_owned(), reason).await
+            match change {
+                Change::State(_) => Manager::state_changed(&emitter, name, word, reason).await,
+                Change::Health(_) => Manager::health_changed(&emitter, name, word, reason).await,
+            }
         };
         if let Err(error) = told.await {
             tracing::warn!("tell the bus of a machine's state: {error}");
@@ -258,6 +312,9 @@ fn info(shown: Shown) -> MachineInfo {
         memory_mib: shown.spec.memory_mib,
         cpus: shown.spec.cpus.into(),
         disk_mib: shown.spec.disk_mib,
+        publish: shown.spec.publish,
+        health: shown.health.as_ref().map_or("", Health::as_str).to_owned(),
+        health_reason: shown.health.as_ref().map_or("", Health::reason).to_owned(),
     }
 }
 

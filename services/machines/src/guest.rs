@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use shipote_agent_protocol::{AgentRequest, AgentResponse, Hello, ports, read_body, read_length, write_message};
+use shipote_agent_protocol::{AgentRequest, AgentResponse, Hello, Reach, ports, read_body, read_length, write_message};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
@@ -52,16 +52,32 @@ impl Guest {
         let mut stream = connect_unlinked(&self.socket).await.map_err(|error| format!("its vsock device: {error}"))?;
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(|error| error.to_string())?;
         read_ok(&mut stream).await?;
-        if port == ports::AGENT_CONTROL {
+        if matches!(port, ports::AGENT_CONTROL | ports::REACH) {
             let hello = Hello { secret: self.secret.clone() };
             write_message(&mut stream, &hello).await.map_err(|error| error.to_string())?;
-            match answer(&mut stream).await? {
-                AgentResponse::Ok { .. } => {}
-                AgentResponse::Error { message, .. } => return Err(shown(&message)),
-                _ => return Err("its agent answers the greeting with something else".to_owned()),
-            }
+            granted(answer(&mut stream).await?, "the greeting")?;
         }
         Ok(stream)
+    }
+
+    /// Connects to what listens inside. What comes next are records; see [`shipote_agent_protocol::reach`].
+    ///
+    /// # Errors
+    /// [`Error::Connect`]: nobody listens there, or the guest doesn't answer.
+    pub async fn reach(&self, target: &Reach) -> Result<UnixStream, Error> {
+        let port = match target {
+            Reach::Tcp { port } => u32::from(*port),
+            Reach::Unix { .. } => ports::REACH,
+        };
+        let failed = |reason: String| Error::Connect { name: self.name.clone(), port, reason };
+        let reaching = async {
+            let mut stream = self.dial(ports::REACH).await?;
+            write_message(&mut stream, target).await.map_err(|error| error.to_string())?;
+            granted(answer(&mut stream).await?, "the wish to reach something")?;
+            Ok(stream)
+        };
+        let reached = tokio::time::timeout(CONNECT_TIME, reaching).await;
+        reached.map_err(|_| failed(format!("no answer within {CONNECT_TIME:?}")))?.map_err(failed)
     }
 
     /// One request with one answer on a connection of its own.
@@ -69,12 +85,29 @@ impl Guest {
     /// # Errors
     /// [`Error::Connect`].
     pub async fn ask(&self, request: &AgentRequest) -> Result<AgentResponse, Error> {
+        self.ask_within(request, CONNECT_TIME).await
+    }
+
+    /// The same, with the time that the answer may take.
+    ///
+    /// # Errors
+    /// [`Error::Connect`].
+    pub async fn ask_within(&self, request: &AgentRequest, time: Duration) -> Result<AgentResponse, Error> {
         let port = ports::AGENT_CONTROL;
         let failed = |reason: String| Error::Connect { name: self.name.clone(), port, reason };
         let mut stream = self.connect(port).await?;
         write_message(&mut stream, request).await.map_err(|error| failed(error.to_string()))?;
-        let answer = tokio::time::timeout(CONNECT_TIME, answer(&mut stream)).await;
+        let answer = tokio::time::timeout(time, answer(&mut stream)).await;
         answer.map_err(|_| failed("no answer".to_owned()))?.map_err(failed)
+    }
+}
+
+/// Whether a guest says yes.
+fn granted(answer: AgentResponse, asked: &str) -> Result<(), String> {
+    match answer {
+        AgentResponse::Ok { .. } => Ok(()),
+        AgentResponse::Error { message, .. } => Err(shown(&message)),
+        _ => Err(format!("its agent answers {asked} with something else")),
     }
 }
 

@@ -1,24 +1,30 @@
 //! One machine's life as the service sees it: a keeper with a machine, the first answer, orders, the end.
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use shipote_agent_protocol::{AgentRequest, AgentResponse, ports, read_message, write_message};
+use shipote_bus::paths::LIFELINE_ENV;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Command;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::Error;
 use crate::console::Console;
 use crate::guest::Guest;
+use crate::health::{self, Health};
 use crate::image::Image;
 use crate::keeper::wire::{self, Event, Hello, Launch};
 use crate::keeper::{ARGUMENT, SOCKET};
+use crate::lifeline::Lifeline;
+use crate::published::Door;
 use crate::relay;
 use crate::spec::Spec;
 use crate::vmm::host::Host;
@@ -55,6 +61,8 @@ pub enum Report {
     Ready(Guest),
     /// Its processors stand still, or go on.
     Paused(bool),
+    /// It does what it is for, or doesn't.
+    Health(Health),
     /// All processes are gone. `clean` where the guest powered off.
     Exited {
         /// The guest ended by itself.
@@ -92,6 +100,8 @@ pub struct Place {
     pub console: Console,
     /// The program that its keeper and its way out are: the service's own.
     pub program: PathBuf,
+    /// What its keeper watches beside the service's own connection.
+    pub lifeline: Option<Arc<Lifeline>>,
     /// What it may reach, what it publishes, and the rest.
     pub spec: Spec,
 }
@@ -99,7 +109,12 @@ pub struct Place {
 /// Starts a machine and follows it to its end, or until it is left. There is at most one [`Report::Exited`], and it is
 /// the last.
 pub async fn run(plan: Plan, place: Place, orders: mpsc::UnboundedReceiver<Order>, report: impl Fn(Report)) {
-    let started = start(&plan, &place).await;
+    let started = async {
+        // A port that is taken is known before anything runs.
+        let doors = Door::open(&place.spec.publish).await?;
+        start(&plan, &place).await.map(|(link, knocked)| (link, knocked, doors))
+    };
+    let started = started.await;
     follow(place, started, false, orders, report).await;
 }
 
@@ -110,26 +125,30 @@ pub async fn adopt(
     orders: mpsc::UnboundedReceiver<Order>,
     report: impl Fn(Report),
 ) {
+    let doors = Door::open(&place.spec.publish).await.unwrap_or_else(|error| {
+        tracing::error!("machine {} runs, but none of its ports is published: {error}", place.name);
+        vec![]
+    });
     let adopted = stream
         .set_nonblocking(true)
         .and_then(|()| UnixStream::from_std(stream))
-        .and_then(|link| Ok((link, knocker(&place.folder)?)))
+        .and_then(|link| Ok((link, knocker(&place.folder)?, doors)))
         .map_err(Error::io("take over", format!("machine {}", place.name)));
     follow(place, adopted, true, orders, report).await;
 }
 
 async fn follow(
     place: Place,
-    started: Result<(UnixStream, UnixListener), Error>,
+    started: Result<(UnixStream, UnixListener, Vec<Door>), Error>,
     adopted: bool,
     mut orders: mpsc::UnboundedReceiver<Order>,
     report: impl Fn(Report),
 ) {
     let mut processes = Vec::new();
     let end = match started {
-        Ok((link, knocked)) => {
+        Ok((link, knocked, doors)) => {
             let (reader, link) = link.into_split();
-            let life = Life { place: &place, knocked, link, orders: &mut orders, report: &report, adopted };
+            let life = Life { place: &place, knocked, doors, link, orders: &mut orders, report: &report, adopted };
             life.run(reader, &mut processes).await
         }
         Err(error) => Some((false, error.to_string())),
@@ -221,13 +240,17 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, UnixListener),
 fn spawn_keeper(place: &Place) -> Result<UnixStream, Error> {
     let failed = || Error::io("start the keeper", place.program.display());
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed())?;
-    let mut child = Command::new(&place.program)
-        .arg(ARGUMENT)
-        .arg(&place.folder)
-        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(failed())?;
+    let mut command = Command::new(&place.program);
+    command.arg(ARGUMENT).arg(&place.folder).stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)));
+    command.stdout(Stdio::null());
+    if let Some(lifeline) = place.lifeline.clone() {
+        command.env(LIFELINE_ENV, lifeline.as_fd().as_raw_fd().to_string());
+        // SAFETY: between fork and exec the closure makes one system call, on a descriptor that it owns a share of.
+        unsafe {
+            command.pre_exec(move || Ok(rustix::io::fcntl_setfd(&*lifeline, rustix::io::FdFlags::empty())?));
+        }
+    }
+    let mut child = command.spawn().map_err(failed())?;
     tokio::spawn(async move { child.wait().await });
     ours.set_nonblocking(true).map_err(failed())?;
     UnixStream::from_std(ours).map_err(failed())
@@ -243,6 +266,8 @@ pub fn find_keeper(folder: &Path) -> Option<std::os::unix::net::UnixStream> {
 struct Life<'a, R> {
     place: &'a Place,
     knocked: UnixListener,
+    /// What it publishes, until it is ready and they are opened.
+    doors: Vec<Door>,
     link: OwnedWriteHalf,
     orders: &'a mut mpsc::UnboundedReceiver<Order>,
     report: &'a R,
@@ -257,7 +282,7 @@ impl<R: Fn(Report)> Life<'_, R> {
         processes: &mut Vec<AsyncFd<rustix::fd::OwnedFd>>,
     ) -> Option<(bool, String)> {
         if let Ok(credentials) = self.link.as_ref().peer_cred() {
-            processes.extend(credentials.pid().and_then(watch));
+            processes.extend(credentials.pid().and_then(watch_process));
         }
         let (sender, mut events) = mpsc::channel(4);
         let reading = tokio::spawn(read(reader, sender));
@@ -266,7 +291,7 @@ impl<R: Fn(Report)> Life<'_, R> {
             Ok(Err(reason)) => return Some((false, reason)),
             Err(_) => return Some((false, format!("its keeper said nothing within {KEEPER_TIME:?}"))),
         };
-        processes.extend(hello.pids.iter().copied().filter_map(watch));
+        processes.extend(hello.pids.iter().copied().filter_map(watch_process));
         let guest = Guest {
             name: self.place.name.clone(),
             socket: self.place.folder.join(qemu::VSOCK_FOLDER).join(qemu::VSOCK_SOCKET),
@@ -275,7 +300,18 @@ impl<R: Fn(Report)> Life<'_, R> {
         let mut is_ready = hello.ready;
         let mut paused = hello.paused;
         (self.report)(Report::Started(Box::new(hello)));
+        let (pauses, is_paused) = watch::channel(paused);
+        let (health_changes, mut healths) = mpsc::channel(1);
+        let mut ready_tasks = Vec::new();
+        let place = self.place;
+        let check = |guest: &Guest| {
+            place.spec.health.clone().map(|check| {
+                Task(tokio::spawn(health::watch(guest.clone(), check, is_paused.clone(), health_changes.clone())))
+            })
+        };
         if is_ready {
+            ready_tasks = publish(std::mem::take(&mut self.doors), &guest);
+            ready_tasks.extend(check(&guest));
             (self.report)(Report::Ready(guest.clone()));
         }
         if paused {
@@ -292,14 +328,18 @@ impl<R: Fn(Report)> Life<'_, R> {
                     Some(Event::Console { data }) => self.place.console.push(&data),
                     Some(Event::Paused { paused: now }) if now != paused => {
                         paused = now;
+                        pauses.send_replace(paused);
                         (self.report)(Report::Paused(paused));
                     }
                     Some(Event::Paused { .. } | Event::Hello(_)) => {}
                     Some(Event::Ended { clean, reason }) => break Some((clean, reason)),
                     None => break Some((false, "its keeper was killed".to_owned())),
                 },
+                Some(health) = healths.recv() => (self.report)(Report::Health(health)),
                 () = &mut ready, if !is_ready => {
                     is_ready = true;
+                    ready_tasks = publish(std::mem::take(&mut self.doors), &guest);
+                    ready_tasks.extend(check(&guest));
                     order(&mut self.link, &wire::Order::Ready).await;
                     (self.report)(Report::Ready(guest.clone()));
                 }
@@ -323,6 +363,7 @@ impl<R: Fn(Report)> Life<'_, R> {
             }
         };
         reading.abort();
+        drop(ready_tasks);
         end
     }
 
@@ -365,6 +406,11 @@ impl<R: Fn(Report)> Life<'_, R> {
     }
 }
 
+/// Opens what is published, for as long as the tasks live.
+fn publish(doors: Vec<Door>, guest: &Guest) -> Vec<Task> {
+    doors.into_iter().map(|door| Task(tokio::spawn(door.serve(guest.clone())))).collect()
+}
+
 /// A task that ends when dropped.
 struct Task(tokio::task::JoinHandle<()>);
 
@@ -398,7 +444,7 @@ async fn read(mut reader: OwnedReadHalf, events: mpsc::Sender<Event>) {
 }
 
 /// Something that becomes readable when a process is gone; `None` where it is gone already.
-fn watch(pid: i32) -> Option<AsyncFd<rustix::fd::OwnedFd>> {
+fn watch_process(pid: i32) -> Option<AsyncFd<rustix::fd::OwnedFd>> {
     let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
     // SAFETY: the AsyncFd owns the descriptor, which is therefore open, and the same one, for as long as it lives.
     unsafe { AsyncFd::register(fd) }.ok()

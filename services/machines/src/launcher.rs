@@ -13,6 +13,7 @@ use crate::console::Console;
 use crate::image::Image;
 use crate::keeper::wire;
 use crate::launch::{self, Order, Place, Plan, Report};
+use crate::lifeline::Lifeline;
 use crate::spec::{Spec, check_name};
 use crate::vmm::host::Host;
 
@@ -34,14 +35,22 @@ pub struct Qemu {
     pub program: PathBuf,
     /// How long machines go on without a service.
     pub lease: Duration,
+    /// What keepers watch beside the service's own connection.
+    pub lifeline: Option<Arc<Lifeline>>,
     /// What guests run on, once it is known.
     pub host: Arc<OnceCell<Host>>,
 }
 
 impl Qemu {
     fn place(&self, name: &str, spec: &Spec, console: Console) -> Place {
-        let program = self.program.clone();
-        Place { name: name.to_owned(), folder: self.runtime.join(name), console, program, spec: spec.clone() }
+        Place {
+            name: name.to_owned(),
+            folder: self.runtime.join(name),
+            console,
+            program: self.program.clone(),
+            lifeline: self.lifeline.clone(),
+            spec: spec.clone(),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use shipote_bus::{Service, paths};
 use shipote_machines::actor::Handle;
 use shipote_machines::launcher::{LEASE, Qemu};
+use shipote_machines::lifeline::Lifeline;
 use shipote_machines::store::Store;
 use shipote_machines::{egress, keeper};
 use shipote_service::{Context, Definition, Parts, run};
@@ -20,6 +21,8 @@ use crate::bus::{Manager, publish};
 
 struct Machines {
     actor: Handle,
+    /// Somebody else ends the machines once the service is stopped for good.
+    leaves: bool,
 }
 
 impl Parts for Machines {
@@ -30,12 +33,14 @@ impl Parts for Machines {
     }
 
     async fn stop(&self) {
-        self.actor.shut_down().await;
+        if self.leaves { self.actor.leave().await } else { self.actor.shut_down().await }
     }
 }
 
 async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
     let (changes, changed) = mpsc::unbounded_channel();
+    let lifeline = Lifeline::hold(&context.store).map(Arc::new);
+    let leaves = lifeline.is_some();
     let launcher = Qemu {
         image: paths::machine_image(),
         runtime: context.paths.runtime.join("machines"),
@@ -43,6 +48,7 @@ async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
         // Whatever has been installed in the place of the program since it was started.
         program: "/proc/self/exe".into(),
         lease: LEASE,
+        lifeline,
         host: Arc::default(),
     };
     let actor = Handle::start(Store::new(&context.paths.state), launcher, changes).context("load the machines")?;
@@ -50,7 +56,7 @@ async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
     let manager =
         Manager { actor: actor.clone(), authority: context.authority.clone(), audit: Arc::clone(&context.audit) };
     context.connection.object_server().at(Service::Machines.path(), manager).await?;
-    Ok(Machines { actor })
+    Ok(Machines { actor, leaves })
 }
 
 fn main() -> ExitCode {

@@ -6,15 +6,23 @@
 //! disk_mib = 4096      # 0: none, images are kept in memory
 //! egress = ["registry-1.docker.io:443", "*.docker.com:443"]   # what it may reach; nothing by default
 //! ssh_agent = "/run/user/1000/keyring/ssh"                     # a socket of the host, for the guest's programs
+//! publish = ["8080:80", "5432"]                                # 127.0.0.1:8080 of the host, and a port for the proxy
 //! restart = "on-failure"                                       # or "no" (the default), "always"
+//!
+//! [health]                                                     # none by default
+//! port = 80                                                    # or: command = ["/usr/bin/check"]
+//! interval_s = 30
 //! ```
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::egress::{RULES_MAX, Rule};
+use crate::health::Check;
+use crate::published::{PUBLISHED_MAX, Published};
 
 /// Longest name: it is the guest's host name (RFC 1123) and part of socket paths.
 pub const NAME_MAX: usize = 48;
@@ -33,8 +41,13 @@ pub struct Spec {
     pub egress: Vec<String>,
     /// Socket of an SSH agent on the host, which the guest's programs may use.
     pub ssh_agent: Option<PathBuf>,
+    /// What of it others reach; see [`Published`].
+    pub publish: Vec<String>,
     /// When it is started again by itself.
     pub restart: Restart,
+    /// How it is found out whether it does what it is for; where it doesn't, and `restart` allows it, it is started anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Check>,
 }
 
 /// When a machine is started again by itself. One that somebody stops stays so.
@@ -52,7 +65,16 @@ pub enum Restart {
 
 impl Default for Spec {
     fn default() -> Self {
-        Self { memory_mib: 256, cpus: 1, disk_mib: 0, egress: vec![], ssh_agent: None, restart: Restart::No }
+        Self {
+            memory_mib: 256,
+            cpus: 1,
+            disk_mib: 0,
+            egress: vec![],
+            ssh_agent: None,
+            publish: vec![],
+            restart: Restart::No,
+            health: None,
+        }
     }
 }
 
@@ -78,7 +100,21 @@ impl Spec {
             return Err(invalid(format!("egress: {} rules; the limit is {RULES_MAX}", spec.egress.len())));
         }
         for rule in &spec.egress {
-            Rule::parse(rule).map_err(invalid)?;
+            Rule::parse(rule).map_err(&invalid)?;
+        }
+        if spec.publish.len() > PUBLISHED_MAX {
+            return Err(invalid(format!("publish: {} ports; the limit is {PUBLISHED_MAX}", spec.publish.len())));
+        }
+        let mut ports = BTreeSet::new();
+        for text in &spec.publish {
+            if let Some(port) = Published::parse(text).map_err(&invalid)?.host
+                && !ports.insert(port)
+            {
+                return Err(invalid(format!("publish {text:?}: port {port} of the host is given twice")));
+            }
+        }
+        if let Some(check) = &spec.health {
+            check.check().map_err(&invalid)?;
         }
         if let Some(socket) = spec.ssh_agent.as_ref().filter(|socket| !socket.is_absolute()) {
             return Err(invalid(format!("ssh_agent = {:?}: give an absolute path", socket.display().to_string())));
@@ -129,7 +165,11 @@ mod tests {
             "disk_mib = 63",
             "egress = [\"a b\"]",
             "ssh_agent = \"s\"",
+            "publish = [\"0:80\"]",
+            "publish = [\"80:1\", \"80:2\"]",
             "restart = \"maybe\"",
+            "health = {}",
+            "health = { port = 80, interval = 1 }",
             "memory = 1",
             "cpus = \"two\"",
             "[",

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shipote_machines::Error;
-use shipote_machines::actor::{Handle, Launcher, Shown};
+use shipote_machines::actor::{Change, Handle, Launcher};
 use shipote_machines::console::Console;
 use shipote_machines::guest::Guest;
 use shipote_machines::launch::{Order, Report};
@@ -19,7 +19,11 @@ type Tell = Arc<dyn Fn(Report) + Send + Sync>;
 
 /// Machines that do what the test says, and end when they are told to.
 #[derive(Clone, Default)]
-struct Pretended(Arc<Mutex<Vec<Tell>>>);
+struct Pretended {
+    lives: Arc<Mutex<Vec<Tell>>>,
+    /// They don't power off when asked to.
+    deaf: bool,
+}
 
 impl Launcher for Pretended {
     fn launch(
@@ -31,11 +35,14 @@ impl Launcher for Pretended {
     ) -> mpsc::UnboundedSender<Order> {
         console.push(b"booting\n");
         let tell: Tell = report.into();
-        self.0.lock().unwrap().push(Arc::clone(&tell));
+        self.lives.lock().unwrap().push(Arc::clone(&tell));
+        let deaf = self.deaf;
         let (orders, mut received) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            if let Some(order) = received.recv().await {
-                tell(Report::Exited { clean: order == Order::PowerOff, reason: format!("{order:?}") });
+            while let Some(order) = received.recv().await {
+                if !(deaf && order == Order::PowerOff) {
+                    return tell(Report::Exited { clean: order == Order::PowerOff, reason: format!("{order:?}") });
+                }
             }
         });
         orders
@@ -54,28 +61,34 @@ impl Launcher for Pretended {
 
 struct Trial {
     handle: Handle,
-    changes: mpsc::UnboundedReceiver<Shown>,
+    changes: mpsc::UnboundedReceiver<Change>,
     machines: Pretended,
     dir: tempfile::TempDir,
 }
 
 fn trial() -> Trial {
+    trial_of(Pretended::default())
+}
+
+fn trial_of(machines: Pretended) -> Trial {
     let dir = tempfile::tempdir().unwrap();
     let (sender, changes) = mpsc::unbounded_channel();
-    let machines = Pretended::default();
     let handle = Handle::start(Store::new(dir.path()), machines.clone(), sender).unwrap();
     Trial { handle, changes, machines, dir }
 }
 
 impl Trial {
     fn tell(&self, life: usize, report: Report) {
-        let tell = Arc::clone(&self.machines.0.lock().unwrap()[life]);
+        let tell = Arc::clone(&self.machines.lives.lock().unwrap()[life]);
         tell(report);
     }
 
     async fn next(&mut self) -> (State, String) {
-        let shown = self.changes.recv().await.unwrap();
-        (shown.state, shown.reason)
+        loop {
+            if let Change::State(shown) = self.changes.recv().await.unwrap() {
+                return (shown.state, shown.reason);
+            }
+        }
     }
 }
 
@@ -139,6 +152,23 @@ async fn what_takes_too_long_is_killed() {
     assert_eq!(trial.next().await, (State::Failed, "Kill".into()));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_time_to_start_does_not_shorten_the_time_to_stop() {
+    let mut trial = trial_of(Pretended { deaf: true, ..Pretended::default() });
+    trial.handle.create("a", Spec::default()).await.unwrap();
+    trial.handle.start_machine("a").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    trial.tell(0, Report::Ready(guest()));
+    for state in [State::Stopped, State::Starting, State::Running] {
+        assert_eq!(trial.next().await.0, state);
+    }
+    let asked = tokio::time::Instant::now();
+    trial.handle.stop("a", Duration::from_secs(60)).await.unwrap();
+    assert_eq!(trial.next().await.0, State::Stopping);
+    assert_eq!(trial.next().await, (State::Stopped, "Kill".into()));
+    assert!(asked.elapsed() >= Duration::from_secs(60), "killed after {:?}", asked.elapsed());
+}
+
 #[tokio::test]
 async fn the_end_of_the_service_is_the_end_of_all_machines() {
     let trial = trial();
@@ -176,6 +206,35 @@ async fn a_machine_is_started_again_where_its_spec_says_so() {
             trial.handle.stop("a", Duration::ZERO).await.unwrap();
             tokio::time::sleep(Duration::from_secs(200)).await;
             assert_eq!(trial.handle.list().await.unwrap()[0].state, State::Stopped);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unhealthy_machine_is_started_anew_where_its_spec_says_so_and_shown_otherwise() {
+    use shipote_machines::health::{Check, Health};
+    use shipote_machines::spec::Restart;
+    for (restart, anew) in [(Restart::No, false), (Restart::OnFailure, true)] {
+        let mut trial = trial();
+        let health = Some(Check { port: Some(80), ..Check::default() });
+        trial.handle.create("a", Spec { restart, health, ..Spec::default() }).await.unwrap();
+        trial.handle.start_machine("a").await.unwrap();
+        trial.tell(0, Report::Ready(guest()));
+        trial.tell(0, Report::Health(Health::Healthy));
+        for expected in [State::Stopped, State::Starting, State::Running] {
+            assert_eq!(trial.next().await.0, expected);
+        }
+        assert_eq!(trial.handle.list().await.unwrap()[0].health, Some(Health::Healthy));
+        trial.tell(0, Report::Health(Health::Unhealthy("no answer".into())));
+        if anew {
+            assert_eq!(trial.next().await, (State::Failed, "it was unhealthy: no answer".into()));
+            assert_eq!(trial.next().await.0, State::Starting);
+            assert_eq!(trial.handle.list().await.unwrap()[0].health, None);
+        } else {
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            let shown = trial.handle.list().await.unwrap().remove(0);
+            assert_eq!(shown.state, State::Running);
+            assert_eq!(shown.health.unwrap().reason(), "no answer");
         }
     }
 }

@@ -9,10 +9,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use shipote_agent_protocol::{ports, read_message, write_message};
+use shipote_machines::lifeline::Lifeline;
 use shipote_machines::spec::Spec;
 use shipote_machines::state::State;
 use smolvm_protocol_0::{AgentRequest, AgentResponse};
-use support::{ask, image, in_image, machines, machines_at, processes, pull, refused, run, shell};
+use support::{ask, image, in_image, machines, machines_at, machines_with, processes, pull, refused, run, shell};
 
 #[tokio::test]
 async fn a_machine_boots_runs_commands_moves_files_and_powers_off() {
@@ -251,15 +252,36 @@ async fn a_machine_outlives_its_service_and_is_taken_over() {
 
     rustix::process::kill_process(rustix::process::Pid::from_raw(qemu).unwrap(), rustix::process::Signal::KILL)
         .unwrap();
-    let shown = loop {
-        let shown = machines.changes.recv().await.unwrap();
-        if shown.state == State::Failed {
-            break shown;
-        }
-    };
+    let shown = machines.until_again(State::Failed).await;
     assert!(shown.reason.contains("signal: 9"), "{}", shown.reason);
     until_gone(dir.path()).await;
     assert!(!known.join("run/orphan").exists());
+}
+
+#[tokio::test]
+async fn a_machine_goes_on_through_a_restart_and_ends_where_the_manager_lets_go() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let lifeline = std::sync::Arc::new(Lifeline::new().unwrap());
+    let held = Some(std::sync::Arc::clone(&lifeline));
+    let lease = Duration::from_secs(600);
+    let mut machines = machines_with(image, dir.path(), lease, held);
+    machines.handle.create("held", Spec { memory_mib: 128, ..Spec::default() }).await.unwrap();
+    machines.handle.start_machine("held").await.unwrap();
+    machines.until(State::Running).await;
+    let pids = machines.handle.inspect("held").await.unwrap().pids;
+    machines.handle.leave().await;
+    drop(machines);
+
+    let mut machines = machines_at(PathBuf::from("/nowhere"), dir.path(), lease);
+    machines.until(State::Running).await;
+    assert_eq!(machines.handle.inspect("held").await.unwrap().pids, pids, "the same machine");
+    machines.handle.leave().await;
+    drop(machines);
+    // The lease is long, and yet.
+    drop(lifeline);
+    until_gone(dir.path()).await;
+    assert!(!dir.path().join("run/held").exists());
 }
 
 #[tokio::test]

@@ -186,12 +186,7 @@ async fn every_request_is_answered_as_the_protocol_says() {
 
     // A guest whose kernel panics.
     write_message(&mut control, &shell("echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger")).await.unwrap();
-    let shown = loop {
-        let shown = machines.changes.recv().await.unwrap();
-        if shown.state == State::Failed {
-            break shown;
-        }
-    };
+    let shown = machines.until_again(State::Failed).await;
     assert!(shown.reason.contains("panicked"), "{}", shown.reason);
     assert_eq!(processes(machines.path()), 0);
 

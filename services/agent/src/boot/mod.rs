@@ -54,7 +54,12 @@ fn serve() -> anyhow::Result<()> {
         let agent = Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine, images, features)?;
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
         let listener = listen::vsock(ports::AGENT_CONTROL).context("listen on vsock")?;
-        for (port, door) in [(ports::WORKLOAD_CONTROL, Door::Workload), (ports::WORKLOAD_LOGS, Door::Logs)] {
+        let doors = [
+            (ports::WORKLOAD_CONTROL, Door::Workload),
+            (ports::WORKLOAD_LOGS, Door::Logs),
+            (ports::REACH, Door::Reach),
+        ];
+        for (port, door) in doors {
             let (listener, agent) = (listen::vsock(port).context("listen on vsock")?, Arc::clone(&agent));
             tokio::spawn(async move { listen::serve(&listener, &agent, door).await });
         }

@@ -30,6 +30,8 @@ impl Agent {
             .arg(dir.path().join("workload.sock"))
             .arg("--logs")
             .arg(dir.path().join("logs.sock"))
+            .arg("--reach")
+            .arg(dir.path().join("reach.sock"))
             .arg("--root")
             .arg(dir.path().join("root"))
             .args(arguments)

@@ -30,6 +30,21 @@ pub(super) struct Size {
     /// Let it use the SSH agent that listens on this socket, as $SSH_AUTH_SOCK names it
     #[arg(long, value_name = "SOCKET")]
     ssh_agent: Option<std::path::PathBuf>,
+    /// Publish a port or socket of it on a port of this host's loopback, or a port for the proxy alone; may be repeated
+    #[arg(long, value_name = "HOST:GUEST|GUEST")]
+    publish: Vec<String>,
+    /// Look after it by a command in it, run by /bin/sh, that succeeds while it does what it is for
+    #[arg(long, value_name = "COMMAND", conflicts_with = "health_port")]
+    health_command: Option<String>,
+    /// Look after it by a TCP port in it that takes connections while it does what it is for
+    #[arg(long, value_name = "PORT")]
+    health_port: Option<u16>,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    health_interval: u32,
+    /// Failures in a row after which it is unhealthy, and started anew if --restart says so
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    health_failures: u32,
     /// Start it again by itself: no, on-failure or always
     #[arg(long, value_name = "WHEN", default_value = "no")]
     restart: String,
@@ -49,13 +64,23 @@ impl Size {
             "cpus": self.cpus,
             "disk_mib": self.disk,
             "egress": rules,
+            "publish": self.publish,
             "restart": self.restart,
         });
         if let Some(socket) = &self.ssh_agent {
             spec["ssh_agent"] = socket.display().to_string().into();
         }
         // Numbers, strings and lists of them are TOML as much as JSON.
-        spec.as_object().into_iter().flatten().map(|(key, value)| format!("{key} = {value}\n")).collect()
+        let mut text: String =
+            spec.as_object().into_iter().flatten().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let check = match (&self.health_command, self.health_port) {
+            (Some(command), _) => format!("command = {}", json!(["/bin/sh", "-c", command])),
+            (None, Some(port)) => format!("port = {port}"),
+            (None, None) => return text,
+        };
+        text +=
+            &format!("[health]\n{check}\ninterval_s = {}\nfailures = {}\n", self.health_interval, self.health_failures);
+        text
     }
 }
 
@@ -179,9 +204,17 @@ pub(super) async fn list(json: bool) -> anyhow::Result<()> {
     let row = |machine: shipote_bus::machines::MachineInfo| {
         let disk = if machine.disk_mib > 0 { format!(", {} MiB disk", machine.disk_mib) } else { String::new() };
         let size = format!("{} MiB, {} cpu{disk}", machine.memory_mib, machine.cpus);
-        vec![machine.name, machine.state, size, machine.reason]
+        let state = match machine.health.as_str() {
+            "" => machine.state,
+            health => format!("{} ({health})", machine.state),
+        };
+        vec![machine.name, state, size, machine.publish.join(" "), machine.reason]
     };
-    output::print_table(&["NAME", "STATE", "SIZE", "REASON"], list.into_iter().map(row).collect(), "no machines");
+    output::print_table(
+        &["NAME", "STATE", "SIZE", "PUBLISHES", "REASON"],
+        list.into_iter().map(row).collect(),
+        "no machines",
+    );
     Ok(())
 }
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use shipote_agent_protocol::{read_message, write_message};
-use shipote_machines::actor::{Handle, Shown};
+use shipote_machines::actor::{Change, Handle, Shown};
 use shipote_machines::launcher::Qemu;
+use shipote_machines::lifeline::Lifeline;
 use shipote_machines::state::State;
 use shipote_machines::store::Store;
 use smolvm_protocol_0::{AgentRequest, AgentResponse};
@@ -38,7 +39,7 @@ pub(crate) fn image() -> Option<PathBuf> {
 
 pub(crate) struct Machines {
     pub(crate) handle: Handle,
-    pub(crate) changes: mpsc::UnboundedReceiver<Shown>,
+    pub(crate) changes: mpsc::UnboundedReceiver<Change>,
     /// Where this test removes its folder at the end.
     pub(crate) dir: Option<tempfile::TempDir>,
 }
@@ -50,11 +51,15 @@ pub(crate) fn machines(image: PathBuf) -> Machines {
 }
 
 pub(crate) fn machines_at(image: PathBuf, dir: &Path, lease: Duration) -> Machines {
+    machines_with(image, dir, lease, None)
+}
+
+pub(crate) fn machines_with(image: PathBuf, dir: &Path, lease: Duration, lifeline: Option<Arc<Lifeline>>) -> Machines {
     let (state, runtime) = (dir.join("state"), dir.join("run"));
     std::fs::create_dir_all(&state).unwrap();
     let (sender, changes) = mpsc::unbounded_channel();
     let program = env!("CARGO_BIN_EXE_shipote-machines").into();
-    let launcher = Qemu { image, runtime, state: state.clone(), program, lease, host: Arc::default() };
+    let launcher = Qemu { image, runtime, state: state.clone(), program, lease, lifeline, host: Arc::default() };
     Machines { handle: Handle::start(Store::new(&state), launcher, sender).unwrap(), changes, dir: None }
 }
 
@@ -66,7 +71,7 @@ impl Machines {
     /// The same, past the end of an earlier life.
     pub(crate) async fn until_again(&mut self, state: State) -> Shown {
         loop {
-            let shown = self.changes.recv().await.unwrap();
+            let Change::State(shown) = self.changes.recv().await.unwrap() else { continue };
             if shown.state == state {
                 return shown;
             }
@@ -76,7 +81,7 @@ impl Machines {
     /// Waits for a machine's state; the changes are told, nothing is asked.
     pub(crate) async fn until(&mut self, state: State) -> Shown {
         loop {
-            let shown = self.changes.recv().await.unwrap();
+            let Change::State(shown) = self.changes.recv().await.unwrap() else { continue };
             if shown.state == state {
                 return shown;
             }

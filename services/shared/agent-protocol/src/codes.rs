@@ -61,4 +61,6 @@ codes! {
     UNAUTHENTICATED,
     /// As many connections as the agent serves at once are open.
     TOO_MANY_CONNECTIONS,
+    /// Nobody listens there in the guest.
+    CONNECT_FAILED,
 }

@@ -17,6 +17,7 @@ pub mod codes;
 mod envelope;
 mod frame;
 mod info;
+pub mod reach;
 mod request;
 mod response;
 mod workload;
@@ -25,6 +26,7 @@ pub use auth::{Hello, workload_token};
 pub use envelope::Envelope;
 pub use frame::{FrameError, encode, read_body, read_length, read_message, skip_body, write_message};
 pub use info::{ImageInfo, OverlayInfo, RegistryAuth, StorageStatus};
+pub use reach::Reach;
 pub use request::AgentRequest;
 pub use response::AgentResponse;
 pub use workload::{GuestMessage, HostMessage};
@@ -60,6 +62,8 @@ pub mod ports {
     pub const EGRESS: u32 = 6003;
     /// Dialled by the guest once its agent listens; carries no bytes.
     pub const AGENT_READY: u32 = 6004;
+    /// What listens inside the guest, by port or socket ([`crate::reach`]); served by the guest.
+    pub const REACH: u32 = 6005;
 }
 
 /// Vsock context ids.

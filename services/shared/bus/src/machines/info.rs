@@ -18,6 +18,12 @@ pub struct MachineInfo {
     pub cpus: u32,
     /// Disk in MiB; 0: none.
     pub disk_mib: u32,
+    /// What it publishes: `HOST:GUEST` or `GUEST`.
+    pub publish: Vec<String>,
+    /// `starting`, `healthy` or `unhealthy`; empty where nobody looks.
+    pub health: String,
+    /// Why it is unhealthy; empty otherwise.
+    pub health_reason: String,
 }
 
 /// What a machine takes of the host.

@@ -34,9 +34,14 @@ pub trait Machines {
     /// See the interface.
     fn connect(&self, name: &str, port: u32, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
     /// See the interface.
+    fn reach(&self, name: &str, port: u16, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
+    /// See the interface.
     fn workload_token(&self, name: &str, options: Options<'_>) -> Result<String, MachinesError>;
     /// See the interface.
     fn console(&self, name: &str, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
+    /// See the interface.
+    #[zbus(signal)]
+    fn health_changed(&self, name: String, health: String, reason: String) -> zbus::Result<()>;
     /// See the interface.
     #[zbus(signal)]
     fn state_changed(&self, name: String, state: String, reason: String) -> zbus::Result<()>;
