@@ -34,7 +34,7 @@ machine.wait_for_unit("multi-user.target")
 for service in ("proxy", "plugins"):
     machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
 EXAMPLE = machine.succeed('echo "$(dirname "$(dirname "$(readlink -f "$(command -v shipote)")")")"').strip()
-EXAMPLE += "/share/doc/shipote/examples/teapot.wat"
+EXAMPLE += "/share/shipote/examples/teapot.wat"
 
 with subtest("a plugin is judged, compiled and kept by the confined registry"):
     machine.succeed(f"shipote plugin check {EXAMPLE}")

@@ -31,7 +31,7 @@ const DATA: &[(&str, &str, &str)] = &[
     ("policies/polkit", ".rules", "usr/share/polkit-1/rules.d"),
     ("policies/landlock", ".toml", "usr/share/shipote/policies/landlock"),
     ("policies/plugins", ".json", "usr/share/shipote/policies/plugins"),
-    ("wit/examples", ".wat", "usr/share/doc/shipote/examples"),
+    ("wit/examples", ".wat", "usr/share/shipote/examples"),
 ];
 
 /// Shell, file of its completions.
