@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use shipote_agent_protocol::{Reach, ports};
+use shipote_machines::actor::Change;
 use shipote_machines::guest::Guest;
+use shipote_machines::health::{Check, Health};
 use shipote_machines::published;
 use shipote_machines::spec::Spec;
 use shipote_machines::state::State;
 use smolvm_protocol_0::{AgentRequest, AgentResponse};
-use support::{ask, image, machines, machines_at};
+use support::{Machines, ask, image, machines, machines_at};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
@@ -32,6 +34,15 @@ async fn serve_counts(guest: &Guest) {
     assert!(matches!(ask(&mut control, &request).await, AgentResponse::Completed { exit_code: 0, .. }));
     while guest.reach(&Reach::Tcp { port: 7000 }).await.is_err() {
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// How the machine does now that it does otherwise.
+async fn health(machines: &mut Machines) -> Health {
+    loop {
+        if let Change::Health(shown) = machines.changes.recv().await.unwrap() {
+            return shown.health.unwrap();
+        }
     }
 }
 
@@ -57,13 +68,18 @@ async fn a_published_port_is_reached_and_outlives_the_service() {
     let spec = Spec {
         memory_mib: 128,
         publish: vec![format!("{port}:7000"), format!("{unused}:/run/nobody"), "7000".into()],
+        health: Some(Check { port: Some(7000), interval_s: 1, failures: 1, start_s: 0, ..Check::default() }),
         ..Spec::default()
     };
     machines.handle.create("web", spec).await.unwrap();
     machines.handle.start_machine("web").await.unwrap();
     machines.until(State::Running).await;
     let guest = machines.handle.guest("web").await.unwrap();
+    // Nobody listens yet, and then somebody does.
+    let Health::Unhealthy(reason) = health(&mut machines).await else { panic!("healthy without a server") };
+    assert!(reason.contains("port 7000"), "{reason}");
     serve_counts(&guest).await;
+    assert_eq!(health(&mut machines).await, Health::Healthy);
 
     // One direction ends, the other goes on: past what any buffer on the way holds.
     let client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
