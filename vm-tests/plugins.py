@@ -36,17 +36,21 @@ for service in ("proxy", "plugins"):
 EXAMPLE = machine.succeed('echo "$(dirname "$(dirname "$(readlink -f "$(command -v shipote)")")")"').strip()
 EXAMPLE += "/share/shipote/examples/teapot.wat"
 
+# An emulated processor takes its time for what a real one does in microseconds.
+machine.succeed("mkdir -p /etc/shipote/plugins /etc/shipote/proxy/rules")
+machine.succeed("printf '%s\\n' '[plugins.teapot]' 'deadline_ms = 5000' > /etc/shipote/plugins/policy.toml")
+machine.succeed("systemctl reload shipote-plugins.service")
+
 with subtest("a plugin is judged, compiled and kept by the confined registry"):
     machine.succeed(f"shipote plugin check {EXAMPLE}")
     machine.succeed(f"shipote plugin add {EXAMPLE}", timeout=300)
     assert shown()["active"] is True
 
 with subtest("the proxy's user takes the code, and requests reach the plugin"):
-    machine.succeed("mkdir -p /etc/shipote/proxy/rules")
     machine.succeed(f"echo '{json.dumps(RULES)}' > /etc/shipote/proxy/rules/tea.json")
     machine.succeed("systemctl reload shipote-proxy.service")
     machine.wait_until_succeeds("curl -s -o /dev/null http://127.0.0.1:8018/", timeout=60)
-    assert status() == 418
+    assert status() == 418, machine.execute("journalctl -b -u shipote-proxy -n 20; shipote proxy tail")
 
 with subtest("another version takes over, and the way back"):
     other = variant("1.1.0", "s/i32.const 418/i32.const 451/")
