@@ -1,7 +1,7 @@
 //! What the proxy adds to a plugin's call and to loading it, against the same straight on wasmtime, in turns.
 //!
 //! `plugin_cost ROUNDS` prints a line of JSON for each case: `id`, and `wall` and `cpu`, nanoseconds of one in each round.
-//! `cargo xtask bench plugins` starts it.
+//! `cargo run --release -p shipote-proxy --example plugin_cost` runs it.
 #![allow(clippy::unwrap_used, unsafe_code, reason = "a measurement stops where it cannot go on")]
 
 use std::hint::black_box;

@@ -101,7 +101,7 @@ fn pace(begun: Instant, count: u32) {
     std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
 }
 
-pub(super) fn memory(id: &'static str, what: &'static str, against: &'static str, ratio: f64) -> Row {
+fn memory(id: &'static str, what: &'static str, against: &'static str, ratio: f64) -> Row {
     Row {
         id,
         what,
@@ -127,7 +127,7 @@ fn service_of(appliance: &Appliance) -> anyhow::Result<u32> {
 }
 
 /// Its share of memory, proc_pid_smaps(5): what it shares with its copies is counted by parts.
-pub(super) fn resident(pid: u32) -> anyhow::Result<u64> {
+fn resident(pid: u32) -> anyhow::Result<u64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let Some(line) = text.lines().find_map(|l| l.strip_prefix("Pss:")) else { bail!("{path} has no Pss") };

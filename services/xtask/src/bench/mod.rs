@@ -21,11 +21,9 @@ mod flow;
 mod grown;
 mod harness;
 mod living;
-mod plugins;
 mod report;
 mod run;
 mod sandbox;
-mod start;
 
 pub(crate) use flow::Worker;
 
@@ -91,11 +89,6 @@ const ENTRIES: &[Entry] = &[
         name: "living",
         about: "a run while a thousand commands live, and the memory they take",
         measure: living::measure,
-    },
-    Entry {
-        name: "plugins",
-        about: "plugins called by the host, by each other and by the proxy, loaded, and a registry that starts with 1,000",
-        measure: plugins::measure,
     },
     Entry { name: "flow", about: "a tapped edge of a pipeline, against a plain pipe", measure: flow::measure },
 ];
