@@ -6,7 +6,7 @@ import shlex
 
 WORKSPACES, MACHINES, PROXY, PLUGINS = "Workspaces1", "Machines1", "Proxy1", "Plugins1"
 
-# service, method, arguments as busctl(1) takes them, and whether members of the group may: in what is somebody else's
+# service, method (of Manager, or INTERFACE.METHOD), arguments as busctl(1) takes them, and whether members of the group may: in what is somebody else's
 # (the workspace `victim` is root's, and a command that nobody knows is nobody's) they may not
 CALLS = [
     (WORKSPACES, "CreateWorkspace", 'ssa{sv} mallory "" 0', False),
@@ -16,6 +16,9 @@ CALLS = [
     (WORKSPACES, "SignalCommand", "si 01M7XNAH7YQB736SRDXJAX07VW 9", False),
     (WORKSPACES, "OpenLog", "ssa{sv} 01M7XNAH7YQB736SRDXJAX07VW stdout 0", False),
     (WORKSPACES, "Connect", "sqa{sv} victim 8080 0", False),
+    (WORKSPACES, "Figures.Stats", "sa{sv} victim 0", False),
+    (WORKSPACES, "Figures.History", "sua{sv} victim 0 0", False),
+    (WORKSPACES, "Figures.Quota", "sa{sv} victim 0", False),
     (WORKSPACES, "StopPipeline", "sta{sv} 01M7XNAH7YQB736SRDXJAX07VW 0 0", True),
     (MACHINES, "Create", 'ssa{sv} mallory "" 0', False),
     (MACHINES, "Start", "sa{sv} victim 0", False),
@@ -41,7 +44,8 @@ REFUSALS = ("is refused to uid", "access denied", "accessdenied", "not allowed",
 def call(user, service, method, arguments):
     name = f"org.shipote.{service}"
     path = "/" + name.replace(".", "/")
-    command = f"busctl call {name} {path} {name}.Manager {method} {arguments}"
+    interface, method = method.split(".") if "." in method else ("Manager", method)
+    command = f"busctl call {name} {path} {name}.{interface} {method} {arguments}"
     return machine.execute(f"runuser -u {user} -- sh -c {shlex.quote(command)} 2>&1", timeout=60)
 
 

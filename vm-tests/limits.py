@@ -121,6 +121,34 @@ with subtest("a quota that kills ends the commands and leaves the workspace"):
     machine.wait_until_succeeds("shipote run -w strict -- true", timeout=30)
     machine.succeed("shipote workspace stop strict")
 
+with subtest("a command that meets its own limit is not its workspace's breach, and no neighbour's reason"):
+    machine.succeed(
+        "printf '%s\\n' '[quota_enforce]' 'mem = \"kill\"' 'nproc = \"kill\"' '[soma.cgroup]' 'memory_max = 134217728' 'pids_max = 60' > /tmp/n.toml",
+        "shipote workspace create shared -f /tmp/n.toml",
+    )
+    bystander = machine.succeed("shipote run -w shared --detach -- sh -c 'while ! test -e /work/go; do sleep 1; done; exit 3'").strip()
+    status, result = run("sh -c 'x=$(head -c 100M /dev/zero | tr \"\\0\" a)'", "-w", "shared", "--memory", "16M")
+    assert result["reason"] == "out-of-memory" and "its limit of 16777216" in result["message"], result
+    status, result = run("sh -c 'for i in $(seq 30); do sleep 5 & done; wait'", "-w", "shared", "--pids", "5")
+    assert result["reason"] == "process-limit" and "its limit of 5" in result["message"], result
+    machine.succeed("shipote run -w shared -- touch /work/go")
+    machine.wait_until_fails(f"shipote ps -w shared --json | grep -q {bystander}", timeout=60)
+    listed = json.loads(machine.succeed("shipote ps --all -w shared --json"))["commands"]
+    ended = next(command for command in listed if command["id"] == bystander)
+    assert ended["exit_status"] == 3 and ended["reason"] not in ("quota", "out-of-memory", "process-limit"), ended
+    machine.succeed("shipote workspace stop shared --grace 0")
+
+with subtest("whoever may only run is given a limit of memory, and none beyond it"):
+    machine.succeed("getent passwd runner || useradd --create-home --groups shipote runner")
+    total = int(machine.succeed("awk '/MemTotal/ {print $2}' /proc/meminfo")) * 1024
+    as_runner = "runuser -u runner -- sh -c"
+    machine.succeed(f"{as_runner} 'shipote run --detach -- sleep 300'")
+    own = json.loads(machine.succeed(f"{as_runner} 'shipote workspace stats --json'"))["stats"]
+    assert len(own) == 1 and total // 4 - (1 << 20) < own[0]["memory_limit_bytes"] <= total // 4 + (1 << 20), (own, total)
+    refused = machine.fail(f"{as_runner} 'shipote run --memory 64G -- true 2>&1'")
+    assert "soma.cgroup.memory_max" in refused, refused
+    machine.succeed(f"shipote workspace stop {own[0]['name']} --grace 0")
+
 with subtest("the figures come from the control group"):
     machine.succeed(
         "printf '%s\\n' '[soma.cgroup]' 'memory_max = 134217728' 'pids_max = 50' > /tmp/f.toml",

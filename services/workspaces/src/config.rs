@@ -13,6 +13,9 @@ pub(crate) struct Section {
     /// Where `/metrics` and `/health` are offered: `unix:/PATH`, `127.0.0.1:PORT` or `off`; absent: `admin.sock` in the
     /// runtime folder.
     pub(crate) admin: Option<String>,
+    /// Most memory of a workspace that is made by whoever may only run, where no limit is set, bytes; 0: no limit;
+    /// absent: a quarter of the host's.
+    pub(crate) run_memory_max: Option<u64>,
 }
 
 impl Section {

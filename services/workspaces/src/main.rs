@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod actor;
+mod allowance;
 mod audited;
 mod bus;
 mod config;
@@ -35,6 +36,7 @@ use tokio::sync::mpsc;
 use ulid::Ulid;
 
 use crate::actor::{Actor, Call, Handle, figures};
+use crate::allowance::Allowance;
 use crate::bus::{Doors, Egress, Figures, Manager, publish};
 use crate::config::Section;
 use crate::effects::{Cgroups, Journal, KeptFolders, Live, LogStore, Means};
@@ -84,6 +86,7 @@ impl Parts for Workspaces {
 /// What must exist before the service confines itself: landlock would forbid it to mount.
 struct Early {
     cgroups: Cgroups,
+    allowance: Allowance,
     spawner: Spawner,
     probed: Vec<Mechanism>,
     /// The admin page; landlock would forbid it a port.
@@ -111,7 +114,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
         meter: meter.clone(),
         logs: logs.clone(),
         runtime: context.paths.runtime.clone(),
-        hidden: protected.hidden(),
+        protected: protected.clone(),
         folders,
         inputs: inputs.clone(),
         changes: changes.clone(),
@@ -137,13 +140,14 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
         meter: meter.clone(),
         saved,
         protected: protected.clone(),
+        allowance: early.allowance,
         capabilities: capabilities.clone(),
         flow_news,
         started: Instant::now(),
     };
     let listener = socket.listener().context("serve the workspace socket")?;
     tokio::spawn(socket::serve(Arc::new(door), listener, embedded));
-    let manager = Manager { doors, logs, explanations, capabilities, protected };
+    let manager = Manager { doors, logs, explanations, capabilities, protected, allowance: early.allowance };
     if let Some(admin) = early.admin {
         let (actor, meter) = (handle.clone(), meter.clone());
         tokio::spawn(async move {
@@ -155,8 +159,8 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     }
     let server = context.connection.object_server();
     server.at(Service::Workspaces.path(), Egress { doors: manager.doors.clone() }).await?;
+    server.at(Service::Workspaces.path(), Figures { doors: manager.doors.clone(), meter }).await?;
     server.at(Service::Workspaces.path(), manager).await?;
-    server.at(Service::Workspaces.path(), Figures { actor: handle.clone(), meter }).await?;
     let outlived = context.store.is_available();
     Ok(Workspaces { actor: handle, cgroups: early.cgroups, _socket: socket, outlived })
 }
@@ -181,7 +185,7 @@ fn main() -> ExitCode {
                 tracing::warn!("{error}; the figures are on the bus only");
                 None
             });
-            Ok(Early { cgroups, spawner, probed, admin })
+            Ok(Early { allowance: Allowance::new(&section, &cgroups), cgroups, spawner, probed, admin })
         },
         start,
     )

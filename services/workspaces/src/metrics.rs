@@ -35,7 +35,7 @@ struct Hit {
 
 /// The page.
 pub(crate) async fn page(actor: Handle, meter: Meter) -> Result<String, String> {
-    let standings = meter.standings(&actor, None).await.map_err(|e| e.to_string())?;
+    let standings = meter.standings(&actor, |_| true).await.map_err(|e| e.to_string())?;
     let totals = actor
         .ask(|state, flows| {
             let pipelines = state.pipelines.values().filter(|p| p.exit_status.is_none()).count();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use shipote_bus::paths::ServicePaths;
 use shipote_bus::spec::WorkspaceSpec;
+use shipote_sandbox::PathGrant as Grant;
 
 use crate::error::Error;
 
@@ -42,6 +43,30 @@ impl Protected {
         Arc::clone(&self.hidden)
     }
 
+    /// Resolves the links of paths that are about to be granted, and looks at what they lead to by now. What is opened
+    /// afterwards is what was looked at: the sandbox follows no link. Blocks.
+    pub(crate) fn resolve(&self, grants: Vec<Grant>) -> Result<Vec<Grant>, Error> {
+        let resolve = |grant: Grant| {
+            // one that is not there is refused when it is opened
+            let path = grant.path.canonicalize().unwrap_or_else(|_| grant.path.clone());
+            self.refuse("path", &grant.path, &path)?;
+            let target = Some(grant.target.unwrap_or(grant.path));
+            Ok(Grant { path, target, access: grant.access })
+        };
+        grants.into_iter().map(resolve).collect()
+    }
+
+    fn refuse(&self, field: &str, granted: &Path, path: &Path) -> Result<(), Error> {
+        match self.all.iter().find(|p| overlap(p, path)) {
+            None => Ok(()),
+            Some(protected) => Err(Error::InvalidSpec(format!(
+                "create workspace: {field}: {} reaches {}, which no workspace is given; name a narrower path",
+                granted.display(),
+                protected.display()
+            ))),
+        }
+    }
+
     /// Refuses a spec that grants a protected path, something beneath one, or a folder that
     /// holds one.
     pub(crate) fn check(&self, spec: &WorkspaceSpec) -> Result<(), Error> {
@@ -51,13 +76,7 @@ impl Protected {
         for (field, granted) in paths.chain(sockets) {
             // a path that is not there is refused when it is opened
             let path = granted.canonicalize().unwrap_or_else(|_| granted.to_owned());
-            if let Some(protected) = self.all.iter().find(|p| overlap(p, &path)) {
-                return Err(Error::InvalidSpec(format!(
-                    "create workspace: {field}: {} reaches {}, which no workspace is given; name a narrower path",
-                    granted.display(),
-                    protected.display()
-                )));
-            }
+            self.refuse(&field, granted, &path)?;
         }
         Ok(())
     }
@@ -96,6 +115,16 @@ mod tests {
             assert!(check(bad.into()).is_err(), "{bad}");
         }
         assert!(check(at("data")).is_ok());
+        // the answer of a moment ago is not trusted
+        let grant = |path| Grant { path, target: None, access: shipote_sandbox::Access::Write };
+        std::os::unix::fs::symlink(folder.path().join("data"), folder.path().join("alias")).unwrap();
+        let alias = folder.path().join("alias");
+        let resolved = protected.resolve(vec![grant(alias.clone())]).unwrap().remove(0);
+        let data = folder.path().join("data").canonicalize().unwrap();
+        assert_eq!((resolved.path, resolved.target), (data, Some(alias.clone())));
+        std::fs::remove_file(&alias).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("state"), &alias).unwrap();
+        assert!(protected.resolve(vec![grant(alias)]).is_err());
         let allow = vec![folder.path().join("run/bus").display().to_string()];
         let permissions = Permissions { ipc: IpcPolicy { allow }, ..Permissions::default() };
         let refused = protected.check(&WorkspaceSpec { permissions, ..WorkspaceSpec::default() }).unwrap_err();

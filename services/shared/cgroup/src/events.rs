@@ -22,6 +22,11 @@ pub struct Events {
     pub oom_kill: u64,
     /// `pids.events` `max`: a process was not made because of the limit on their number.
     pub pids_max: u64,
+    /// `memory.events.local` `oom`: of `oom`, those that this group's own limit caused, and none below it.
+    pub oom_here: u64,
+    /// `pids.events.local` `max`: of `pids_max`, those that this group's own limit refused. Before Linux 6.11, which
+    /// counts with the group that asked, those that asked from here.
+    pub pids_max_here: u64,
 }
 
 impl Events {
@@ -29,13 +34,28 @@ impl Events {
         let file = |name: &str| fs::read_to_string(group.join(name)).unwrap_or_default();
         let memory = file("memory.events");
         let of = |name: &str| value(&memory, name).unwrap_or_default();
-        Events { memory_max: of("max"), oom: of("oom"), oom_kill: of("oom_kill"), pids_max: pids_max(group) }
+        // Linux 5.2 brought the file: without it nothing is known of this group alone
+        let oom_here = value(&file("memory.events.local"), "oom").unwrap_or_default();
+        Events {
+            memory_max: of("max"),
+            oom: of("oom"),
+            oom_kill: of("oom_kill"),
+            pids_max: pids_max(group),
+            oom_here,
+            pids_max_here: pids_max_here(group),
+        }
     }
+}
+
+/// Processes that this group's own limit refused, as far as the kernel tells.
+pub(crate) fn pids_max_here(group: &Path) -> u64 {
+    let count = |name: &str| value(&fs::read_to_string(group.join(name)).ok()?, "max");
+    count("pids.events.local").or_else(|| count("pids.events")).unwrap_or_default()
 }
 
 /// Processes that were refused. Before Linux 6.11 the count is that of the group which asked, since then that of the
 /// group whose limit it was.
-pub(crate) fn pids_max(group: &Path) -> u64 {
+fn pids_max(group: &Path) -> u64 {
     let count = |name: &str| value(&fs::read_to_string(group.join(name)).ok()?, "max");
     ["pids.events", "pids.events.local"].into_iter().filter_map(count).max().unwrap_or_default()
 }
@@ -117,8 +137,13 @@ mod tests {
         fs::write(folder.path().join("memory.events"), memory).unwrap();
         fs::write(folder.path().join("pids.events"), "max 0\n").unwrap();
         fs::write(folder.path().join("pids.events.local"), "max 9\n").unwrap();
-        let want = Events { memory_max: 22, oom: 3, oom_kill: 4, pids_max: 9 };
-        assert_eq!(Events::read(folder.path()), want);
+        let want = Events { memory_max: 22, oom: 3, oom_kill: 4, pids_max: 9, oom_here: 0, pids_max_here: 9 };
+        assert_eq!(Events::read(folder.path()), want, "an old kernel has no memory.events.local");
+        fs::write(folder.path().join("memory.events.local"), "oom 1\noom_kill 0\n").unwrap();
+        fs::write(folder.path().join("pids.events.local"), "max 2\n").unwrap();
+        fs::write(folder.path().join("pids.events"), "max 7\n").unwrap();
+        let want = Events { pids_max: 7, oom_here: 1, pids_max_here: 2, ..want };
+        assert_eq!(Events::read(folder.path()), want, "what the groups below met is not met here");
         assert_eq!(Events::read(Path::new("/no/such/group")), Events::default());
     }
 

@@ -111,7 +111,7 @@ impl Cgroup {
     /// How often a process was refused: [`Events::pids_max`] alone, for less.
     #[must_use]
     pub fn refused(&self) -> u64 {
-        events::pids_max(&self.path)
+        events::pids_max_here(&self.path)
     }
 
     /// A file of events, to be waited on.

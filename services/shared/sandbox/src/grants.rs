@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Failure, Step};
@@ -13,12 +13,21 @@ use crate::keeper::WORK;
 use crate::spec::{Access, PathGrant};
 use crate::sys::{self, NODEV, NOSUID, RDONLY, Side};
 
+/// Opens the path as it is written. Who looked at where it leads has resolved its links: one that is met now has been
+/// put there since, and may lead to what was not looked at.
+fn open(grant: &PathGrant) -> rustix::io::Result<OwnedFd> {
+    let (flags, as_written) = (OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS);
+    rustix::fs::openat2(CWD, &grant.path, flags, Mode::empty(), as_written)
+}
+
 /// A detached copy of the mounts at the granted path, ready to be attached. The ids of an owner's files
 /// become those of the workspace's user where `base` says what its host ids begin with.
 pub(crate) fn prepare(grant: &PathGrant, base: Option<u32>) -> Result<OwnedFd, Failure> {
     let failed = |error: io::Error| Failure::new(Step::Path, grant.path.display().to_string(), error);
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let tree = open_tree(CWD, &grant.path, flags).map_err(|error| failed(error.into()))?;
+    let path = open(grant).map_err(|error| failed(error.into()))?;
+    let tree = open_tree(&path, "", flags | OpenTreeFlags::AT_EMPTY_PATH).map_err(|error| failed(error.into()))?;
+    drop(path);
     if grant.access == Access::Socket {
         let stat = rustix::fs::fstat(&tree).map_err(|error| failed(error.into()))?;
         if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {
@@ -28,7 +37,7 @@ pub(crate) fn prepare(grant: &PathGrant, base: Option<u32>) -> Result<OwnedFd, F
     let read_only = if grant.access == Access::Read { RDONLY } else { 0 };
     sys::set_mount_attributes(tree.as_fd(), read_only | NOSUID | NODEV, true).map_err(failed)?;
     if let (Access::Own, Some(_)) = (grant.access, base) {
-        own(grant, tree.as_fd()).map_err(failed)?;
+        own(tree.as_fd()).map_err(failed)?;
     }
     if let (Access::Owner | Access::Own, Some(base)) = (grant.access, base) {
         // Of the tree, not of the path, which may have come to mean something else.
@@ -46,9 +55,11 @@ pub(crate) fn prepare(grant: &PathGrant, base: Option<u32>) -> Result<OwnedFd, F
 /// Who owns what workspaces leave where they have ids of their own: right below those (see `SpawnerConfig`).
 const OWNER: u32 = 0x5fff_ffff;
 
-fn own(grant: &PathGrant, tree: BorrowedFd<'_>) -> io::Result<()> {
+fn own(tree: BorrowedFd<'_>) -> io::Result<()> {
     let stat = rustix::fs::fstat(tree)?;
-    if stat.st_uid != 0 || fs::read_dir(&grant.path)?.next().is_some() {
+    let folder = rustix::fs::openat(tree, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut names = Dir::read_from(folder)?.filter_map(Result::ok);
+    if stat.st_uid != 0 || names.any(|entry| !matches!(entry.file_name().to_bytes(), b"." | b"..")) {
         // Someone's already, or not made for this: what follows refuses root's.
         return Ok(());
     }

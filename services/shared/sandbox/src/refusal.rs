@@ -18,6 +18,8 @@ pub enum Why {
     Network,
     /// More was refused than is told.
     More,
+    /// The process that looks at refusals has ended: none of this command's is told.
+    Unseen,
 }
 
 impl Why {
@@ -30,6 +32,7 @@ impl Why {
             Self::Permission => "permission",
             Self::Network => "network",
             Self::More => "more",
+            Self::Unseen => "unseen",
         }
     }
 }
@@ -51,6 +54,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// What says that something is not told, and why.
+    pub(crate) fn untold(why: Why) -> Self {
+        Self { number: 0, errno: 0, object: String::new(), why }
+    }
+
     /// The system call's name, or its number where this build does not know it.
     pub fn system_call(&self) -> String {
         let number = usize::try_from(self.number).ok();

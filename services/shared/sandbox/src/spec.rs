@@ -61,7 +61,8 @@ pub enum Access {
 /// A path of the host that a workspace sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathGrant {
-    /// The path on the host; absolute.
+    /// The path on the host; absolute, and without symbolic links at the time when it is opened: resolve them, look at
+    /// what they lead to, and give what you have looked at.
     pub path: PathBuf,
     /// Where it appears in the workspace; absolute; the same path when absent.
     pub target: Option<PathBuf>,

@@ -103,13 +103,67 @@ async fn links_lead_nowhere_but_inside() {
     assert!(found.contains("secretsecret"), "{found}");
     std::fs::remove_file(host.path().join("given/new")).unwrap();
     assert_eq!(workspace.output(&read("/data", &whole)).await, "");
-    // A link that a command leaves is a link on the host, which the service does not follow when it grants again.
-    let trap = PathGrant {
-        path: host.path().join("given/root/etc"),
-        target: Some("/usr/../data2".into()),
-        access: Access::Read,
-    };
-    assert!(workspace.spawner.workspace(&SandboxSpec { paths: vec![trap], ..SandboxSpec::default() }).await.is_err());
+    // A link that a command leaves is a link on the host, which is not followed when something is granted again.
+    for path in ["given/root/etc", "given/up", "given/root"] {
+        let trap = PathGrant { path: host.path().join(path), target: Some("/data2".into()), access: Access::Read };
+        let made = workspace.spawner.workspace(&SandboxSpec { paths: vec![trap], ..SandboxSpec::default() }).await;
+        let error = made.err().unwrap_or_else(|| panic!("{path} was followed"));
+        assert_eq!(error.errno(), Some(libc::ELOOP), "{path}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_is_swapped_in_while_a_path_is_granted_is_not_followed() {
+    let host = tempfile::tempdir_in("/var/tmp").unwrap();
+    for (name, text) in [("given", "plain"), ("elsewhere", "secret")] {
+        std::fs::create_dir(host.path().join(name)).unwrap();
+        std::fs::write(host.path().join(name).join("text"), text).unwrap();
+    }
+    for name in [".", "given", "elsewhere"] {
+        std::fs::set_permissions(host.path().join(name), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    std::os::unix::fs::symlink("elsewhere", host.path().join("link")).unwrap();
+    // started before there is a thread
+    let spawner = common::spawner();
+    let (given, link) = (host.path().join("given"), host.path().join("link"));
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let swapping = std::thread::spawn({
+        let (stop, given, link) = (std::sync::Arc::clone(&stop), given.clone(), link.clone());
+        move || {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                rustix::fs::renameat_with(rustix::fs::CWD, &given, rustix::fs::CWD, &link, exchange).unwrap();
+            }
+        }
+    });
+    let grant = PathGrant { path: given, target: Some("/data".into()), access: Access::Read };
+    let spec = SandboxSpec { paths: vec![grant], ..SandboxSpec::default() };
+    let (mut plain, mut refused) = (0, 0);
+    // Which of the two a moment is, is the scheduler's choice: until there were some of each.
+    for _ in 0..5000 {
+        if plain >= 10 && refused >= 10 {
+            break;
+        }
+        match spawner.workspace(&spec).await {
+            Ok((keeper, mut events)) => {
+                let (mut text, stdout) = common::pipe();
+                let stdio = shipote_sandbox::Stdio { stdout: Some(stdout), ..Default::default() };
+                keeper.spawn(1, &common::command("cat", &["/data/text"]), stdio).await.unwrap();
+                while !matches!(events.next().await, Some(shipote_sandbox::Event::Exited { .. })) {}
+                let mut seen = String::new();
+                std::io::Read::read_to_string(&mut text, &mut seen).unwrap();
+                assert_eq!(seen, "plain");
+                plain += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.errno(), Some(libc::ELOOP), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    swapping.join().unwrap();
+    assert!(plain >= 10 && refused >= 10, "nothing was swapped: {plain} and {refused}");
 }
 
 #[tokio::test]

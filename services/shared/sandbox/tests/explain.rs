@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use common::{Workspace, command, perl, shell};
-use shipote_sandbox::{Access, HostFiles, Network, PathGrant, SandboxSpec, Stdio, Why};
+use shipote_sandbox::{Access, Event, HostFiles, Network, PathGrant, SandboxSpec, Stdio, Why};
 
 fn explaining() -> SandboxSpec {
     SandboxSpec { explain: true, ..SandboxSpec::default() }
@@ -124,6 +124,52 @@ async fn one_refusal_is_told_once_and_too_many_are_counted_as_more() {
     workspace.run(&perl("for (1..2000) { open(F, '>', qq(/usr/new$_)) }")).await;
     assert_eq!(workspace.refused.last().unwrap().why, Why::More);
     assert!(workspace.refused.len() <= 257);
+}
+
+#[tokio::test]
+async fn what_a_slow_service_is_not_told_is_said_before_the_command_has_ended() {
+    let mut workspace = Workspace::with(&explaining()).await;
+    let (mut done, stdout) = common::pipe();
+    let script = "for (1..250) { open(F, '>', '/usr/' . ('n' x 240) . $_) } close(STDOUT);";
+    let stdio = Stdio { stdout: Some(stdout), ..Stdio::default() };
+    workspace.keeper.spawn(7, &perl(script), stdio).await.unwrap();
+    // This thread is the runtime's only one: nothing of the workspace's is read until the command is done.
+    std::io::Read::read_to_end(&mut done, &mut Vec::new()).unwrap();
+    let mut told = Vec::new();
+    loop {
+        match workspace.events.next().await.unwrap() {
+            Event::Refused { id: 7, refusal } => told.push(refusal.why),
+            Event::Exited { id: 7, .. } => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(told.len() > 10 && told.len() < 250, "the socket was not filled: {}", told.len());
+    assert_eq!(told.iter().filter(|why| **why == Why::More).count(), 1, "{told:?}");
+}
+
+#[tokio::test]
+async fn commands_start_without_the_supervisor_and_are_said_to_be_unseen() {
+    let mut workspace = Workspace::with(&explaining()).await;
+    // once it has answered it is there under its name
+    workspace.run(&shell("true")).await;
+    let keeper = workspace.keeper.pid();
+    let of_keeper = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.contains("Name:\tshipote-explain") && status.contains(&format!("PPid:\t{keeper}\n"))
+    };
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let supervisor = all.into_iter().find(of_keeper).unwrap();
+    let process = rustix::process::Pid::from_raw(supervisor).unwrap();
+    let watched = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+    rustix::event::poll(&mut [rustix::event::PollFd::new(&watched, rustix::event::PollFlags::IN)], None).unwrap();
+    for _ in 0..2 {
+        workspace.refused.clear();
+        let script = format!("syscall({}, 0x10000000); print $!+0; open(F, '>', '/usr/new')", libc::SYS_unshare);
+        let outcome = workspace.run(&perl(&script)).await;
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), "1"), "refused as ever: {outcome:?}");
+        assert_eq!(workspace.refused.iter().map(|r| r.why).collect::<Vec<_>>(), [Why::Unseen]);
+    }
 }
 
 #[tokio::test]

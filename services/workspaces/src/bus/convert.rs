@@ -75,12 +75,14 @@ pub(super) fn refusal(refusal: &Refusal) -> RefusalInfo {
         Why::Permission => "its mode does not let the workspace's user; grant a copy, or change the mode",
         Why::Network => "`permissions.networking`; with `outbound`, through the proxy that `http_proxy` names",
         Why::SystemCall => "none: no command of a workspace may make this call",
+        Why::Unseen => "the process that looks at refusals has ended: make the workspace anew to be told of them",
         _ => "",
     };
+    let untold = matches!(refusal.why, Why::More | Why::Unseen);
     RefusalInfo {
-        system_call: refusal.system_call(),
+        system_call: if untold { String::new() } else { refusal.system_call() },
         object: refusal.object.clone(),
-        error: if refusal.why == Why::More { String::new() } else { refusal.error() },
+        error: if untold { String::new() } else { refusal.error() },
         why: refusal.why.as_str().to_owned(),
         way_out: way_out.to_owned(),
     }

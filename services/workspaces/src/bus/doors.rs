@@ -59,6 +59,14 @@ impl Doors {
         self.may_use(header, owner).await
     }
 
+    /// Who asks for the figures of this workspace, if they may: one's own take the right to run, another's the right to
+    /// manage.
+    pub(super) async fn may_look_at_workspace(&self, header: &Header<'_>, name: &str) -> Result<Caller, Error> {
+        let workspace = name.to_owned();
+        let owner = self.owner(move |state| state.find_workspace(&workspace).ok().map(|w| w.uid)).await?;
+        self.may_use(header, owner).await
+    }
+
     /// Lets `caller` run in a workspace of its own, or of another with the right to manage.
     pub(super) async fn may_use_workspace(&self, header: &Header<'_>, caller: Caller, name: &str) -> Result<(), Error> {
         let workspace = name.to_owned();

@@ -1,47 +1,58 @@
 //! `org.shipote.Workspaces1.Figures`, at the root object: what workspaces use.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use shipote_bus::spec::QuotaAction;
 use shipote_bus::workspaces::{WorkspaceQuota, WorkspaceStats, WorkspacesError};
 use ulid::Ulid;
 use zbus::OwnedVariant;
+use zbus::message::Header;
 
-use crate::actor::Handle;
+use super::doors::{ACTION_RUN, Doors};
 use crate::error::Error;
 use crate::figures::{Meter, Sample, Standing};
+use crate::state::{Workspace, manages};
 
 /// The figures of all workspaces.
 pub(crate) struct Figures {
-    pub(crate) actor: Handle,
+    pub(crate) doors: Doors,
     pub(crate) meter: Meter,
 }
 
 #[zbus::interface(name = "org.shipote.Workspaces1.Figures")]
 impl Figures {
-    /// What a workspace (name or id) uses at this moment; of all, oldest first, where it is empty. A figure that the host
-    /// does not have is absent. No options yet.
+    /// What a workspace (name or id) uses at this moment; of all that are the caller's, for root of all, oldest first,
+    /// where it is empty. Another user's takes the right to manage. A figure that the host does not have is absent. No
+    /// options yet.
     #[zbus(out_args("stats"))]
     async fn stats(
         &self,
+        #[zbus(header)] header: Header<'_>,
         workspace: String,
         options: HashMap<String, OwnedVariant>,
     ) -> Result<Vec<WorkspaceStats>, WorkspacesError> {
         none(&options)?;
-        let only = if workspace.is_empty() { None } else { Some(self.find(workspace).await?) };
-        Ok(self.meter.standings(&self.actor, only).await?.iter().map(stats).collect())
+        let wanted: HashSet<Ulid> = if workspace.is_empty() {
+            let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
+            let own = move |w: &Workspace| manages(caller.uid) || w.uid == caller.uid;
+            self.doors.actor.ask(move |s, _| s.workspaces.values().filter(|w| own(w)).map(|w| w.id).collect()).await?
+        } else {
+            HashSet::from([self.find(&header, workspace).await?])
+        };
+        Ok(self.meter.standings(&self.doors.actor, move |id| wanted.contains(id)).await?.iter().map(stats).collect())
     }
 
     /// The limits of a workspace (name or id), what happens at them, and what is over them or was. No options yet.
     #[zbus(out_args("quota"))]
     async fn quota(
         &self,
+        #[zbus(header)] header: Header<'_>,
         workspace: String,
         options: HashMap<String, OwnedVariant>,
     ) -> Result<WorkspaceQuota, WorkspacesError> {
         none(&options)?;
-        let id = self.find(workspace).await?;
-        let standing = self.meter.standing(&self.actor, id).await?;
+        let id = self.find(&header, workspace).await?;
+        let standing = self.meter.standing(&self.doors.actor, id).await?;
         let report = standing.quota();
         Ok(WorkspaceQuota {
             name: standing.subject.name.clone(),
@@ -58,20 +69,23 @@ impl Figures {
     #[zbus(out_args("samples"))]
     async fn history(
         &self,
+        #[zbus(header)] header: Header<'_>,
         workspace: String,
         tail: u32,
         options: HashMap<String, OwnedVariant>,
     ) -> Result<Vec<WorkspaceStats>, WorkspacesError> {
         none(&options)?;
-        let id = self.find(workspace).await?;
+        let id = self.find(&header, workspace).await?;
         let tail = usize::try_from(tail).unwrap_or(usize::MAX);
         Ok(self.meter.history(id, tail).iter().map(|sample| of_sample(id, sample)).collect())
     }
 }
 
 impl Figures {
-    async fn find(&self, workspace: String) -> Result<Ulid, Error> {
-        self.actor.ask(move |state, _| state.find_workspace(&workspace).map(|w| w.id)).await?
+    /// The workspace, if the caller may look at it.
+    async fn find(&self, header: &Header<'_>, workspace: String) -> Result<Ulid, Error> {
+        self.doors.may_look_at_workspace(header, &workspace).await?;
+        self.doors.actor.ask(move |state, _| state.find_workspace(&workspace).map(|w| w.id)).await?
     }
 }
 

@@ -21,6 +21,7 @@ use zbus::{OwnedObjectPath, OwnedVariant};
 use super::convert;
 use super::doors::{ACTION_CONNECT, ACTION_MANAGE, ACTION_RUN, Doors, audited};
 use crate::actor::{Call, node_list};
+use crate::allowance::Allowance;
 use crate::effects::{Explanations, Handed, LogStore, Selection};
 use crate::error::Error;
 use crate::protected::Protected;
@@ -35,6 +36,7 @@ pub(crate) struct Manager {
     pub(crate) explanations: Explanations,
     pub(crate) capabilities: Vec<MechanismInfo>,
     pub(crate) protected: Protected,
+    pub(crate) allowance: Allowance,
 }
 
 #[zbus::interface(name = "org.shipote.Workspaces1.Manager")]
@@ -148,6 +150,9 @@ impl Manager {
         match &mut target {
             Target::Ephemeral { spec, .. } => {
                 self.protected.check(spec)?;
+                if action == ACTION_RUN {
+                    self.allowance.apply(spec, caller.uid);
+                }
                 spec.explain |= explain;
             }
             Target::Existing(name) => {

@@ -53,7 +53,7 @@ impl Live {
                 store: parts.store,
                 journal: parts.journal,
                 logs: parts.logs,
-                hidden: parts.hidden,
+                protected: parts.protected,
                 folders: parts.folders,
                 cgroups: parts.cgroups,
                 meter: parts.meter,

@@ -29,7 +29,7 @@ pub(super) fn is_wanted(quota: QuotaEnforcement) -> bool {
 /// Logs breaches, or has the commands ended, until the group is gone.
 pub(super) async fn watch(group: Cgroup, watched: Watched, inputs: mpsc::UnboundedSender<Input>) {
     let open = |name| group.watch(name).ok().and_then(|file| Notice::new(file).ok());
-    let (memory, pids) = (open("memory.events"), open("pids.events"));
+    let (memory, pids) = (open("memory.events.local"), open("pids.events"));
     if memory.is_none() && pids.is_none() {
         return;
     }
@@ -63,16 +63,17 @@ async fn changed(file: Option<&Notice>) {
     }
 }
 
-/// What has been reached since, and what is to be done about it.
+/// What has been reached since, and what is to be done about it. A command that met a limit of its own alone is no
+/// breach of its workspace's.
 fn breaches(before: Events, now: Events, watched: &Watched) -> Vec<(QuotaAction, String)> {
     let mut all = Vec::new();
-    if now.oom > before.oom || now.oom_kill > before.oom_kill {
-        let limit = watched.soma.memory().map_or("of a command or of the host".to_owned(), |l| format!("of {l} bytes"));
-        all.push((watched.quota.mem, format!("memory reached the limit {limit}")));
+    if now.oom_here > before.oom_here {
+        let limit = watched.soma.memory().map_or_else(String::new, |l| format!(" of {l} bytes"));
+        all.push((watched.quota.mem, format!("memory reached the limit{limit}")));
     }
-    if now.pids_max > before.pids_max {
-        let limit = watched.soma.processes().map_or("of a command".to_owned(), |l| format!("of {l}"));
-        all.push((watched.quota.nproc, format!("the number of processes reached the limit {limit}")));
+    if now.pids_max_here > before.pids_max_here {
+        let limit = watched.soma.processes().map_or_else(String::new, |l| format!(" of {l}"));
+        all.push((watched.quota.nproc, format!("the number of processes reached the limit{limit}")));
     }
     all
 }
@@ -89,11 +90,14 @@ mod tests {
             soma: toml::from_str("cgroup={memory_max=2000000,pids_max=3}").unwrap(),
             quota: QuotaEnforcement { mem: QuotaAction::Kill, nproc: QuotaAction::Log },
         };
-        let before = Events { oom: 1, pids_max: 5, ..Events::default() };
+        let before = Events { oom_here: 1, pids_max_here: 5, ..Events::default() };
         assert_eq!(breaches(before, before, &watched), []);
         // reclaimed memory is no breach
         assert_eq!(breaches(before, Events { memory_max: 9, ..before }, &watched), []);
-        let both = Events { oom: 2, pids_max: 6, ..before };
+        // a command met its own limit
+        let below = Events { oom: 3, oom_kill: 3, pids_max: 8, ..before };
+        assert_eq!(breaches(before, below, &watched), []);
+        let both = Events { oom_here: 2, pids_max_here: 6, ..before };
         let want = [
             (QuotaAction::Kill, "memory reached the limit of 2000000 bytes".to_owned()),
             (QuotaAction::Log, "the number of processes reached the limit of 3".to_owned()),

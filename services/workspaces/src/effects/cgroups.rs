@@ -359,7 +359,7 @@ fn explain(leaf: &Soma, workspace: &Soma, counts: Counts) -> LimitNote {
                 format!("it was ended because its memory reached its limit of {limit} bytes; allow more with --memory")
             }
             (None, _) if own.oom > 0 => "it was ended because its memory reached its own limit".to_owned(),
-            (_, Some(limit)) if all.oom > 0 => format!(
+            (_, Some(limit)) if all.oom_here > 0 => format!(
                 "it was ended because the memory of its workspace reached the limit of {limit} bytes; allow more in \
                  soma.cgroup.memory_max of the workspace's spec"
             ),
@@ -368,14 +368,15 @@ fn explain(leaf: &Soma, workspace: &Soma, counts: Counts) -> LimitNote {
         };
         return LimitNote { reason: "out-of-memory", message };
     }
-    if own.pids_max > 0 || all.pids_max > refused {
+    if own.pids_max > 0 || all.pids_max_here > refused {
         let message = match leaf.processes() {
             Some(limit) if own.pids_max > 0 => {
                 format!("it was refused processes beyond its limit of {limit}; allow more with --pids")
             }
+            // the kernel counts these with the workspace, whoever of it asked
             _ => format!(
-                "it was refused processes beyond its workspace's limit of {}; allow more in soma.cgroup.pids_max of the \
-                 workspace's spec",
+                "processes beyond its workspace's limit of {} were refused while it ran; allow more in \
+                 soma.cgroup.pids_max of the workspace's spec",
                 workspace.processes().unwrap_or(PROCESSES)
             ),
         };
@@ -399,19 +400,23 @@ mod tests {
             (soma("cgroup={memory_max=2000000,pids_max=3}"), soma("cgroup={memory_max=9000000,pids_max=9}"));
         let killed = |own_oom, all_oom| {
             let own = Events { oom_kill: 1, oom: own_oom, ..Events::default() };
-            (own, Events { oom_kill: 1, oom: all_oom, ..Events::default() })
+            (own, Events { oom_kill: 1, oom: own_oom + all_oom, oom_here: all_oom, ..Events::default() })
         };
-        let refused =
-            |own, all| (Events { pids_max: own, ..Events::default() }, Events { pids_max: all, ..Events::default() });
+        let refused = |own, here| {
+            (
+                Events { pids_max: own, ..Events::default() },
+                Events { pids_max: own + here, pids_max_here: here, ..Events::default() },
+            )
+        };
         for (leaf, workspace, (own, all), reason, text) in [
             (&tight, &wide, Default::default(), "", ""),
-            (&tight, &wide, killed(1, 1), "out-of-memory", "its limit of 2000000"),
+            (&tight, &wide, killed(1, 0), "out-of-memory", "its limit of 2000000"),
             (&tight, &wide, killed(0, 1), "out-of-memory", "workspace reached the limit of 9000000"),
             (&none, &wide, killed(0, 1), "out-of-memory", "workspace reached the limit of 9000000"),
             (&none, &none, killed(0, 0), "out-of-memory", "the host's memory"),
             // one that was taken over, whose own limits are not known any more
-            (&none, &wide, killed(1, 1), "out-of-memory", "its own limit"),
-            (&tight, &wide, refused(1, 1), "process-limit", "its limit of 3"),
+            (&none, &wide, killed(1, 0), "out-of-memory", "its own limit"),
+            (&tight, &wide, refused(1, 0), "process-limit", "its limit of 3"),
             (&none, &wide, refused(0, 1), "process-limit", "workspace's limit of 9"),
             (&none, &none, refused(0, 1), "process-limit", "limit of 4096"),
         ] {
@@ -419,9 +424,14 @@ mod tests {
             assert_eq!(note.reason, reason, "{note:?}");
             assert!(note.message.contains(text), "{note:?}");
         }
-        // refused before it began: not its business
-        let counts = Counts { all: Events { pids_max: 7, ..Events::default() }, refused: 7, ..Counts::default() };
-        assert_eq!(explain(&none, &none, counts), LimitNote::default());
+        // refused before it began, or to a neighbour that met its own limit: not its business
+        for all in [Events { pids_max_here: 7, ..Events::default() }, Events { pids_max: 9, ..Events::default() }] {
+            let counts = Counts { all, refused: 7, ..Counts::default() };
+            assert_eq!(explain(&none, &none, counts), LimitNote::default());
+        }
+        // a neighbour met its own limit, and the host ended this one
+        let neighbour = Counts { own: killed(0, 0).0, all: killed(1, 0).1, refused: 0 };
+        assert!(explain(&none, &wide, neighbour).message.contains("the host's memory"));
     }
 
     #[test]

@@ -29,7 +29,8 @@ impl KeptFolders {
     pub(crate) fn open(state: &Path) -> io::Result<Self> {
         let folder = state.join("kept");
         make(&folder)?;
-        Ok(KeptFolders { folder })
+        // no link is followed when one of them is given to a workspace
+        Ok(KeptFolders { folder: folder.canonicalize()? })
     }
 
     /// The folder of a workspace that is about to start; None for one that leaves nothing.

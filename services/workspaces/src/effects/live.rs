@@ -28,6 +28,7 @@ use super::{Effects, Explanations, Handed, Journal, KeptFolders, LogStore, compl
 use crate::actor::{BoxFuture, Change, FlowSource};
 use crate::error::{Error, SpawnKind};
 use crate::figures::{Meter, Subject};
+use crate::protected::Protected;
 use crate::state::{Command, CommandPhase, Input, Pipeline, Record, Usec, Workspace};
 
 /// Size of the private scratch where the spec names none.
@@ -68,8 +69,7 @@ pub(crate) struct Means {
     pub(crate) meter: Meter,
     pub(crate) logs: LogStore,
     pub(crate) runtime: PathBuf,
-    /// Hidden in every workspace that sees files of the host.
-    pub(crate) hidden: Arc<[PathBuf]>,
+    pub(crate) protected: Protected,
     pub(crate) folders: KeptFolders,
     pub(crate) inputs: mpsc::UnboundedSender<Input>,
     pub(crate) changes: mpsc::UnboundedSender<Change>,
@@ -82,7 +82,7 @@ pub(super) struct Made {
     pub(super) cgroups: Cgroups,
     pub(super) meter: Meter,
     pub(super) logs: LogStore,
-    pub(super) hidden: Arc<[PathBuf]>,
+    pub(super) protected: Protected,
     pub(super) folders: KeptFolders,
     pub(super) inputs: mpsc::UnboundedSender<Input>,
 }
@@ -97,8 +97,8 @@ pub(crate) struct Live {
     pub(super) spawner: Arc<Spawner>,
     pub(super) store: FdStore,
     journal: Journal,
-    /// Hidden in every workspace that sees files of the host.
-    protected: Arc<[PathBuf]>,
+    /// What no workspace is given; hidden in each that sees files of the host.
+    protected: Protected,
     /// `/work` of those that leave something.
     folders: KeptFolders,
     pub(super) cgroups: Cgroups,
@@ -121,7 +121,7 @@ impl Live {
             spawner,
             store: made.store,
             journal: made.journal,
-            protected: made.hidden,
+            protected: made.protected,
             folders: made.folders,
             cgroups: made.cgroups,
             meter: made.meter,
@@ -308,7 +308,8 @@ impl Effects for Live {
         let name = workspace.name.clone();
         let (quota, ephemeral) = (workspace.spec.quota_enforce, workspace.ephemeral);
         let soma = workspace.spec.soma.clone();
-        let mut spec = sandbox_spec(&workspace.name, &workspace.spec, workspace.strict, &self.protected);
+        let mut spec = sandbox_spec(&workspace.name, &workspace.spec, workspace.strict, &self.protected.hidden());
+        let protected = self.protected.clone();
         spec.rlimits = rlimits(&soma, self.cgroups.controllers());
         spec.handover_ms = self.store.is_available().then_some(ORPHAN_GRACE_MS);
         let (spawner, keepers, inputs) = (Arc::clone(&self.spawner), Arc::clone(&self.keepers), self.inputs.clone());
@@ -316,6 +317,16 @@ impl Effects for Live {
         let explanations = self.explanations.clone();
         let (folders, on_exit, uid) = (self.folders.clone(), workspace.spec.on_exit, workspace.uid);
         tokio::spawn(async move {
+            let grants = std::mem::take(&mut spec.paths);
+            let resolved = tokio::task::spawn_blocking(move || protected.resolve(grants)).await;
+            match resolved.unwrap_or_else(|error| Err(Error::Failed(format!("resolve the paths of {name:?}: {error}"))))
+            {
+                Ok(resolved) => spec.paths = resolved,
+                Err(error) => {
+                    let _ = inputs.send(Input::KeeperFailed { workspace: id, error });
+                    return;
+                }
+            }
             match folders.grant(on_exit, uid, &name, id).await {
                 Ok(grant) => spec.paths.extend(grant),
                 Err(error) => {

@@ -110,24 +110,31 @@ impl Meter {
 
     /// Looks at one workspace.
     pub(crate) async fn standing(&self, actor: &Handle, id: Ulid) -> Result<Standing, Error> {
-        self.standings(actor, Some(id)).await?.pop().ok_or_else(|| Error::NoSuchWorkspace(id.to_string()))
+        self.standings(actor, move |other| *other == id)
+            .await?
+            .pop()
+            .ok_or_else(|| Error::NoSuchWorkspace(id.to_string()))
     }
 
-    /// Looks at every workspace, or at one.
-    pub(crate) async fn standings(&self, actor: &Handle, only: Option<Ulid>) -> Result<Vec<Standing>, Error> {
+    /// Looks at these workspaces.
+    pub(crate) async fn standings(
+        &self,
+        actor: &Handle,
+        wanted: impl Fn(&Ulid) -> bool + Send + 'static,
+    ) -> Result<Vec<Standing>, Error> {
         let counted = actor.ask(counts).await?;
         let it = self.clone();
         // small files by the dozen: not in the way of others
-        tokio::task::spawn_blocking(move || it.look(&counted, only))
+        tokio::task::spawn_blocking(move || it.look(&counted, wanted))
             .await
             .map_err(|e| Error::Failed(format!("read figures: {e}")))
     }
 
     /// Blocks.
-    fn look(&self, counted: &BTreeMap<Ulid, Counted>, only: Option<Ulid>) -> Vec<Standing> {
+    fn look(&self, counted: &BTreeMap<Ulid, Counted>, wanted: impl Fn(&Ulid) -> bool) -> Vec<Standing> {
         let all: Vec<(Ulid, Subject, Arc<Mutex<History>>)> = {
             let tracked = self.lock();
-            let wanted = tracked.iter().filter(|(id, _)| only.is_none_or(|only| only == **id));
+            let wanted = tracked.iter().filter(|(id, _)| wanted(id));
             wanted.map(|(id, t)| (*id, t.subject.clone(), Arc::clone(&t.history))).collect()
         };
         let readings: Vec<(shipote_cgroup::Figures, shipote_cgroup::Events)> = all
@@ -150,7 +157,7 @@ impl Meter {
 
     /// Takes the samples of this moment, and says which quota is to end commands. Blocks.
     fn sample(&self, counted: &BTreeMap<Ulid, Counted>, inputs: &mpsc::UnboundedSender<Input>) {
-        for standing in self.look(counted, None) {
+        for standing in self.look(counted, |_| true) {
             let id = standing.id;
             let history = self.lock().get(&id).map(|t| Arc::clone(&t.history));
             let Some(history) = history else { continue };

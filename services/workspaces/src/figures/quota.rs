@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_did_is_told() {
-        let events = Events { memory_max: 9, oom: 2, oom_kill: 1, pids_max: 5 };
+        let events = Events { memory_max: 9, oom: 2, oom_kill: 1, pids_max: 5, ..Events::default() };
         assert_eq!(held(&events), ["memory: 1 processes were ended for want of it", "processes: 5 were refused"]);
         assert!(held(&Events { memory_max: 9, ..Events::default() }).is_empty());
     }

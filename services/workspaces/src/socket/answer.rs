@@ -20,7 +20,7 @@ use crate::audited::{By, audited};
 use crate::effects::{Handed, Selection};
 use crate::error::Error;
 use crate::request::new_command;
-use crate::state::{CommandPhase, Outcome, State, Target};
+use crate::state::{CommandPhase, Outcome, State, Target, manages};
 
 /// Most bytes of a log in one answer: what a frame holds beside the variant and the length.
 const LOG_MAX: u64 = FRAME_MAX as u64 - 16;
@@ -33,12 +33,6 @@ pub(super) fn invalid(what: &str) -> impl FnOnce(SpecError) -> Error {
 
 pub(super) fn unexpected() -> Error {
     Error::Failed("the state actor gave an answer of another kind; this is a defect of Shipote".to_owned())
-}
-
-/// Whether this user may do over this door what takes the right to manage over the bus: root, and the service's own
-/// user, whose appliance it is. Whoever else reaches the socket may run, in what is its own.
-fn manages(uid: u32) -> bool {
-    uid == 0 || uid == rustix::process::geteuid().as_raw()
 }
 
 /// Refuses a spec that asks for more than its caller may give: anything of the host.
@@ -105,17 +99,23 @@ impl Door {
                 self.run_pipeline(by, &spec, tap, &vars).await
             }
             Request::WorkspaceStats { workspace } => {
+                self.owns_workspace(by, workspace.0).await?;
                 Ok(Response::WorkspaceStats { info: self.figures(workspace.0).await?.stats })
             }
             Request::WorkspaceQuota { workspace } => {
+                self.owns_workspace(by, workspace.0).await?;
                 Ok(Response::WorkspaceQuota { info: self.figures(workspace.0).await?.quota })
             }
             Request::WorkspaceStatsHistory { workspace, tail } => {
+                self.owns_workspace(by, workspace.0).await?;
                 let known = self.actor.ask(move |state, _| known(state, workspace.0));
                 known.await??;
                 Ok(self.history(workspace.0, tail))
             }
-            Request::WorkspaceFullSummary { workspace } => self.summary(workspace.0).await,
+            Request::WorkspaceFullSummary { workspace } => {
+                self.owns_workspace(by, workspace.0).await?;
+                self.summary(workspace.0).await
+            }
             Request::PipelineStop { pipeline, grace_ms } => self.stop_pipeline(by, pipeline, grace_ms).await,
             Request::FlowList => self.flow_list().await,
             Request::FlowThroughput => self.throughput().await,
@@ -170,8 +170,9 @@ impl Door {
     }
 
     async fn create(&self, by: By, spec: WorkspaceSpec) -> Result<Response, Error> {
-        let spec = convert::workspace(spec).map_err(invalid("create workspace"))?;
+        let mut spec = convert::workspace(spec).map_err(invalid("create workspace"))?;
         check_rights(&spec, by.uid)?;
+        self.allowance.apply(&mut spec, by.uid);
         self.protected.check(&spec)?;
         let label = spec.label.clone();
         let call = Call::Create { spec: Box::new(spec), strict: false, uid: by.uid, numbered: true };

@@ -19,6 +19,7 @@ use shipote_bus::service::MechanismInfo;
 use tokio::sync::watch;
 
 use crate::actor::Handle;
+use crate::allowance::Allowance;
 use crate::effects::LogStore;
 use crate::figures::Meter;
 use crate::protected::Protected;
@@ -35,6 +36,7 @@ pub(crate) struct Door {
     pub(crate) meter: Meter,
     pub(crate) saved: Saved,
     pub(crate) protected: Protected,
+    pub(crate) allowance: Allowance,
     pub(crate) capabilities: Vec<MechanismInfo>,
     /// Changes whenever something becomes known of a flow.
     pub(crate) flow_news: watch::Receiver<()>,

@@ -46,6 +46,7 @@ impl State {
                 "run: {COMMANDS_MAX} commands are living; wait for one to end or end one"
             )));
         }
+        self.check_share_of_commands(uid, commands.len())?;
         let id = match target {
             Target::Existing(name) => {
                 let workspace = self.find_workspace(&name)?;

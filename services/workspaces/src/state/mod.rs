@@ -25,6 +25,7 @@ mod egress;
 mod persist;
 mod pipelines;
 mod restart;
+mod share;
 mod types;
 mod workspaces;
 
@@ -38,6 +39,7 @@ use ulid::Ulid;
 use crate::error::Error;
 pub(crate) use egress::EgressChange;
 pub(crate) use persist::{Key, Record};
+pub(crate) use share::manages;
 pub(crate) use types::*;
 
 /// Ended commands that stay listed.

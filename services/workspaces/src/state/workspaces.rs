@@ -40,6 +40,7 @@ impl State {
                 "create workspace {name:?}: {WORKSPACES_MAX} workspaces are living; stop one first"
             )));
         }
+        self.check_share_of_workspaces(uid, &name)?;
         if let Some(ttl) = spec.ttl {
             out.push(Effect::After { delay: Duration::from_millis(ttl), input: Timer::Ttl(id) });
         }

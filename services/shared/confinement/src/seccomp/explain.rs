@@ -71,6 +71,14 @@ impl Explained {
         // SAFETY: with that flag the call returns a descriptor that the kernel has just made.
         Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
     }
+
+    /// Puts the calling thread under [`super::command_filter`] instead, which asks nobody: the same calls are refused.
+    ///
+    /// # Errors
+    /// As [`Filter::install`].
+    pub fn install_unexplained(&self) -> io::Result<()> {
+        self.plain.install()
+    }
 }
 
 #[cfg(test)]

@@ -49,6 +49,13 @@ pub(super) enum Filtered {
     Explained(Explainer),
 }
 
+impl Filtered {
+    /// What explains has ended.
+    pub(super) fn explains_no_more(&self) -> bool {
+        matches!(self, Self::Explained(explainer) if explainer.is_gone())
+    }
+}
+
 /// Everything that the child needs, made before it exists: it allocates nothing.
 struct Plan<'a> {
     candidates: Vec<CString>,

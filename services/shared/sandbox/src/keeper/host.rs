@@ -90,7 +90,10 @@ pub(super) fn files(root: &Root, access: HostFiles, ids: Ids) -> Result<Mechanis
     }
     let how = if access == HostFiles::Read { "read-only" } else { "writable but for the system" };
     let who = if ids.keeper == 0 { "a user that owns none of them" } else { "the service's user" };
-    Ok(Mechanism::enforced(FILES, format!("{how}, for {who}")))
+    Ok(Mechanism::enforced(
+        FILES,
+        format!("{how}, for {who}; sockets among them can be connected to where their mode lets it"),
+    ))
 }
 
 /// The `/proc` of the service. Landlock keeps what it tells of a process to what everybody may read.

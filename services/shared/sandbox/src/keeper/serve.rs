@@ -15,6 +15,7 @@ use shipote_confinement::Mechanism;
 use super::command::{self, Common, Reaped};
 use super::doors::Doors;
 use crate::error::{Failure, Step};
+use crate::refusal::{Refusal, Why};
 use crate::spec::Usage;
 use crate::wire::{self, Reply, Request};
 
@@ -273,7 +274,12 @@ impl Keeper<'_> {
                 given.extend(started.terminal.as_ref().map(AsFd::as_fd));
                 // It is not reaped before this is sent, so its pid still means it.
                 let reply = Reply::Spawned { id, terminal: started.terminal.is_some() };
-                wire::send_about(self.socket, &reply, &given, started.pid)
+                wire::send_about(self.socket, &reply, &given, started.pid)?;
+                if self.common.filter.explains_no_more() {
+                    let refusal = Refusal::untold(Why::Unseen);
+                    wire::send(self.socket, &Reply::Refusal { id, refusal }, &[])?;
+                }
+                Ok(())
             }
             Err(failure) => wire::send(self.socket, &Reply::NotSpawned { id, failure }, &[]),
         }

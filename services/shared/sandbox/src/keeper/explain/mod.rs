@@ -12,7 +12,8 @@
 //!
 //! Invariant: it decides nothing. A call that the filter refuses gets the filter's error; every other is made by
 //! the kernel as if nobody had looked, and refused or not by the kernel. If the supervisor dies, the calls that it
-//! was to look at fail with ENOSYS. One thing is different for the command: a signal whose handler does not restart
+//! was to look at fail with ENOSYS, and commands that are started from then on bear the filter that asks nobody and are
+//! told to be unseen. One thing is different for the command: a signal whose handler does not restart
 //! calls (SA_RESTART) may interrupt a call that is looked at, with EINTR, before the supervisor has taken it up.
 
 mod calls;
@@ -23,7 +24,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use shipote_confinement::seccomp::Explained;
@@ -53,6 +54,8 @@ struct Watched {
     id: u64,
     listener: OwnedFd,
     told: HashSet<Refusal>,
+    /// It was said that more was refused than is told.
+    more: bool,
 }
 
 impl Explainer {
@@ -81,6 +84,9 @@ impl Explainer {
     /// Puts the calling process under the filter and its supervisor. The last thing before a command's program
     /// is executed; allocates nothing.
     pub(super) fn watch(&self, id: u64) -> io::Result<()> {
+        if self.is_gone() {
+            return self.filter.install_unexplained();
+        }
         if let Some(ruleset) = &self.ruleset {
             // SAFETY: an open ruleset and no flags.
             let done = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
@@ -90,6 +96,12 @@ impl Explainer {
         }
         let listener = self.filter.install()?;
         wire::send_plain(self.door.as_fd(), &id.to_ne_bytes(), listener.as_fd())
+    }
+
+    /// The supervisor has ended, and with it the other end of the door. Allocates nothing.
+    pub(super) fn is_gone(&self) -> bool {
+        let mut door = [PollFd::new(&self.door, PollFlags::empty())];
+        matches!(poll(&mut door, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
     }
 }
 
@@ -139,7 +151,7 @@ fn supervise(door: BorrowedFd<'_>, service: BorrowedFd<'_>, network: Network, fi
             match wire::receive_plain(door)? {
                 None => return Ok(()),
                 Some((id, listener)) => {
-                    watched.push(Watched { id: u64::from_ne_bytes(id), listener, told: HashSet::new() });
+                    watched.push(Watched { id: u64::from_ne_bytes(id), listener, told: HashSet::new(), more: false });
                 }
             }
         }
@@ -175,19 +187,29 @@ fn answer(command: &mut Watched, service: BorrowedFd<'_>, network: Network, filt
 
 /// Tells the service of what is new. It comes before the answer, and so before the end of the command.
 fn tell(command: &mut Watched, service: BorrowedFd<'_>, refusal: Refusal) {
-    if command.told.len() > TOLD || command.told.contains(&refusal) {
+    if command.told.contains(&refusal) {
         return;
     }
-    let refusal = if command.told.len() == TOLD {
-        Refusal { number: refusal.number, errno: 0, object: String::new(), why: Why::More }
-    } else {
-        refusal
-    };
-    command.told.insert(refusal.clone());
-    // A service that does not read would stop every command: it gets the socket's buffer and no more.
-    if let Ok(packet) = Packet::new(&Reply::Refusal { id: command.id, refusal }) {
-        let _ = packet.send_now(service);
+    // A service that does not read would stop every command: it gets half of the socket's buffer, and in the other
+    // half there is room to say that there was more.
+    if command.told.len() < TOLD && !is_crowded(service) && send_refusal(command.id, &refusal, service) {
+        command.told.insert(refusal);
+    } else if !command.more {
+        command.more = send_refusal(command.id, &Refusal::untold(Why::More), service);
     }
+}
+
+fn send_refusal(id: u64, refusal: &Refusal, service: BorrowedFd<'_>) -> bool {
+    Packet::new(&Reply::Refusal { id, refusal: refusal.clone() }).is_ok_and(|packet| packet.send_now(service).is_ok())
+}
+
+/// Whether half of what the socket takes is waiting to be read.
+fn is_crowded(service: BorrowedFd<'_>) -> bool {
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: the kernel writes a number.
+    let done = unsafe { libc::ioctl(service.as_raw_fd(), libc::TIOCOUTQ, &raw mut waiting) };
+    let room = rustix::net::sockopt::socket_send_buffer_size(service).unwrap_or_default();
+    done == 0 && usize::try_from(waiting).unwrap_or_default() > room / 2
 }
 
 fn receive(listener: &OwnedFd) -> Option<libc::seccomp_notif> {
