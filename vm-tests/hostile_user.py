@@ -19,6 +19,8 @@ CALLS = [
     (WORKSPACES, "Figures.Stats", "sa{sv} victim 0", False),
     (WORKSPACES, "Figures.History", "sua{sv} victim 0 0", False),
     (WORKSPACES, "Figures.Quota", "sa{sv} victim 0", False),
+    (WORKSPACES, "OpenInput", "sa{sv} 01M7XNAH7YQB736SRDXJAX07VW 0", False),
+    (WORKSPACES, "ResizeTerminal", "sqq 01M7XNAH7YQB736SRDXJAX07VW 80 24", False),
     (WORKSPACES, "StopPipeline", "sta{sv} 01M7XNAH7YQB736SRDXJAX07VW 0 0", True),
     (MACHINES, "Create", 'ssa{sv} mallory "" 0', False),
     (MACHINES, "Start", "sa{sv} victim 0", False),

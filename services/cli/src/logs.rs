@@ -52,11 +52,31 @@ fn offsets(text: &str) -> Result<[u64; 2], String> {
 }
 
 pub(crate) async fn run(args: LogsArgs) -> anyhow::Result<ExitCode> {
-    let manager = output::workspaces().await?;
-    let mut frames = Frames::new(args.json.then(|| args.id.clone()));
-    let mut tail = args.tail;
-    let mut since = args.since_offset.unwrap_or_default();
-    let mut log = open(&manager, &args, tail, since).await.map_err(|e| output::refusal(&e))?;
+    let LogsArgs { id, follow, stream, tail, since_offset, json } = args;
+    let wanted = Wanted { id, stream, follow, tail, since: since_offset.unwrap_or_default(), json };
+    show(&output::workspaces().await?, wanted, async || Ok(())).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What of which log is shown, and how.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) id: String,
+    pub(crate) stream: String,
+    pub(crate) follow: bool,
+    pub(crate) tail: u64,
+    pub(crate) since: [u64; 2],
+    pub(crate) json: bool,
+}
+
+/// Shows a log to its end; `again` is done whenever the service went away and another answers.
+pub(crate) async fn show(
+    manager: &ManagerProxy<'_>,
+    mut wanted: Wanted,
+    again: impl AsyncFn() -> Result<(), WorkspacesError>,
+) -> anyhow::Result<()> {
+    let mut frames = Frames::new(wanted.json.then(|| wanted.id.clone()));
+    let mut log = open(manager, &wanted).await.map_err(|e| output::refusal(&e))?;
     loop {
         let (back, ended) = tokio::task::spawn_blocking(move || {
             let ended = frames.show(File::from(log));
@@ -65,17 +85,19 @@ pub(crate) async fn run(args: LogsArgs) -> anyhow::Result<ExitCode> {
         .await?;
         frames = back;
         match ended? {
-            Ended::Whole => return Ok(ExitCode::SUCCESS),
+            Ended::Whole => return Ok(()),
             // a service that was killed: its successor has the rest
             Ended::Torn => {}
         }
-        tail = if frames.seen() == [0, 0] { tail } else { 0 };
-        for (since, seen) in since.iter_mut().zip(frames.seen()) {
+        if frames.seen() != [0, 0] {
+            wanted.tail = 0;
+        }
+        for (since, seen) in wanted.since.iter_mut().zip(frames.seen()) {
             *since = (*since).max(seen);
         }
         let gone = Instant::now();
         log = loop {
-            match open(&manager, &args, tail, since).await {
+            match open(manager, &wanted).await {
                 Ok(log) => break log,
                 Err(WorkspacesError::ZBus(_)) if gone.elapsed() < PATIENCE => {
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -83,23 +105,22 @@ pub(crate) async fn run(args: LogsArgs) -> anyhow::Result<ExitCode> {
                 Err(error) => return Err(output::refusal(&error)),
             }
         };
+        if let Err(error) = again().await {
+            // it may have ended meanwhile, and the log has the rest
+            eprintln!("shipote: {}", output::refusal(&error));
+        }
     }
 }
 
-async fn open(
-    manager: &ManagerProxy<'_>,
-    args: &LogsArgs,
-    tail: u64,
-    since: [u64; 2],
-) -> Result<OwnedFd, WorkspacesError> {
+async fn open(manager: &ManagerProxy<'_>, wanted: &Wanted) -> Result<OwnedFd, WorkspacesError> {
     let options = BTreeMap::from([
-        ("follow", args.follow.into()),
+        ("follow", wanted.follow.into()),
         ("framed", true.into()),
-        ("since_stderr", since[1].into()),
-        ("since_stdout", since[0].into()),
-        ("tail", tail.into()),
+        ("since_stderr", wanted.since[1].into()),
+        ("since_stdout", wanted.since[0].into()),
+        ("tail", wanted.tail.into()),
     ]);
-    manager.open_log(&args.id, &args.stream, options).await.map(Into::into)
+    manager.open_log(&wanted.id, &wanted.stream, options).await.map(Into::into)
 }
 
 /// Copies a descriptor to standard output until its end.

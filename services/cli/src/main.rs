@@ -7,6 +7,7 @@
 //!
 //! One file per command, each with its arguments and `run(args) -> anyhow::Result<ExitCode>`.
 
+mod attach;
 mod audit;
 mod capabilities;
 mod discern;
@@ -67,6 +68,8 @@ enum Command {
     Ps(ps::PsArgs),
     /// Show the kept output of a command
     Logs(logs::LogsArgs),
+    /// Join the output and input of a detached command
+    Attach(attach::AttachArgs),
     /// Show what a command was refused, and why
     Explain(explain::ExplainArgs),
     /// Send a signal to a command
@@ -137,6 +140,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(args).await,
         Command::Ps(args) => ps::run(args).await,
         Command::Logs(args) => logs::run(args).await,
+        Command::Attach(args) => attach::run(args).await,
         Command::Explain(args) => explain::run(args).await,
         Command::Kill(args) => kill::run(args).await,
         Command::Pipeline(args) => pipeline::run(args).await,

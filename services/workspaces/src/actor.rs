@@ -244,6 +244,7 @@ impl<E: Effects> Actor<E> {
                         terminal: None,
                         timeout: None,
                         restart: node.restart,
+                        attachable: false,
                     })
                     .collect();
                 let pipeline = Some(NewPipeline { id, label, edges, discern, tap, restart });

@@ -125,7 +125,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let groups = early.cgroups.clone();
     tokio::task::spawn_blocking(move || groups.clear_except(&living)).await?;
     let sampler_inputs = inputs.clone();
-    let (flow_news, explanations) = (live.flow_news(), live.explanations());
+    let (flow_news, explanations, attachments) = (live.flow_news(), live.explanations(), live.attachments());
     let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes, state);
     tokio::spawn(actor.run(survivors));
     tokio::spawn(run_sampler(meter.clone(), handle.clone(), sampler_inputs));
@@ -147,7 +147,8 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     };
     let listener = socket.listener().context("serve the workspace socket")?;
     tokio::spawn(socket::serve(Arc::new(door), listener, embedded));
-    let manager = Manager { doors, logs, explanations, capabilities, protected, allowance: early.allowance };
+    let manager =
+        Manager { doors, logs, explanations, attachments, capabilities, protected, allowance: early.allowance };
     if let Some(admin) = early.admin {
         let (actor, meter) = (handle.clone(), meter.clone());
         tokio::spawn(async move {

@@ -2,7 +2,7 @@
 //! over as descriptors, so not a byte goes through us or over the bus.
 
 mod limits;
-mod terminal;
+pub(crate) mod terminal;
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -27,7 +27,7 @@ pub(crate) const STATUS_NOT_FOUND: u8 = 127;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  shipote run -- uname -a\n  echo hello | shipote run -- tr a-z A-Z\n  \
-    shipote run -t -- bash\n  shipote run -w build --timeout 60 -- make test\n  \
+    shipote run -t -- bash\n  id=$(shipote run --detach -t -- bash); shipote attach $id\n  shipote run -w build --timeout 60 -- make test\n  \
     shipote run --memory 512M --pids 64 --cpus 1.5 -- ./untrusted\n  \
     shipote run --explain -- make install\n  shipote run --egress crates.io --egress '*.crates.io' -- cargo fetch\n\n\
     Exit status: the command's own; 128 + N if signal N ended it; 124 after --timeout;\n\
@@ -36,11 +36,11 @@ pub(crate) struct RunArgs {
     /// Workspace, by name or id; without it the command has one of its own, which ends with it
     #[arg(short, long, value_name = "WS")]
     workspace: Option<String>,
-    /// Hand over standard input (the default; with --detach there is none)
+    /// Hand over standard input (the default); with --detach: keep it open for `shipote attach`
     #[arg(short, long)]
     interactive: bool,
-    /// Give it a terminal of the workspace's own
-    #[arg(short, long, conflicts_with = "detach")]
+    /// Give it a terminal of the workspace's own; with --detach: for `shipote attach`
+    #[arg(short, long)]
     tty: bool,
     /// Environment, beside the workspace's
     #[arg(short, long, value_name = "K=V", value_parser = key_value)]
@@ -54,7 +54,7 @@ pub(crate) struct RunArgs {
     /// Start it again when it fails, at most N times in a row; after a minute of health it counts anew
     #[arg(long, value_name = "on-failure[:N]", value_parser = restart_policy, conflicts_with = "tty")]
     restart: Option<String>,
-    /// Leave it running, print its id; `shipote logs` shows its output
+    /// Leave it running, print its id; `shipote logs` shows its output, `shipote attach` joins it
     #[arg(short, long)]
     detach: bool,
     /// Spec (TOML) of the workspace that is made for it
@@ -131,6 +131,7 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
         soma: args.limits.soma()?,
         explain: args.explain.then_some(true),
         restart: args.restart.clone(),
+        attachable: (args.detach && (args.interactive || args.tty)).then_some(true),
     };
     let argv: Vec<&str> = args.command.iter().map(String::as_str).collect();
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());

@@ -11,17 +11,37 @@ use rustix::termios::{OptionalActions, Termios, Winsize, tcgetattr, tcgetwinsize
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Columns and rows of the caller's terminal; 80 by 24 where it has none.
-pub(super) fn size() -> (u16, u16) {
+pub(crate) fn size() -> (u16, u16) {
     let known = [tcgetwinsize(io::stdout()), tcgetwinsize(io::stdin())];
     // a terminal that nobody has given a size says 0 by 0
     let size = known.into_iter().flatten().find(|w| w.ws_col > 0 && w.ws_row > 0);
     size.map_or((80, 24), |w| (w.ws_col, w.ws_row))
 }
 
+/// Our terminal in raw mode; as it was once this is dropped.
+pub(crate) struct Raw(Termios);
+
+impl Raw {
+    /// None where standard input is no terminal.
+    pub(crate) fn enter() -> anyhow::Result<Option<Self>> {
+        let Ok(saved) = tcgetattr(io::stdin()) else { return Ok(None) };
+        let mut raw = saved.clone();
+        raw.make_raw();
+        tcsetattr(io::stdin(), OptionalActions::Now, &raw).context("put the terminal into raw mode")?;
+        Ok(Some(Raw(saved)))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
+    }
+}
+
 /// A command's terminal, joined to ours.
 pub(super) struct Session {
     master: OwnedFd,
-    saved: Option<Termios>,
+    raw: Option<Raw>,
     output: JoinHandle<()>,
     window: tokio::sync::Mutex<Signal>,
 }
@@ -30,18 +50,13 @@ impl Session {
     /// Puts our terminal (where there is one) into raw mode and copies both ways.
     pub(super) fn start(master: OwnedFd) -> anyhow::Result<Self> {
         let window = signal(SignalKind::window_change()).context("wait for SIGWINCH")?;
-        let saved = tcgetattr(io::stdin()).ok();
-        if let Some(saved) = &saved {
-            let mut raw = saved.clone();
-            raw.make_raw();
-            tcsetattr(io::stdin(), OptionalActions::Now, &raw).context("put the terminal into raw mode")?;
-        }
+        let raw = Raw::enter()?;
         let to = File::from(master.try_clone()?);
         // this thread ends with the process: it may sit in a read of standard input
         std::thread::spawn(move || copy_input(to));
         let from = File::from(master.try_clone()?);
         let output = std::thread::spawn(move || copy_output(from));
-        Ok(Session { master, saved, output, window: tokio::sync::Mutex::new(window) })
+        Ok(Session { master, raw, output, window: tokio::sync::Mutex::new(window) })
     }
 
     pub(super) async fn resized(&self) {
@@ -58,9 +73,7 @@ impl Session {
     /// Shows what is left of the output and gives our terminal back.
     pub(super) fn end(self) {
         let _ = self.output.join();
-        if let Some(saved) = &self.saved {
-            let _ = tcsetattr(io::stdin(), OptionalActions::Drain, saved);
-        }
+        drop(self.raw);
     }
 }
 

@@ -52,6 +52,7 @@ events! {
     (WorkspaceStop, "workspace.stop", 0x4b56d9b61bf54ecc96ab75bab60edffd, "a workspace was stopped"),
     (CommandRun, "command.run", 0xc08efbaf1d3540f19bf4dd8d4ad336fc, "a command was started in a workspace"),
     (CommandSignal, "command.signal", 0xaf0a813dbf2b43ad8593cb77f2fd4333, "a signal was sent to a command"),
+    (CommandAttach, "command.attach", 0x6d0f5b8a37c2449e8f1be0a4d9c7253e, "somebody attached to a command"),
     (PipelineRun, "pipeline.run", 0x5189332f2d0347dcbd94d6b3880e8421, "a pipeline was started"),
     (PipelineStop, "pipeline.stop", 0xbef39ea53b45474290059e5e0484eb21, "a pipeline was stopped"),
     (PipelineSave, "pipeline.save", 0x14b566825b8943d181b49ec11a592edd, "a pipeline was saved under a name"),

@@ -231,6 +231,7 @@ impl Keeper {
                 cgroup: command.cgroup.is_some(),
                 descriptors: command.descriptors.iter().map(|(number, _)| *number).collect(),
                 held: command.held.iter().map(|(owner, tag, _)| (*owner, *tag)).collect(),
+                hold_terminal: command.hold_terminal,
             }),
         };
         if let Some(cgroup) = &command.cgroup {

@@ -198,6 +198,8 @@ pub struct CommandSpec {
     /// another number) and a tag, until they are released or the owner's end is acknowledged, and gives them to a
     /// service that takes over.
     pub held: Vec<(u64, u8, Arc<OwnedFd>)>,
+    /// The tag under which the keeper holds the master of the command's terminal as well, owned by the command's id.
+    pub hold_terminal: Option<u8>,
 }
 
 /// The three standard descriptors of a command. Absent ones are `/dev/null`. With a terminal all three

@@ -97,6 +97,8 @@ pub(crate) struct Command {
     pub(crate) descriptors: Vec<i32>,
     /// Owners and tags of descriptors that are not the command's: the keeper holds them for a service to come.
     pub(crate) held: Vec<(u64, u8)>,
+    /// The tag under which the keeper holds the terminal's master too.
+    pub(crate) hold_terminal: Option<u8>,
 }
 
 /// Keeper (and, before there is one, spawner) to service.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use shipote_audit::Event;
+use shipote_audit::{Door, Event};
 use shipote_bus::service::MechanismInfo;
 use shipote_bus::spec::{ExitPolicy, NodeCommand, PipelineSpec, RestartPolicy, WorkspaceSpec};
 use shipote_bus::workspaces::{
@@ -22,10 +22,11 @@ use super::convert;
 use super::doors::{ACTION_CONNECT, ACTION_MANAGE, ACTION_RUN, Doors, audited};
 use crate::actor::{Call, node_list};
 use crate::allowance::Allowance;
-use crate::effects::{Explanations, Handed, LogStore, Selection};
+use crate::audited::By;
+use crate::effects::{Attachments, Explanations, Handed, LogStore, Selection};
 use crate::error::Error;
 use crate::protected::Protected;
-use crate::state::{Command, NewCommand, Outcome, Target};
+use crate::state::{Command, CommandPhase, NewCommand, Outcome, Target};
 
 type Options = HashMap<String, OwnedVariant>;
 
@@ -34,6 +35,7 @@ pub(crate) struct Manager {
     pub(crate) doors: Doors,
     pub(crate) logs: LogStore,
     pub(crate) explanations: Explanations,
+    pub(crate) attachments: Attachments,
     pub(crate) capabilities: Vec<MechanismInfo>,
     pub(crate) protected: Protected,
     pub(crate) allowance: Allowance,
@@ -120,7 +122,9 @@ impl Manager {
     /// `cwd` (s), `terminal` ((qq), columns and rows: the command gets a terminal of the
     /// workspace, `stdio` must be empty), `timeout_ms` (t), `strict` (b), `label` (s), `spec`
     /// (s, TOML: of the workspace that is made for it), `soma` (s, TOML: limits of this command, as in a spec's `[soma]`),
-    /// `explain` (b: of what it is refused, see `ExplainCommand`; a workspace that exists has to explain already).
+    /// `explain` (b: of what it is refused, see `ExplainCommand`; a workspace that exists has to explain already),
+    /// `attachable` (b: its standard input stays open, or its terminal stays with the service, for `OpenInput`;
+    /// `stdio` must be empty, output is kept in a log).
     ///
     /// Answers when the program runs. Returns its object, its id, and descriptors: the first
     /// yields one line of JSON (`id`, `exit_status`, `reason`, `message`) when it has ended,
@@ -138,6 +142,10 @@ impl Manager {
         let stdio = three(stdio)?;
         if command.terminal.is_some() && stdio.is_some() {
             let text = "run: a command with a terminal takes no other descriptors; hand over none";
+            return Err(Error::InvalidArgument(text.to_owned()).into());
+        }
+        if command.attachable && stdio.is_some() {
+            let text = "run: a command that others are to attach to takes no descriptors; hand over none";
             return Err(Error::InvalidArgument(text.to_owned()).into());
         }
         let strict = options.strict.unwrap_or(false);
@@ -278,6 +286,59 @@ impl Manager {
             ))
             .into()),
             Err(error) => Err(Error::Failed(format!("read the log of command {command}: {error}")).into()),
+        }
+    }
+
+    /// A pipe that leads into a command which was run as `attachable`, and whether a terminal is at its end. What
+    /// comes out of it is in its log: `OpenLog` with `follow`. Several may be open. Options: `last` (b): there will be
+    /// no further one, and standard input ends when those that are open are closed; a terminal's never does.
+    #[zbus(out_args("input", "terminal"))]
+    async fn open_input(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        command: String,
+        options: Options,
+    ) -> Result<(zbus::OwnedFd, bool), WorkspacesError> {
+        let last = flag(&options, "last", &["last"])?;
+        let caller = self.doors.may_use_command(&header, &command).await?;
+        let by = By { uid: caller.uid, door: Door::Bus };
+        let open = async {
+            let id = self.living(&command).await?;
+            let opened = self.attachments.open(id);
+            let opened = opened.map_err(|e| Error::Failed(format!("attach to command {command}: {e}")))?;
+            let opened = opened.ok_or_else(|| {
+                Error::WrongState(format!(
+                    "attach to command {command}: its input is not kept; run it with `--detach` and `--interactive` or \
+                     `--tty`, or attach with `--no-stdin` to follow its output"
+                ))
+            })?;
+            if last {
+                self.attachments.close(id).await;
+            }
+            Ok(opened)
+        };
+        let (input, terminal) =
+            crate::audited::audited(&self.doors.audit, Event::CommandAttach, &command, by, open).await?;
+        Ok((input.into(), terminal))
+    }
+
+    /// Gives the terminal of a command which was run as `attachable` another size, in characters.
+    async fn resize_terminal(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        command: String,
+        columns: u16,
+        rows: u16,
+    ) -> Result<(), WorkspacesError> {
+        self.doors.may_use_command(&header, &command).await?;
+        let id = self.living(&command).await?;
+        match self.attachments.resize(id, columns, rows) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                let text = format!("resize the terminal of command {command}: none is kept for it");
+                Err(Error::WrongState(text).into())
+            }
+            Err(error) => Err(Error::Failed(format!("resize the terminal of command {command}: {error}")).into()),
         }
     }
 
@@ -437,6 +498,20 @@ impl Manager {
     }
 }
 
+impl Manager {
+    /// A command that lives.
+    async fn living(&self, command: &str) -> Result<Ulid, Error> {
+        let name = command.to_owned();
+        let found = self.doors.actor.ask(move |state, _| state.find_command(&name).map(|c| (c.what.id, c.phase)));
+        match found.await?? {
+            (_, CommandPhase::Ended) => Err(Error::WrongState(format!(
+                "attach to command {command}: it has ended; `shipote logs` has its output"
+            ))),
+            (id, _) => Ok(id),
+        }
+    }
+}
+
 fn not_explained() -> Error {
     Error::WrongState(
         "explain: the workspace does not explain refusals; set `explain = true` in its spec, or run the command in \
@@ -520,6 +595,7 @@ fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Er
     let mut command = crate::request::new_command(NodeCommand { exec, argv, envp }, options.label.clone())?;
     command.cwd.clone_from(&options.cwd);
     command.terminal = options.terminal;
+    command.attachable = options.attachable.unwrap_or(false);
     command.timeout = options.timeout_ms.map(Duration::from_millis);
     if let Some(text) = &options.soma {
         check_size(text)?;

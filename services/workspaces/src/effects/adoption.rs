@@ -153,6 +153,9 @@ impl Live {
                     let stream = if tag == numbers::TAG_STDOUT { Stream::Stdout } else { Stream::Stderr };
                     self.resume_log(command, stream, descriptor, owner, kept);
                 }
+                (Some(command), numbers::TAG_INPUT | numbers::TAG_TERMINAL) => {
+                    self.take_back_input(command, tag, descriptor, owner, kept);
+                }
                 (Some(command), numbers::TAG_DONE) if command.phase == CommandPhase::Ended => {
                     let (status, reason) = (command.exit_status.unwrap_or_default(), command.reason);
                     completion::write_again(descriptor, command.what.id, status, reason, &command.message);
@@ -178,6 +181,20 @@ impl Live {
                     }
                 }
             }
+        }
+    }
+
+    fn take_back_input(&self, command: &Command, tag: u8, descriptor: OwnedFd, owner: u64, kept: &Kept) {
+        let (id, living) = (command.what.id, command.phase != CommandPhase::Ended);
+        if tag == numbers::TAG_INPUT {
+            if living {
+                self.attachments.keep_pipe(id, Arc::new(descriptor), Arc::clone(&kept.keeper), owner);
+            }
+        } else if !living {
+            // what it wrote last
+            self.resume_log(command, Stream::Stdout, descriptor, owner, kept);
+        } else if let Err(error) = self.attachments.keep_terminal(id, descriptor, &self.logs) {
+            tracing::error!("go on with the terminal of command {id}: {error}");
         }
     }
 

@@ -24,7 +24,7 @@ use super::flows::Flows;
 use super::log::Stream;
 use super::numbers;
 use super::wiring::{NodeDescriptors, wire};
-use super::{Effects, Explanations, Handed, Journal, KeptFolders, LogStore, completion};
+use super::{Attachments, Effects, Explanations, Handed, Journal, KeptFolders, LogStore, completion};
 use crate::actor::{BoxFuture, Change, FlowSource};
 use crate::error::{Error, SpawnKind};
 use crate::figures::{Meter, Subject};
@@ -112,6 +112,7 @@ pub(crate) struct Live {
     pub(super) kept_stdio: HashMap<Ulid, [Option<OwnedFd>; 3]>,
     nodes: HashMap<Ulid, NodeDescriptors>,
     terminals: Terminals,
+    pub(super) attachments: Attachments,
     pub(super) explanations: Explanations,
 }
 
@@ -133,6 +134,7 @@ impl Live {
             kept_stdio: HashMap::new(),
             nodes: HashMap::new(),
             terminals: Terminals::default(),
+            attachments: Attachments::default(),
             explanations: Explanations::default(),
         }
     }
@@ -140,6 +142,11 @@ impl Live {
     /// Changes whenever something becomes known of a flow.
     pub(crate) fn flow_news(&self) -> watch::Receiver<()> {
         self.flows.news()
+    }
+
+    /// Ways into detached commands.
+    pub(crate) fn attachments(&self) -> Attachments {
+        self.attachments.clone()
     }
 
     /// What commands were refused.
@@ -170,6 +177,9 @@ impl Live {
         own.stdout = own.stdout.or(stdout);
         own.stderr = own.stderr.or(stderr);
         let mut held = Vec::new();
+        if command.what.attachable && command.what.terminal.is_none() && own.stdin.is_none() {
+            own.stdin = self.keep_input(command, owner, &mut held)?;
+        }
         if again && !self.kept_stdio.contains_key(&id) {
             let now = [&own.stdin, &own.stdout, &own.stderr];
             let kept = clone_all(&now.map(|fd| fd.as_ref().map(AsFd::as_fd)))?;
@@ -199,6 +209,19 @@ impl Live {
             }
         }
         Ok((Stdio { stdin: own.stdin, stdout: own.stdout, stderr: own.stderr }, held))
+    }
+
+    /// A standard input that stays open until somebody says that it is to end.
+    fn keep_input(&self, command: &Command, owner: u64, held: &mut ToHold) -> io::Result<Option<OwnedFd>> {
+        let id = command.what.id;
+        let Some((keeper, _)) = self.kept(command.workspace).filter(|_| !self.attachments.has(id)) else {
+            return Ok(None);
+        };
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let write = Arc::new(write);
+        held.push((owner, numbers::TAG_INPUT, Arc::clone(&write)));
+        self.attachments.keep_pipe(id, write, keeper, owner);
+        Ok(Some(read))
     }
 
     fn wire_all(&mut self, pipeline: &Pipeline, labels: &[&str]) -> io::Result<()> {
@@ -430,6 +453,9 @@ impl Effects for Live {
         }
         let mut spec = CommandSpec { held, ..command_spec(workspace, command) };
         spec.rlimits = rlimits(&command.what.soma, self.cgroups.controllers());
+        let attachable = command.what.attachable && command.what.terminal.is_some();
+        spec.hold_terminal = attachable.then_some(numbers::TAG_TERMINAL);
+        let (logs, attachments) = (self.logs.clone(), self.attachments.clone());
         let (inputs, terminals) = (self.inputs.clone(), Arc::clone(&self.terminals));
         let (cgroups, workspace, soma) = (self.cgroups.clone(), workspace.id, command.what.soma.clone());
         tokio::spawn(async move {
@@ -447,7 +473,13 @@ impl Effects for Live {
             let _ = inputs.send(match spawned {
                 Ok(spawned) => {
                     if let Some(terminal) = spawned.terminal {
-                        terminals.lock().unwrap_or_else(PoisonError::into_inner).insert(id, terminal);
+                        if attachable {
+                            if let Err(error) = attachments.keep_terminal(id, terminal, &logs) {
+                                tracing::error!("keep the terminal of command {id}: {error}; nobody can attach to it");
+                            }
+                        } else {
+                            terminals.lock().unwrap_or_else(PoisonError::into_inner).insert(id, terminal);
+                        }
                     }
                     Input::Started { command: id, pid: spawned.pid }
                 }
@@ -494,6 +526,7 @@ impl Effects for Live {
 
     fn complete(&mut self, id: Ulid, status: i32, reason: &'static str, message: String) {
         self.kept_stdio.remove(&id);
+        self.attachments.forget(id);
         self.logs.finish(id);
         if let Some(pipe) = self.handed.remove(&id).and_then(|h| h.completion) {
             completion::write(pipe, id, status, reason, message);
@@ -556,6 +589,7 @@ impl Effects for Live {
 
     fn forget_log(&mut self, command: Ulid) {
         self.explanations.forget(command);
+        self.attachments.forget(command);
         self.logs.forget(command);
     }
 }

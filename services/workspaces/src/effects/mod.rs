@@ -2,6 +2,7 @@
 //! come back as inputs.
 
 mod adoption;
+mod attach;
 mod breach;
 mod cgroups;
 mod completion;
@@ -23,6 +24,7 @@ use crate::actor::FlowSource;
 use crate::error::Error;
 use crate::state::{Command, Pipeline, Record, Usec, Workspace};
 
+pub(crate) use attach::Attachments;
 pub(crate) use cgroups::Cgroups;
 pub(crate) use explanations::Explanations;
 pub(crate) use journal::Journal;

@@ -12,6 +12,10 @@ pub(super) const TAG_STDOUT: u8 = 1;
 pub(super) const TAG_STDERR: u8 = 2;
 /// Where the completion is written.
 pub(super) const TAG_DONE: u8 = 3;
+/// The end of a kept standard input that is written to.
+pub(super) const TAG_INPUT: u8 = 4;
+/// The master of a terminal that nobody is connected to.
+pub(super) const TAG_TERMINAL: u8 = 5;
 /// Standard descriptors that are needed again at the next launch: this and the two that follow.
 pub(super) const TAG_STDIO: u8 = 10;
 

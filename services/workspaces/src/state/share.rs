@@ -79,6 +79,7 @@ mod tests {
                 terminal: None,
                 timeout: None,
                 restart: None,
+                attachable: false,
             };
             let commands = std::iter::repeat_with(command).take(count).collect();
             let target = Target::Existing("w0".to_owned());

@@ -121,6 +121,7 @@ fn new_command(id: Ulid, label: &str) -> NewCommand {
         terminal: None,
         timeout: None,
         restart: None,
+        attachable: false,
     }
 }
 

@@ -96,6 +96,9 @@ pub(crate) struct NewCommand {
     /// Whether, and how, it is started again after a failure.
     #[serde(default)]
     pub(crate) restart: Option<RestartPolicy>,
+    /// Its standard input, or its terminal, is kept for callers who come later.
+    #[serde(default)]
+    pub(crate) attachable: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -175,6 +175,8 @@ pub struct RunOptions {
     pub explain: Option<bool>,
     /// Start it again when it fails (TOML, the keys of a spec's `[restart]`; empty: the defaults).
     pub restart: Option<String>,
+    /// Keep its standard input open, or its terminal, for `OpenInput`; no descriptors are handed over then.
+    pub attachable: Option<bool>,
 }
 
 /// One thing that a command was refused.

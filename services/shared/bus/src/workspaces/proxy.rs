@@ -73,6 +73,10 @@ pub trait Manager {
     /// See the interface.
     fn open_log(&self, command: &str, stream: &str, options: Options<'_>) -> Result<OwnedFd, WorkspacesError>;
     /// See the interface.
+    fn open_input(&self, command: &str, options: Options<'_>) -> Result<(OwnedFd, bool), WorkspacesError>;
+    /// See the interface.
+    fn resize_terminal(&self, command: &str, columns: u16, rows: u16) -> Result<(), WorkspacesError>;
+    /// See the interface.
     #[allow(clippy::type_complexity)]
     fn run_pipeline(
         &self,

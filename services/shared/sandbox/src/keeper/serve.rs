@@ -268,6 +268,10 @@ impl Keeper<'_> {
                 // The id has come to mean another command.
                 self.records.retain(|record| record.id != id);
                 self.held.extend(command.held.iter().copied().zip(held));
+                if let (Some(tag), Some(master)) = (command.hold_terminal, &started.terminal) {
+                    // before the service has it: it may be killed at any moment
+                    self.held.insert((id, tag), master.try_clone()?);
+                }
                 self.ids.insert(started.pid, id);
                 self.running.insert(id, started.pid);
                 let mut given = vec![started.pidfd.as_fd()];

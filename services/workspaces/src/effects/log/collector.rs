@@ -156,5 +156,11 @@ impl Shared {
 
 fn discard(pipe: &OwnedFd) -> rustix::io::Result<usize> {
     let null = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    splice(pipe.as_fd(), None, &null, None, 64 * 1024, SpliceFlags::NONBLOCK)
+    match splice(pipe.as_fd(), None, &null, None, 64 * 1024, SpliceFlags::NONBLOCK) {
+        Err(rustix::io::Errno::INVAL) => match rustix::io::read(pipe, &mut [0; 16 * 1024]) {
+            Err(rustix::io::Errno::IO) => Ok(0),
+            read => read,
+        },
+        taken => taken,
+    }
 }
