@@ -43,10 +43,14 @@ CALLS = [
 REFUSALS = ("is refused to uid", "access denied", "accessdenied", "not allowed", "may not", "notauthorized", "not authorized")
 
 
+def qualified(method):
+    return method if "." in method else f"Manager.{method}"
+
+
 def call(user, service, method, arguments):
     name = f"org.shipote.{service}"
     path = "/" + name.replace(".", "/")
-    interface, method = method.split(".") if "." in method else ("Manager", method)
+    interface, method = qualified(method).split(".")
     command = f"busctl call {name} {path} {name}.{interface} {method} {arguments}"
     return machine.execute(f"runuser -u {user} -- sh -c {shlex.quote(command)} 2>&1", timeout=60)
 
@@ -99,7 +103,7 @@ with subtest("each refusal is on record, with who was refused"):
     uid = machine.succeed("id -u mallory").strip()
     refused_calls = machine.succeed(f"journalctl -q -b -o cat --output-fields=SHIPOTE_OBJECT SHIPOTE_ACTION=access.refused SHIPOTE_UID={uid}")
     for service, method in {(service, method) for service, method, _, _ in CALLS}:
-        assert f"org.shipote.{service}.Manager.{method}" in refused_calls.split(), f"{service}.{method}:\n{refused_calls}"
+        assert f"org.shipote.{service}.{qualified(method)}" in refused_calls.split(), f"{service}.{method}:\n{refused_calls}"
     explained = machine.succeed(f"journalctl -q -b -x -n 3 SHIPOTE_ACTION=access.refused SHIPOTE_UID={uid}")
     assert "Written when a caller was refused" in explained, explained
 
