@@ -94,8 +94,8 @@ impl Worker {
         let generation = self.shared.generation();
         if generation != self.generation.get() {
             *self.plan.borrow_mut() = self.shared.plan();
-            self.plugins.sweep();
             self.generation.set(generation);
+            self.plugins.sweep(&self.plan.borrow().places);
         }
         Arc::clone(&self.plan.borrow())
     }
@@ -168,8 +168,9 @@ pub(crate) fn run(
         figures: Arc::clone(&window.figures),
         flows: Arc::clone(&window.flows),
         visible: Arc::clone(&window.connections),
-        plan: RefCell::new(shared.plan()),
+        // The number first: a plan that comes in between is then seen again instead of never.
         generation: Cell::new(shared.generation()),
+        plan: RefCell::new(shared.plan()),
         turn: Cell::new(0),
         heads: RefCell::default(),
         open: RefCell::default(),
@@ -191,6 +192,8 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
             tokio::time::sleep(Duration::from_secs(5)).await;
             sweeping.clock.update();
             sweeping.pools.sweep();
+            // A worker without visitors lets go of the plan before, too, and of what its last requests called.
+            sweeping.plugins.sweep(&sweeping.plan().places);
         }
     });
     let mut listeners: HashMap<ListenSpec, Vec<tokio::task::JoinHandle<()>>> = HashMap::new();

@@ -160,6 +160,42 @@ fn a_refused_stream_is_sent_again() {
 }
 
 #[test]
+fn data_after_an_answer_without_a_body_does_not_reach_a_client_of_http1() {
+    use std::io::Write as _;
+    let (port, upstream) = (free_port(), TwoUpstream::start(None));
+    let _proxy = Proxy::start(&to(port, "http2_proxy", &upstream.address()));
+    for status in [204, 304] {
+        let mut client = support::connect(port);
+        write!(client, "GET /{status} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        assert_eq!(support::read_answer(&mut client, true).status, status);
+        // Whatever else had come would be taken for the next answer.
+        write!(client, "GET /next HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let answer = support::read_answer(&mut client, false);
+        assert_eq!(answer.status, 200, "after {status}: {answer:?}");
+        assert!(answer.text().starts_with("GET http://a/next\n"), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_body_that_streams_finds_a_new_connection_when_the_upstream_leaves() {
+    use std::io::Write as _;
+    let (port, upstream) = (free_port(), TwoUpstream::start(None));
+    let _proxy = Proxy::start(&to(port, "http2_proxy", &upstream.address()));
+    // A request that stays open keeps the connection that is being left.
+    let mut held = support::connect(port);
+    held.write_all(b"GET /hold HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    support::until(|| (!upstream.seen.lock().unwrap().is_empty()).then_some(()));
+    assert_eq!(ask(port, "GET /leave HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+    for _ in 0..5 {
+        let post = "POST /p HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+        let answer = ask(port, post);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.text().ends_with("hello"), "{answer:?}");
+    }
+    assert!(upstream.accepted.load(Relaxed) >= 2);
+}
+
+#[test]
 fn many_requests_at_once_share_connections() {
     let (port, upstream) = (free_port(), Upstream::echo());
     let _proxy = Proxy::start(&to(port, "http_proxy", &upstream.address()));

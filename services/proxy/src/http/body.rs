@@ -223,6 +223,11 @@ impl<'a> Body<'a> {
         self.ended && !self.streamed
     }
 
+    /// Whether what was handed out so far, if anything, can be handed out again before the rest.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.streamed
+    }
+
     pub(crate) fn repeat(&mut self) {
         self.given = 0;
     }

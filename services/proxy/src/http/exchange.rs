@@ -106,14 +106,14 @@ pub(crate) async fn pass(
                 target.outcome(!matches!(ended.status, 502..=504), passive);
                 ended
             }
-            Err(Failed::Again(_)) if again > 0 && body.can_repeat() => {
+            Err(Failed::Again(_)) if again > 0 && body.is_held() => {
                 request.worker.figures.retries.add(1);
                 body.repeat();
                 again -= 1;
                 fresh = true;
                 continue;
             }
-            Err(Failed::Elsewhere(_)) if elsewhere > 0 && body.can_repeat() => {
+            Err(Failed::Elsewhere(_)) if elsewhere > 0 && body.is_held() => {
                 request.worker.figures.retries.add(1);
                 target.outcome(false, passive);
                 body.repeat();
@@ -139,6 +139,7 @@ async fn acquire_for(want: &Want<'_>, whole: bool) -> Result<Link, Ended> {
     }
     match acquire(want).await? {
         Link::One { served: 1.., .. } => acquire(&Want { fresh: true, ..*want }).await,
+        Link::Two { place, .. } if place.served > 0 && !place.is_good().await => acquire(want).await,
         good => Ok(good),
     }
 }
@@ -454,6 +455,10 @@ pub(crate) async fn send_reply(
     encoder: Option<&mut Encoder>,
 ) -> Ended {
     let status = reply.status;
+    if request.head.facts.is_head || matches!(status, 100..=199 | 204 | 304) {
+        // An upstream of HTTP/2 may send data all the same, which HTTP/1.1 would take for the next answer.
+        body.replace(Source::Empty);
+    }
     let may_keep = may_keep && !request.worker.shared.draining();
     let Begun { mut sink, keep_alive } = match client.begin(reply, body.is_over(), may_keep) {
         Ok(begun) => begun,

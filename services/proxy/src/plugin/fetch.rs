@@ -31,10 +31,11 @@ const REDIRECTS: u32 = 20;
 #[error("http-fetch: {0}")]
 pub(super) struct Malformed(&'static str);
 
-/// Does what is asked, as far as the policy allows it.
+/// Does what is asked, as far as the policy allows it, and waits for it no longer than `most`.
 pub(super) fn fetch(
     policy: &HttpPolicy,
     request: &HttpFetchRequest,
+    most: Duration,
 ) -> Result<Result<HttpFetchResponse, NetError>, Malformed> {
     let uri: Uri = request.url.parse().map_err(|_| Malformed("the URL is none"))?;
     if uri.scheme().is_none() || uri.host().is_none() {
@@ -60,7 +61,7 @@ pub(super) fn fetch(
         policy,
         request,
         verify,
-        until: Instant::now() + Duration::from_millis(time.into()),
+        until: Instant::now() + Duration::from_millis(time.into()).min(most),
         method: request.method.clone(),
         with_body: true,
         same_origin: true,
@@ -324,7 +325,15 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "threads of a test may wait")]
 mod tests {
+    use super::fetch as fetch_within;
     use super::*;
+
+    fn fetch(
+        policy: &HttpPolicy,
+        request: &HttpFetchRequest,
+    ) -> Result<Result<HttpFetchResponse, NetError>, Malformed> {
+        fetch_within(policy, request, Duration::from_secs(60))
+    }
     use std::net::TcpListener;
 
     /// Answers each connection with the next of these; what was asked comes back.

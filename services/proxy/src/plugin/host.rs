@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use shipote_plugin_abi::host::{
     Host, HttpFetchRequest, HttpFetchResponse, LogField, LogLevel, MAX_METRIC_SERIES, MetricLabel, NetError,
@@ -27,12 +28,17 @@ pub(crate) struct State {
     pub(crate) memory: usize,
     pub(crate) series: Arc<Mutex<Series>>,
     policy: HttpPolicy,
-    /// Milliseconds that it waited for others in this call.
-    waited: u64,
+    /// It runs where a worker's other connections would wait for a fetch.
+    on_worker: bool,
+    /// When the call began, and how much of the time since then it waited for others.
+    began: Instant,
+    waited: Duration,
 }
 
 /// Longest message of a plugin in the log, bytes.
 const MESSAGE: usize = 4096;
+/// How long one call may wait for all of its fetches together.
+const WAITING: Duration = Duration::from_secs(60);
 /// Entries of one table of an instance.
 const TABLE: usize = 100_000;
 
@@ -44,7 +50,9 @@ impl State {
             memory: usize::try_from(site.policy.memory_bytes).unwrap_or(usize::MAX),
             series: Arc::clone(&site.series),
             policy: site.policy.http.clone(),
-            waited: 0,
+            on_worker: !site.fetches(),
+            began: Instant::now(),
+            waited: Duration::ZERO,
         }
     }
 
@@ -56,7 +64,9 @@ impl State {
             memory: usize::try_from(policy.memory_bytes).unwrap_or(usize::MAX),
             series: Arc::clone(&site.series),
             policy: policy.http.clone(),
-            waited: 0,
+            on_worker: !site.fetches(),
+            began: Instant::now(),
+            waited: Duration::ZERO,
         }
     }
 
@@ -68,13 +78,25 @@ impl State {
             memory: 0,
             series: Arc::default(),
             policy: HttpPolicy::default(),
-            waited: 0,
+            on_worker: true,
+            began: Instant::now(),
+            waited: Duration::ZERO,
         }
     }
 
-    /// The time that it waited since this was last asked.
-    pub(super) fn take_waited(&mut self) -> u64 {
-        std::mem::take(&mut self.waited)
+    /// A call begins.
+    pub(super) fn begin(&mut self) {
+        (self.began, self.waited) = (Instant::now(), Duration::ZERO);
+    }
+
+    /// What is left of `deadline` (milliseconds of its own time, waiting not counted), rounded up; 0 when it passed.
+    pub(super) fn left(&self, deadline: u64) -> u64 {
+        if self.waited.is_zero() {
+            return 0;
+        }
+        let own = self.began.elapsed().saturating_sub(self.waited);
+        let left = Duration::from_millis(deadline).saturating_sub(own);
+        u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
     }
 
     fn measure(&self, name: &str, labels: &[MetricLabel], change: impl FnOnce(&mut i128)) {
@@ -133,9 +155,17 @@ impl Host for State {
         if self.policy.allowed_hosts.is_empty() {
             return Ok(Err(NetError::NotAllowed(request.url)));
         }
-        let began = std::time::Instant::now();
-        let result = fetch::fetch(&self.policy, &request);
-        self.waited += u64::try_from(began.elapsed().as_millis()).unwrap_or(0) + 1;
+        if self.on_worker {
+            let text = "http-fetch is for handlers of HTTP: those of connections run where others would wait for it";
+            return Ok(Err(NetError::NotAllowed(text.to_owned())));
+        }
+        let most = WAITING.saturating_sub(self.waited);
+        if most.is_zero() {
+            return Ok(Err(NetError::Timeout));
+        }
+        let began = Instant::now();
+        let result = fetch::fetch(&self.policy, &request, most);
+        self.waited += began.elapsed();
         result.map_or_else(|malformed| bail!("{malformed}"), Ok)
     }
 }
@@ -147,5 +177,62 @@ impl ResourceLimiter for State {
 
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
         Ok(desired <= TABLE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fetching(on_worker: bool) -> State {
+        let policy = HttpPolicy { allowed_hosts: vec!["a.example".to_owned()], ..HttpPolicy::default() };
+        State { policy, on_worker, ..State::nowhere("p") }
+    }
+
+    fn ask(state: &mut State) -> NetError {
+        let request = HttpFetchRequest {
+            method: "GET".to_owned(),
+            url: "http://b.example/".to_owned(),
+            headers: Vec::new(),
+            body: Vec::new(),
+            timeout_ms: Some(u32::MAX),
+            follow_redirects: None,
+            verify_tls: None,
+        };
+        state.http_fetch(request).unwrap().unwrap_err()
+    }
+
+    fn ago(seconds: u64) -> Instant {
+        Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap()
+    }
+
+    #[test]
+    fn fetches_that_take_no_time_buy_none() {
+        let mut state = fetching(false);
+        state.begin();
+        for _ in 0..1000 {
+            assert!(matches!(ask(&mut state), NetError::NotAllowed(_)));
+        }
+        // An hour of its own, and a thousand fetches that were refused at once.
+        state.began = ago(3600);
+        assert_eq!(state.left(1000), 0);
+    }
+
+    #[test]
+    fn waiting_is_not_its_own_time_and_is_bounded() {
+        let mut state = fetching(false);
+        (state.began, state.waited) = (ago(50), Duration::from_secs(45));
+        let left = state.left(10_000);
+        assert!((1..=5_000).contains(&left), "{left}");
+        state.waited = WAITING;
+        assert_eq!(ask(&mut state), NetError::Timeout);
+        state.begin();
+        assert!(matches!(ask(&mut state), NetError::NotAllowed(_)), "each call has its own time to wait");
+    }
+
+    #[test]
+    fn nobody_fetches_on_a_workers_thread() {
+        let refused = ask(&mut fetching(true));
+        assert!(matches!(&refused, NetError::NotAllowed(why) if why.contains("handlers of HTTP")), "{refused:?}");
     }
 }

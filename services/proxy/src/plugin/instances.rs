@@ -22,7 +22,7 @@ use wasmtime::{Store, Trap, UpdateDeadline};
 
 use super::host::State;
 use super::input::context_of;
-use super::{Site, Turn, linked};
+use super::{Place, Site, Turn, linked};
 use crate::walk::Peer;
 
 type Func<In, Out> = TypedFunc<(String, In), (Result<Out, PluginError>,)>;
@@ -219,9 +219,16 @@ impl Instances {
         answer
     }
 
-    /// Ends the instances of sites that no plan has any more.
-    pub(crate) fn sweep(&self) {
-        self.live.borrow_mut().retain(|_, (site, _)| Arc::strong_count(site) > 1);
+    /// Ends the instances of sites that are at none of `places`, those of the plan that holds. (Other workers may still
+    /// have theirs, so that how many hold a site says nothing.)
+    pub(crate) fn sweep(&self, places: &[Option<Place>]) {
+        self.live.borrow_mut().retain(|_, (site, _)| {
+            let stays = places.iter().flatten().any(|place| place.has(site));
+            if !stays {
+                site.alive.fetch_sub(1, Relaxed);
+            }
+            stays
+        });
     }
 }
 
@@ -296,6 +303,7 @@ fn guarded<T>(
     site.calls.fetch_add(1, Relaxed);
     site.ticker.begin();
     // The epoch may move on at once, so one tick more is what makes it at least the deadline.
+    live.store.data_mut().begin();
     live.store.set_epoch_deadline(site.deadline + 1);
     let begun = Instant::now();
     site.busy.fetch_add(1, Relaxed);
@@ -383,7 +391,8 @@ fn start(site: &Arc<Site>) -> Result<Live, Trouble> {
     let mut store = Store::new(site.pre.engine(), state);
     store.limiter(|state| state);
     // What a plugin waits for is not its own time.
-    store.epoch_deadline_callback(|mut store| match store.data_mut().take_waited() {
+    let deadline = site.deadline;
+    store.epoch_deadline_callback(move |store| match store.data().left(deadline) {
         0 => Ok(UpdateDeadline::Interrupt),
         ticks => Ok(UpdateDeadline::Continue(ticks)),
     });

@@ -152,6 +152,11 @@ impl Place {
         }
     }
 
+    /// Whether this site is called here, of either version.
+    pub(super) fn has(&self, site: &Arc<Site>) -> bool {
+        Arc::ptr_eq(&self.site, site) || self.canary.as_ref().is_some_and(|canary| Arc::ptr_eq(&canary.site, site))
+    }
+
     /// What is known of each version at this place.
     pub(crate) fn infos(&self) -> impl Iterator<Item = PoolInfo> {
         let canary = self.canary.as_ref().map(|canary| {

@@ -79,6 +79,14 @@ impl Shared {
 }
 
 impl Multiplexed {
+    /// Whether the connection still lives, once its task has seen what came in.
+    pub(crate) async fn is_good(&self) -> bool {
+        // The first turn lets the runtime look at the sockets, the second lets the connection's task run.
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        !self.gone.get()
+    }
+
     /// Says that the connection is no good: later requests take another one.
     pub(crate) fn give_up(&self) {
         self.gone.set(true);

@@ -51,6 +51,8 @@ pub(crate) struct Target {
     pub(crate) failures: AtomicU64,
     /// Until when it is passed by, milliseconds since the registry was made.
     down_until: AtomicU64,
+    /// Until when requests that failed in a row keep it out; a connection that can be made is no cure for that.
+    paused_until: AtomicU64,
     /// Failures in a row, for those who watch.
     streak: AtomicU32,
     /// It did not answer well when it was asked.
@@ -78,7 +80,7 @@ impl Target {
             self.streak.store(0, Relaxed);
         } else if self.streak.fetch_add(1, Relaxed) + 1 >= passive.failures {
             self.streak.store(0, Relaxed);
-            self.down_until.store(self.now() + millis(passive.pause), Relaxed);
+            self.paused_until.store(self.now() + millis(passive.pause), Relaxed);
         }
     }
 
@@ -86,6 +88,7 @@ impl Target {
     pub(crate) fn set_well(&self, well: bool) {
         self.unwell.store(!well, Relaxed);
         if well {
+            self.paused_until.store(0, Relaxed);
             self.worked();
         }
     }
@@ -97,7 +100,7 @@ impl Target {
     }
 
     pub(crate) fn is_down(&self) -> bool {
-        let until = self.down_until.load(Relaxed);
+        let until = self.down_until.load(Relaxed).max(self.paused_until.load(Relaxed));
         self.unwell.load(Relaxed) || until != 0 && until > self.now()
     }
 
@@ -166,6 +169,7 @@ impl Registry {
                 total: AtomicU64::new(0),
                 failures: AtomicU64::new(0),
                 down_until: AtomicU64::new(0),
+                paused_until: AtomicU64::new(0),
                 streak: AtomicU32::new(0),
                 unwell: AtomicBool::new(false),
                 epoch: self.epoch,
@@ -280,7 +284,8 @@ mod tests {
         }
         assert!(!all[0].is_down(), "never three in a row");
         all[0].outcome(false, Some(&passive));
-        assert!(all[0].is_down());
+        all[0].worked();
+        assert!(all[0].is_down(), "a connection that was made does not undo it");
         assert!((0..4).all(|t| id(&all, Balance::RoundRobin, t, CLIENT, &[]) == Some(1)));
         all[1].set_well(false);
         assert!(id(&all, Balance::RoundRobin, 0, CLIENT, &[]).is_some());

@@ -54,6 +54,10 @@ impl TwoUpstream {
 async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, log: Arc<Mutex<Vec<String>>>) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let path = request.uri().path().to_owned();
+        if path == "/leave" {
+            connection.graceful_shutdown();
+        }
         let log = log.clone();
         tokio::task::spawn_local(async move {
             let (parts, mut body) = request.into_parts();
@@ -66,7 +70,11 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S, log: Arc<
             if refuse {
                 return respond.send_reset(h2::Reason::REFUSED_STREAM);
             }
-            let response = http::Response::builder().status(200).header("x-server", "two").body(()).unwrap();
+            if path == "/hold" {
+                return std::future::pending().await;
+            }
+            let status: u16 = path.trim_start_matches('/').parse().unwrap_or(200);
+            let response = http::Response::builder().status(status).header("x-server", "two").body(()).unwrap();
             let Ok(mut stream) = respond.send_response(response, false) else { return };
             let _ = stream.send_data(Bytes::from(head), false);
             while let Some(Ok(piece)) = body.data().await {
