@@ -44,15 +44,21 @@ impl Latencies {
 
     /// Nanoseconds that this many of a hundred calls stayed below; 0 where there was none.
     pub(crate) fn percentile(&self, of_a_hundred: u64) -> u64 {
+        self.step_at(of_a_hundred).map_or(0, end_of)
+    }
+
+    /// Nanoseconds that the last of this many of a hundred calls took at least; 0 where there was none.
+    pub(crate) fn percentile_at_least(&self, of_a_hundred: u64) -> u64 {
+        self.step_at(of_a_hundred).and_then(|step| step.checked_sub(1)).map_or(0, end_of)
+    }
+
+    fn step_at(&self, of_a_hundred: u64) -> Option<usize> {
         let rank = (self.calls() * of_a_hundred).div_ceil(100);
         let mut below = 0;
-        for (step, count) in self.0.iter().enumerate() {
+        self.0.iter().position(|count| {
             below += count.load(Relaxed);
-            if rank > 0 && below >= rank {
-                return end_of(step);
-            }
-        }
-        0
+            rank > 0 && below >= rank
+        })
     }
 }
 
