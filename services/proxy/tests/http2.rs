@@ -220,10 +220,9 @@ fn many_requests_at_once_share_connections() {
 
 #[test]
 fn curl_speaks_http2_in_the_clear() {
-    let Ok(version) = Command::new("curl").arg("--version").output() else { return };
-    if !String::from_utf8_lossy(&version.stdout).contains("HTTP2") {
-        return;
-    }
+    let version = Command::new("curl").arg("--version").output().expect("run curl, which the tests need");
+    let version = String::from_utf8_lossy(&version.stdout);
+    assert!(version.contains("HTTP2"), "the tests need a curl with HTTP/2, this is {version}");
     let (port, upstream) = (free_port(), Upstream::echo());
     let _proxy = Proxy::start(&to(port, "http_proxy", &upstream.address()));
     let out = Command::new("curl")
