@@ -15,24 +15,34 @@
       ours = pkgs: self.packages.${pkgs.stdenv.hostPlatform.system};
     in
     {
-      packages = forEachSystem (pkgs: {
-        default = (ours pkgs).shipote;
-        # The four services, the command line, and their units, policies and catalogue.
-        shipote = pkgs.callPackage ./services/package.nix { };
-        # What `nix run .#demo` starts.
-        demo = pkgs.callPackage ./nixos-module/demo.nix { inherit (ours pkgs) shipote; };
-        # The options of the NixOS module as one page of CommonMark.
-        options = import ./nixos-module/options-page.nix { inherit pkgs lib; };
-      });
+      packages = forEachSystem (
+        pkgs:
+        {
+          default = (ours pkgs).shipote;
+          # The four services, the command line, and their units, policies and catalogue.
+          shipote = pkgs.callPackage ./services/package.nix { };
+          # What `nix run .#demo` starts.
+          demo = pkgs.callPackage ./nixos-module/demo.nix { inherit (ours pkgs) shipote; };
+          # The options of the NixOS module as one page of CommonMark.
+          options = import ./nixos-module/options-page.nix { inherit pkgs lib; };
+          # The pages of docs/, with the options.
+          docs = pkgs.callPackage ./nixos-module/docs.nix { inherit (ours pkgs) options; };
+        }
+        // lib.optionalAttrs pkgs.stdenv.hostPlatform.isx86_64 {
+          # The appliance, to be written to a disk.
+          disk = self.nixosConfigurations.appliance.config.system.build.image;
+        }
+      );
 
       overlays.default = final: _: { shipote = final.callPackage ./services/package.nix { }; };
 
       nixosModules.default = ./nixos-module;
 
+      # The appliance itself, on a disk.
       nixosConfigurations.appliance = lib.nixosSystem {
         modules = [
           self.nixosModules.default
-          ./nixos-module/appliance.nix
+          ./nixos-module/appliance/disk.nix
         ];
       };
 
@@ -45,7 +55,12 @@
       checks = forEachSystem (
         pkgs:
         {
-          inherit (ours pkgs) shipote demo options;
+          inherit (ours pkgs)
+            shipote
+            demo
+            docs
+            options
+            ;
           format = pkgs.callPackage ./nixos-module/format.nix { };
           module = import ./nixos-module/tests { inherit nixpkgs pkgs self; };
         }
@@ -56,7 +71,7 @@
           }
         )
         // lib.optionalAttrs pkgs.stdenv.hostPlatform.isx86_64 {
-          appliance = self.nixosConfigurations.appliance.config.system.build.toplevel;
+          inherit (ours pkgs) disk;
         }
       );
 

@@ -1,4 +1,4 @@
-# The Debian package: what it installs, what an upgrade leaves alone, what removing and purging leave behind.
+# The Debian packages: what they install, what an upgrade leaves alone, what removing and purging leave behind.
 # machine: fresh
 
 SERVICES = ("workspaces", "machines", "proxy", "plugins")
@@ -23,6 +23,12 @@ with subtest("manual pages, completions and the libraries it names are there"):
     depends = machine.succeed("dpkg-query -W -f '${Depends}' shipote")
     assert "libc6 (>=" in depends and "polkitd" in depends, depends
     assert "shipote" in machine.succeed("bash -c '. /usr/share/bash-completion/completions/shipote; complete -p shipote'")
+
+with subtest("what machines are started with is a package of its own, and where the service looks for it"):
+    machine.succeed("cd /usr/lib/shipote/machine && test -s vmlinux -a -s initramfs.cpio -a -s image.json")
+    machine.succeed("runuser -u shipote-machines -- /usr/lib/shipote/machine/vhost-device-vsock --version")
+    assert machine.succeed("dpkg -S /usr/lib/shipote/machine/vmlinux").startswith("shipote-machine:")
+    assert "/usr/share/doc/shipote-machine/copyright" in machine.succeed("dpkg -L shipote-machine").splitlines()
 
 with subtest("the units are sound and start at boot"):
     machine.succeed("systemd-analyze verify --man=no /usr/lib/systemd/system/shipote-*.service")
@@ -58,7 +64,7 @@ with subtest("it can be installed again, and works"):
     assert machine.succeed("echo hello | shipote run -- tr a-z A-Z").strip() == "HELLO"
 
 with subtest("a purge leaves nothing"):
-    machine.succeed("dpkg -P shipote")
+    machine.succeed("dpkg -P shipote shipote-machine")
     machine.fail("test -e /etc/shipote")
     machine.fail("test -e /var/lib/shipote")
     machine.fail("find /etc/systemd /usr/lib /usr/share -name '*shipote*' ! -path '*/doc/*' | grep .")

@@ -1,11 +1,17 @@
-//! The specs of the machines on disk, one folder each, so that they are there after a restart.
+//! The specs of the machines on disk, one folder each, so that they are there after a restart: the spec as it is given
+//! to `create`, and the version of the file.
 
 use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use shipote_state::{Format, Refused};
 
 use crate::Error;
 use crate::spec::{Spec, check_name};
 
 const FILE: &str = "machine.toml";
+/// Versions of the file. Before 1 it had no number and was otherwise the same.
+const FORMAT: Format = Format { key: "version", first: 0, steps: &[|_| Ok(())] };
 
 /// The folder of all machines.
 #[derive(Debug, Clone)]
@@ -18,10 +24,10 @@ impl Store {
         Self(folder.to_owned())
     }
 
-    /// All machines, by name. One whose file cannot be understood is left out, with a line in the log.
+    /// All machines, by name. One whose file is damaged is left out, with a line in the log.
     ///
     /// # Errors
-    /// The folder cannot be read.
+    /// The folder cannot be read, or a later release wrote a file in it: left out, its name would be free for another.
     pub fn load(&self) -> Result<Vec<(String, Spec)>, Error> {
         let entries = std::fs::read_dir(&self.0).map_err(Error::io("read", self.0.display()))?;
         let mut machines = Vec::new();
@@ -31,27 +37,30 @@ impl Store {
             if check_name(&name).is_err() || !path.exists() {
                 continue;
             }
-            let text = std::fs::read_to_string(&path).map_err(Error::io("read", path.display()));
-            match text.and_then(|text| Spec::parse(&name, &text)) {
+            match read(&name, &path) {
                 Ok(spec) => machines.push((name, spec)),
+                Err(error) if !error.is_damage() => {
+                    let problem = format!("load {}: {error}", path.display());
+                    return Err(Error::InvalidSpec { name, problem });
+                }
                 Err(error) => tracing::error!("load {}: {error}; the machine is left out", path.display()),
             }
         }
         Ok(machines)
     }
 
-    /// Writes a machine's spec, whole or not at all.
+    /// Writes a machine's spec, whole or not at all; it is on the disk when this returns.
     ///
     /// # Errors
     /// The file system refuses.
     pub fn save(&self, name: &str, spec: &Spec) -> Result<(), Error> {
         let folder = self.0.join(name);
         std::fs::create_dir_all(&folder).map_err(Error::io("create", folder.display()))?;
-        let text = toml::to_string(spec)
-            .map_err(|error| Error::InvalidSpec { name: name.to_owned(), problem: error.to_string() })?;
-        let (path, new) = (folder.join(FILE), folder.join("machine.toml.new"));
-        std::fs::write(&new, text).map_err(Error::io("write", new.display()))?;
-        std::fs::rename(&new, &path).map_err(Error::io("replace", path.display()))
+        let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
+        let document = FORMAT.write(spec).map_err(|error| invalid(error.to_string()))?;
+        let text = toml::to_string(&without_null(document)).map_err(|error| invalid(error.to_string()))?;
+        let path = folder.join(FILE);
+        shipote_state::replace(&path, text.as_bytes()).map_err(Error::io("write", path.display()))
     }
 
     /// Removes a machine with all that lies in its folder.
@@ -61,6 +70,26 @@ impl Store {
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         let folder = self.0.join(name);
         std::fs::remove_dir_all(&folder).map_err(Error::io("remove", folder.display()))
+    }
+}
+
+fn read(name: &str, path: &Path) -> Result<Spec, Refused> {
+    let text = std::fs::read_to_string(path)?;
+    let damaged = |problem: String| Refused::Damaged(problem);
+    let document: Value = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    let spec: toml::Table = FORMAT.read(document)?;
+    let text = toml::to_string(&spec).map_err(|error| damaged(error.to_string()))?;
+    Spec::parse(name, &text).map_err(|error| damaged(error.to_string()))
+}
+
+/// TOML says that something is not there by leaving it out.
+fn without_null(document: Value) -> Value {
+    match document {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
+            Value::Object(fields.map(|(key, value)| (key, without_null(value))).collect())
+        }
+        other => other,
     }
 }
 
@@ -80,5 +109,30 @@ mod tests {
         assert_eq!(store.load().unwrap(), [("web".to_owned(), spec)]);
         store.remove("web").unwrap();
         assert!(store.load().unwrap().is_empty());
+    }
+    #[test]
+    fn a_file_from_before_there_were_versions_is_read_and_written_with_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        std::fs::create_dir(dir.path().join("old")).unwrap();
+        let path = dir.path().join("old/machine.toml");
+        std::fs::write(&path, "memory_mib = 128\ncpus = 2\n").unwrap();
+        let [(name, spec)] = store.load().unwrap().try_into().unwrap();
+        assert_eq!((name.as_str(), spec.memory_mib, spec.cpus), ("old", 128, 2));
+        store.save("old", &spec).unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("version = 1"));
+        assert_eq!(store.load().unwrap(), [("old".to_owned(), spec)]);
+    }
+
+    #[test]
+    fn a_later_releases_file_is_refused_and_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        store.save("web", &Spec::default()).unwrap();
+        let path = dir.path().join("web/machine.toml");
+        std::fs::write(&path, "version = 2\nmemory_mib = 128\n").unwrap();
+        let error = store.load().unwrap_err().to_string();
+        assert!(error.contains("web/machine.toml") && error.contains("install the release"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "version = 2\nmemory_mib = 128\n");
     }
 }

@@ -6,27 +6,26 @@
 //! from the previous one, with a warning.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use shipote_bus::spec::check_label;
+use shipote_state::{Format, Refused};
 use shipote_workspace_protocol::spec::PipelineSpec;
 use tokio::sync::Mutex;
 
 use crate::error::Error;
 
-/// Version of the file.
-const VERSION: u32 = 1;
+/// Versions of the file.
+const FORMAT: Format = Format { key: "version", first: 1, steps: &[] };
 const NAME: &str = "pipelines.json";
 /// Most bytes of the file: so many small pipelines or a few large ones.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Document {
-    version: u32,
     pipelines: BTreeMap<String, PipelineSpec>,
 }
 
@@ -43,13 +42,13 @@ impl Saved {
         let path = state.join(NAME);
         let document = match read(&path) {
             Ok(document) => document,
+            Err(error) if !error.is_damage() => {
+                return Err(io::Error::other(format!("read {}: {error}", path.display())));
+            }
             Err(error) => {
                 let previous = previous(&path);
                 let document = read(&previous).map_err(|_| {
-                    io::Error::new(
-                        error.kind(),
-                        format!("read {}: {error}; move it away to begin anew", path.display()),
-                    )
+                    io::Error::other(format!("read {}: {error}; move it away to begin anew", path.display()))
                 })?;
                 tracing::warn!("{}: {error}; recovered from {}", path.display(), previous.display());
                 document
@@ -87,8 +86,8 @@ impl Saved {
         let mut pipelines = self.pipelines.lock().await;
         let mut changed = pipelines.clone();
         let result = change(&mut changed);
-        let document = Document { version: VERSION, pipelines: changed };
-        let bytes = serde_json::to_vec(&document).map_err(|e| failed(e.into()))?;
+        let document = Document { pipelines: changed };
+        let bytes = FORMAT.write(&document).map_err(|e| failed(e.into()))?.to_string().into_bytes();
         if bytes.len() > BYTES_MAX {
             return Err(Error::LimitReached(format!(
                 "save pipeline: all of them would have {} bytes; at most {BYTES_MAX} are kept, drop one first",
@@ -108,24 +107,16 @@ fn previous(path: &Path) -> PathBuf {
 }
 
 /// The document; an empty one where there is no file.
-fn read(path: &Path) -> io::Result<Document> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Document::default()),
-        Err(error) => return Err(error),
-    };
-    let document: Document = serde_json::from_slice(&bytes)?;
-    if document.version != VERSION {
-        return Err(io::Error::other(format!("it is of version {}, this is {VERSION}", document.version)));
+fn read(path: &Path) -> Result<Document, Refused> {
+    match std::fs::read(path) {
+        Ok(bytes) => FORMAT.parse(&bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Document::default()),
+        Err(error) => Err(error.into()),
     }
-    Ok(document)
 }
 
+/// The present file becomes the previous one, then takes the new content.
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("json.new");
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
     let previous = previous(path);
     for result in [std::fs::remove_file(&previous), std::fs::hard_link(path, &previous)] {
         match result {
@@ -133,8 +124,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
             _ => {}
         }
     }
-    std::fs::rename(&new, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    shipote_state::replace(path, bytes)
 }
 
 #[cfg(test)]
@@ -194,6 +184,20 @@ mod tests {
             // and with nothing to recover from it is said, not hidden
             std::fs::write(previous(&file), b"{").unwrap();
             assert!(Saved::open(folder.path()).is_err());
+        });
+    }
+    #[test]
+    fn a_later_releases_file_is_refused_whatever_lies_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        run(async {
+            let saved = Saved::open(folder.path()).unwrap();
+            saved.save("a", spec("1")).await.unwrap();
+            saved.save("b", spec("2")).await.unwrap();
+            let file = folder.path().join(NAME);
+            assert!(previous(&file).exists());
+            std::fs::write(&file, r#"{"version": 2, "pipelines": {}}"#).unwrap();
+            let error = Saved::open(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("version 2") && error.contains("install the release that wrote it"), "{error}");
         });
     }
 }

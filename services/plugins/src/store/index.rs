@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use shipote_plugin_abi::metadata::Metadata;
+use shipote_state::{Format, Refused};
 
 use super::files;
 use crate::error::Error;
@@ -14,15 +15,14 @@ use crate::reference::Reference;
 pub(crate) use semver::Version;
 use shipote_bus::plugins::WHOLE;
 
-/// The only format so far.
-const FORMAT: u32 = 1;
+/// Versions of the file.
+const FORMAT: Format = Format { key: "format", first: 1, steps: &[] };
 /// Versions remembered for going back.
 const BEFORE_MAX: usize = 16;
 
 /// Everything the store knows by name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Index {
-    format: u32,
     plugins: BTreeMap<String, Plugin>,
 }
 
@@ -65,12 +65,6 @@ pub(crate) struct Entry {
     pub(crate) links: Links,
 }
 
-impl Default for Index {
-    fn default() -> Self {
-        Self { format: FORMAT, plugins: BTreeMap::new() }
-    }
-}
-
 impl Index {
     /// Reads the index; where it is damaged, the one before the last change, with a warning.
     pub(super) fn load(folder: &Path, warnings: &mut Vec<String>) -> Result<Self, Error> {
@@ -79,8 +73,9 @@ impl Index {
         match read(&path) {
             Ok(Some(index)) => Ok(index),
             Ok(None) if !before.exists() => Ok(Self::default()),
+            Err(refused) if !refused.is_damage() => Err(Error::Index { path, reason: refused.to_string() }),
             outcome => {
-                let reason = outcome.err().unwrap_or_else(|| "it is gone".to_owned());
+                let reason = outcome.err().map_or_else(|| "it is gone".to_owned(), |refused| refused.to_string());
                 match read(&before) {
                     Ok(Some(index)) => {
                         warnings.push(format!(
@@ -97,7 +92,9 @@ impl Index {
 
     pub(super) fn save(&self, folder: &Path) -> Result<(), Error> {
         let path = folder.join("index.json");
-        let bytes = serde_json::to_vec_pretty(self)
+        let bytes = FORMAT
+            .write(self)
+            .and_then(|document| serde_json::to_vec_pretty(&document))
             .map_err(|error| Error::Index { path: path.clone(), reason: error.to_string() })?;
         if let Ok(now) = std::fs::read(&path) {
             files::write(&folder.join("index.before.json"), &now)?;
@@ -259,15 +256,35 @@ impl Index {
     }
 }
 
-fn read(path: &Path) -> Result<Option<Index>, String> {
-    let text = match std::fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
-    };
-    let index: Index = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-    if index.format != FORMAT {
-        return Err(format!("it has format {}, this version reads {FORMAT}", index.format));
+fn read(path: &Path) -> Result<Option<Index>, Refused> {
+    match std::fs::read(path) {
+        Ok(bytes) => FORMAT.parse(&bytes).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
-    Ok(Some(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_releases_index_is_refused_whatever_lies_beside_it_and_a_torn_one_is_recovered() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut warnings = Vec::new();
+        Index::default().save(folder.path()).unwrap();
+        Index::default().save(folder.path()).unwrap();
+        let path = folder.path().join("index.json");
+        assert!(folder.path().join("index.before.json").exists());
+        assert!(std::fs::read_to_string(&path).unwrap().contains("\"format\": 1"));
+
+        std::fs::write(&path, r#"{"format": 2, "plugins": {}}"#).unwrap();
+        let error = Index::load(folder.path(), &mut warnings).unwrap_err().to_string();
+        assert!(error.contains("of version 2, and this release reads up to 1"), "{error}");
+        assert!(warnings.is_empty(), "{warnings:?}");
+
+        std::fs::write(&path, r#"{"format": 2, "plu"#).unwrap();
+        assert_eq!(Index::load(folder.path(), &mut warnings).unwrap(), Index::default());
+        assert!(warnings[0].contains("is damaged"), "{warnings:?}");
+    }
 }

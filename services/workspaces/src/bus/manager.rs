@@ -360,6 +360,8 @@ impl Manager {
         options: Options,
         stdio: Vec<zbus::OwnedFd>,
     ) -> Result<(OwnedObjectPath, String, Vec<(String, i32)>, Vec<zbus::OwnedFd>), WorkspacesError> {
+        // nothing of a stranger's is parsed
+        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
         let tap = flag(&options, "tap", &["strict", "tap"])?;
         let strict = flag(&options, "strict", &["strict", "tap"])?;
         check_size(spec)?;
@@ -370,7 +372,6 @@ impl Manager {
         let workspace = if workspace.is_empty() { parsed.workspace.unwrap_or_default() } else { workspace };
         let target = target(workspace, "")?;
         let stdio = three(stdio)?;
-        let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
         if let Target::Existing(name) = &target {
             self.doors.may_use_workspace(&header, caller, name).await?;
         }

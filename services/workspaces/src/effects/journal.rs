@@ -15,21 +15,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use shipote_state::{Format, Refused};
 
 use crate::state::{Key, Record};
 
-/// Version of the file.
-const VERSION: u32 = 1;
+/// Versions of the file, as its first line has them. The records themselves are brought forward where they are read:
+/// a field that came later has a default.
+const FORMAT: Format = Format { key: "version", first: 1, steps: &[] };
 const NAME: &str = "journal";
 /// Bytes that are appended before everything is written anew.
 const ANEW: u64 = 4 * 1024 * 1024;
 /// A record reaches the disk after so long at the latest.
 const SYNC: Duration = Duration::from_secs(1);
 
-/// The first line: how many records follow that were written with it.
+/// The first line, beside its version: how many records follow that were written with it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Head {
-    version: u32,
     records: usize,
 }
 
@@ -52,12 +53,12 @@ impl Journal {
         let records = match (read(&next), read(&journal)) {
             (Ok(Some(records)), _) | (_, Ok(Some(records))) => records,
             (_, Ok(None)) => Vec::new(),
+            (_, Err(error)) if !error.is_damage() => {
+                return Err(io::Error::other(format!("read {}: {error}", journal.display())));
+            }
             (_, Err(error)) => {
                 let records = read(&previous).ok().flatten().ok_or_else(|| {
-                    io::Error::new(
-                        error.kind(),
-                        format!("read {}: {error}; move it away to begin anew", journal.display()),
-                    )
+                    io::Error::other(format!("read {}: {error}; move it away to begin anew", journal.display()))
                 })?;
                 tracing::warn!("{}: {error}; recovered from {}", journal.display(), previous.display());
                 records
@@ -140,7 +141,7 @@ fn lines(records: &[Record]) -> Vec<u8> {
 }
 
 fn write_next(next: &Path, records: &[Record]) -> io::Result<File> {
-    let mut bytes = serde_json::to_vec(&Head { version: VERSION, records: records.len() })?;
+    let mut bytes = FORMAT.write(&Head { records: records.len() })?.to_string().into_bytes();
     bytes.push(b'\n');
     bytes.extend(lines(records));
     match std::fs::remove_file(next) {
@@ -167,34 +168,33 @@ fn settle(folder: &Path, file: &File) -> io::Result<()> {
 }
 
 /// The last record of each object; none where there is no file, or (of `next`) where its first part is not whole.
-fn read(path: &Path) -> io::Result<Option<Vec<Record>>> {
+fn read(path: &Path) -> Result<Option<Vec<Record>>, Refused> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     let mut whole = bytes.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
     let head: Head = match whole.next() {
-        Some(line) => serde_json::from_slice(line)?,
-        None => return Err(io::Error::other("its first line is torn")),
+        Some(line) => FORMAT.parse(line)?,
+        None => return Err(Refused::Damaged("its first line is torn".to_owned())),
     };
-    if head.version != VERSION {
-        return Err(io::Error::other(format!("it is of version {}, this is {VERSION}", head.version)));
-    }
     let mut last: BTreeMap<Key, Record> = BTreeMap::new();
     let mut count = 0;
     for (number, line) in whole.enumerate() {
         match serde_json::from_slice::<Record>(line) {
             Ok(Record::Gone(key)) => drop(last.remove(&key)),
             Ok(record) => drop(last.insert(record.key(), record)),
-            Err(error) if number < head.records => return Err(error.into()),
+            Err(error) if number < head.records => {
+                return Err(Refused::Damaged(format!("line {}: {error}", number + 2)));
+            }
             // one line that a disk spoilt is not worth all the others
             Err(error) => tracing::warn!("{}, line {}: {error}; it is left out", path.display(), number + 2),
         }
         count = number + 1;
     }
     if count < head.records {
-        return Err(io::Error::other(format!("it has {count} of {} records", head.records)));
+        return Err(Refused::Damaged(format!("it has {count} of {} records", head.records)));
     }
     Ok(Some(last.into_values().collect()))
 }
@@ -257,7 +257,7 @@ mod tests {
             std::fs::write(&next, &bytes[..length]).unwrap();
             std::fs::remove_file(folder.path().join(NAME)).unwrap();
             std::fs::write(folder.path().join(NAME), {
-                let head = serde_json::to_string(&Head { version: VERSION, records: 0 }).unwrap();
+                let head = FORMAT.write(&Head { records: 0 }).unwrap().to_string();
                 [head.as_bytes(), b"\n", &lines(&state.all_records()[..1])].concat()
             })
             .unwrap();
@@ -282,7 +282,21 @@ mod tests {
         std::fs::write(&path, b"{").unwrap();
         std::fs::write(&previous, b"{").unwrap();
         assert!(Journal::open(folder.path()).is_err());
-        std::fs::write(&path, "{\"version\":99,\"records\":0}\n").unwrap();
-        assert!(Journal::open(folder.path()).unwrap_err().to_string().contains("version 99"));
+    }
+    #[tokio::test]
+    async fn a_later_releases_journal_is_refused_and_left_as_it_is_whatever_lies_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = State::default();
+        let (mut journal, _) = Journal::open(folder.path()).unwrap();
+        journal.append(&create(&mut state, "a"));
+        // the start after an update leaves the older release's file as the previous one
+        drop(Journal::open(folder.path()).unwrap());
+        let [path, _, previous] = names(folder.path());
+        assert!(previous.exists());
+        let later = "{\"version\":99,\"records\":0}\n";
+        std::fs::write(&path, later).unwrap();
+        let error = Journal::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("version 99") && error.contains("install the release that wrote it"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), later);
     }
 }

@@ -15,6 +15,7 @@ mod packages;
 mod vsock;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -23,6 +24,9 @@ use clap::Parser;
 use sha2::{Digest, Sha256};
 
 use crate::vm::repository;
+
+/// The vsock device's file in an image.
+pub(crate) const VSOCK_DEVICE: &str = "vhost-device-vsock";
 
 /// Part of the key: to be raised when the code here makes something else of the same ingredients.
 const LAYOUT: u32 = 1;
@@ -42,13 +46,22 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let image = ensure(args.refresh)?;
     if let Some(out) = &args.out {
-        fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
-        for name in ["vmlinux", "initramfs.cpio", "vhost-device-vsock", "image.json"] {
-            fs::copy(image.join(name), out.join(name)).with_context(|| format!("copy {name} to {}", out.display()))?;
-        }
+        copy(&image, out)?;
     }
     println!("{}", image.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Copies a finished image, for those who may read `to`: nothing in it is secret.
+pub(crate) fn copy(image: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("create {}", to.display()))?;
+    for (name, mode) in [("vmlinux", 0o644), ("initramfs.cpio", 0o644), (VSOCK_DEVICE, 0o755), ("image.json", 0o644)] {
+        let target = to.join(name);
+        fs::copy(image.join(name), &target)
+            .and_then(|_| fs::set_permissions(&target, fs::Permissions::from_mode(mode)))
+            .with_context(|| format!("copy {name} to {}", to.display()))?;
+    }
+    Ok(())
 }
 
 /// The image's folder, from the cache or built now.
@@ -71,7 +84,7 @@ pub(crate) fn ensure(refresh: bool) -> anyhow::Result<PathBuf> {
         kernel::extract(&unpacked.vmlinuz, &work.join("vmlinux"))?;
         let modules = modules::collect(&unpacked.modules)?;
         fs::write(work.join("initramfs.cpio"), initramfs::build(&program, &unpacked.busybox, &modules)?)?;
-        fs::copy(&vsock, work.join("vhost-device-vsock")).context("copy vhost-device-vsock")?;
+        fs::copy(&vsock, work.join(VSOCK_DEVICE)).context("copy vhost-device-vsock")?;
         fs::write(work.join("image.json"), describe(&packages, &modules)?)?;
         fs::remove_dir_all(work.join("packages"))?;
         fs::rename(&work, &image).context("put the image into the cache")?;

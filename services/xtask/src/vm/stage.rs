@@ -53,9 +53,13 @@ pub(super) fn build(options: &Options, tests: &[String]) -> anyhow::Result<Stage
     let files = dir.join("files");
     fs::create_dir_all(&files).with_context(|| format!("create {}", files.display()))?;
     if !options.bare {
-        let package = deb::build(&files, options.profile, deb::Compression::None)?;
-        // one name, whatever the version
-        fs::rename(&package, files.join("shipote.deb")).with_context(|| format!("rename {}", package.display()))?;
+        for package in deb::build(&files, options.profile, deb::Compression::None)? {
+            // one name, whatever the version: `shipote.deb` of `shipote_0.1.0-1_amd64.deb`
+            let name = package.file_name().context("a package without a name")?.to_string_lossy().into_owned();
+            let name = name.split('_').next().unwrap_or(&name).to_owned();
+            fs::rename(&package, files.join(format!("{name}.deb")))
+                .with_context(|| format!("rename {}", package.display()))?;
+        }
     }
     if !tests.is_empty() {
         install::tests(&files.join("tests"), tests)?;

@@ -1,11 +1,15 @@
-# A small system that is nothing but the appliance. To try it in QEMU:
-# `nix run .#nixosConfigurations.appliance.config.system.build.vm`.
+# A system that is nothing but the appliance, whatever it is started from (`disk.nix`: a disk).
+# Its root is in memory and the store is read-only; what has to stay lies in /var.
 { lib, modulesPath, ... }:
 {
   imports = [ (modulesPath + "/profiles/minimal.nix") ];
 
   nixpkgs.hostPlatform = lib.mkDefault "x86_64-linux";
   system.stateVersion = lib.trivial.release;
+  system.image = {
+    id = "shipote";
+    inherit ((lib.importTOML ../../Cargo.toml).workspace.package) version;
+  };
 
   services.shipote.enable = true;
   # A change that cannot be recorded is refused; the journal outlasts a reboot by default.
@@ -14,22 +18,9 @@
   networking.hostName = "shipote";
   networking.useNetworkd = true;
 
-  boot.loader.grub = {
-    device = "nodev";
-    efiSupport = true;
-    efiInstallAsRemovable = true;
-  };
-  fileSystems = {
-    "/" = {
-      device = "/dev/disk/by-partlabel/root";
-      fsType = "ext4";
-    };
-    "/boot" = {
-      device = "/dev/disk/by-partlabel/boot";
-      fsType = "vfat";
-      options = [ "umask=0077" ];
-    };
-  };
+  # An update is a new image: nothing is built or installed here.
+  nix.enable = false;
+  system.switch.enable = false;
 
   # Users are those of the configuration: nobody can log in until it names somebody.
   users.mutableUsers = false;
