@@ -329,6 +329,21 @@ fn punch(file: &File, from: u64, length: u64) {
     }
 }
 
+/// As splice(2) from a pipe; what was read and could not be written is lost, which a full disk says.
+fn read_terminal(source: impl AsFd, file: &File, at: u64) -> rustix::io::Result<usize> {
+    let mut buffer = [0; 16 * 1024];
+    match rustix::io::read(source, &mut buffer) {
+        // the last holder of the terminal is gone, pty(7)
+        Err(Errno::IO) => Ok(0),
+        Ok(read) => {
+            let written = file.write_all_at(&buffer[..read], at);
+            written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NOSPC))?;
+            Ok(read)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -463,20 +478,5 @@ mod tests {
         assert_eq!(stat.len(), total);
         assert!(stat.blocks() * 512 <= KEEP + STEP, "{} bytes on disk", stat.blocks() * 512);
         assert_eq!(LogFile::open(folder.path(), id).unwrap().extent().start, extent.start);
-    }
-}
-
-/// As splice(2) from a pipe; what was read and could not be written is lost, which a full disk says.
-fn read_terminal(source: impl AsFd, file: &File, at: u64) -> rustix::io::Result<usize> {
-    let mut buffer = [0; 16 * 1024];
-    match rustix::io::read(source, &mut buffer) {
-        // the last holder of the terminal is gone, pty(7)
-        Err(Errno::IO) => Ok(0),
-        Ok(read) => {
-            let written = file.write_all_at(&buffer[..read], at);
-            written.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::NOSPC))?;
-            Ok(read)
-        }
-        Err(error) => Err(error),
     }
 }
