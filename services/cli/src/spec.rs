@@ -33,15 +33,18 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// The spec of a workspace that differs from the default in its network alone.
-pub(crate) fn network(publish: &[u16], egress: &[String], ask: bool) -> String {
+/// The spec of a workspace that differs from the default in its network and in its sleep, `idle` seconds, alone.
+pub(crate) fn network(publish: &[u16], egress: &[String], ask: bool, idle: Option<f64>) -> String {
     let outbound = ask || !egress.is_empty();
     let networking = match (outbound, publish) {
         (true, _) => "outbound",
-        (false, []) => return String::new(),
+        (false, []) => "none",
         (false, _) => "loopback",
     };
     let mut spec = toml::Table::new();
+    if let Some(seconds) = idle {
+        spec.insert("idle".to_owned(), ((seconds * 1000.0) as i64).into());
+    }
     spec.insert("publish".to_owned(), publish.iter().map(|port| i64::from(*port)).collect::<Vec<_>>().into());
     if outbound {
         spec.insert("egress".to_owned(), egress.to_vec().into());

@@ -39,6 +39,9 @@ enum Command {
         /// Hold connections to other hosts for `shipote egress approve`
         #[arg(long, conflicts_with = "file")]
         egress_ask: bool,
+        /// Let it sleep after so many seconds in which nobody needed it; a connection or a command wakes it
+        #[arg(long, value_name = "S", conflicts_with = "file")]
+        idle: Option<f64>,
         /// Refuse where a mechanism of isolation is degraded or missing
         #[arg(long)]
         strict: bool,
@@ -96,10 +99,10 @@ enum Command {
 
 pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Create { name, file, publish, egress, egress_ask, strict, json } => {
+        Command::Create { name, file, publish, egress, egress_ask, idle, strict, json } => {
             let spec = match file {
                 Some(file) => read_spec(&file)?,
-                None => crate::spec::network(&publish, &egress, egress_ask),
+                None => crate::spec::network(&publish, &egress, egress_ask, idle),
             };
             create(&name, spec, strict, json).await?;
         }
@@ -160,16 +163,25 @@ async fn show(name: &str, json: bool) -> anyhow::Result<()> {
     let path = manager.get_workspace(name).await.map_err(|e| output::refusal(&e))?;
     let object = WorkspaceProxy::builder(manager.inner().connection()).path(path).build().await?;
     let commands = manager.list_commands(name, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+    let (sleeps, wake_usec, given_back) =
+        (object.sleeps().await?, object.wake_usec().await?, object.memory_given_back().await?);
     let isolation: Vec<MechanismInfo> = object.isolation().await?;
     let (id, label, state, spec) =
         (object.id().await?, object.name().await?, object.state().await?, object.spec().await?);
     if json {
         return output::json(&json!({
             "id": id, "name": label, "state": state, "spec": spec, "isolation": isolation, "commands": commands,
+            "sleeps": sleeps, "wake_usec": wake_usec, "given_back": given_back,
         }));
     }
     println!("{label} ({id}) is {state}\n\nSpec:");
     spec.lines().for_each(|line| println!("  {line}"));
+    if sleeps > 0 {
+        let back = output::bytes(given_back as f64);
+        println!(
+            "\nIt has slept {sleeps} times; the last time {back} were given back. The last waking took {wake_usec} us."
+        );
+    }
     println!("\nIsolation:");
     output::print_table(&["MECHANISM", "STATE", "DETAIL"], isolation_rows(isolation), "none is reported");
     println!("\nCommands:");

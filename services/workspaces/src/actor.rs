@@ -58,6 +58,10 @@ pub(crate) enum Call {
         workspace: String,
         grace: Duration,
     },
+    /// Answered once the workspace is awake.
+    Wake {
+        workspace: String,
+    },
     ChangeEgress {
         workspace: String,
         change: EgressChange,
@@ -224,13 +228,15 @@ impl<E: Effects> Actor<E> {
             Call::Create { spec, strict, uid, numbered } => {
                 Input::Create { request, id: Ulid::generate(), spec, strict, uid, numbered }
             }
-            Call::Run { target, strict, uid, command, handed } => {
+            Call::Run { target, strict, uid, mut command, handed } => {
+                command.foreground = handed.stdio.is_some() || command.terminal.is_some();
                 handed_for = Some(command.id);
                 self.effects.hand_over(command.id, handed);
                 Input::Run { request, target, strict, uid, commands: vec![*command], pipeline: None }
             }
             Call::RunPipeline { target, strict, uid, tap, pipeline, id, handed } => {
                 handed_for = Some(id);
+                let foreground = handed.stdio.is_some();
                 self.effects.hand_over(id, handed);
                 let ValidatedPipeline { label, nodes, edges, discern, restart } = *pipeline;
                 let commands = nodes
@@ -245,6 +251,7 @@ impl<E: Effects> Actor<E> {
                         timeout: None,
                         restart: node.restart,
                         attachable: false,
+                        foreground,
                     })
                     .collect();
                 let pipeline = Some(NewPipeline { id, label, edges, discern, tap, restart });
@@ -252,6 +259,7 @@ impl<E: Effects> Actor<E> {
             }
             Call::Signal { command, signal } => Input::Signal { request, command, signal },
             Call::StopWorkspace { workspace, grace } => Input::StopWorkspace { request, workspace, grace },
+            Call::Wake { workspace } => Input::Wake { request, workspace },
             Call::ChangeEgress { workspace, change } => Input::ChangeEgress { request, workspace, change },
             Call::StopPipeline { pipeline, grace } => Input::StopPipeline { request, pipeline, grace },
         };
@@ -316,6 +324,13 @@ impl<E: Effects> Actor<E> {
                 }
             }
             Effect::Signal { workspace, command, signal } => self.effects.signal(workspace, command, signal),
+            Effect::Look { workspace, since } => {
+                if let Some(workspace) = state.workspaces.get(&workspace) {
+                    self.effects.look(workspace, since);
+                }
+            }
+            Effect::Freeze { workspace } => self.effects.sleep(workspace, true),
+            Effect::Thaw { workspace } => self.effects.sleep(workspace, false),
             Effect::Sweep { workspace } => self.effects.sweep(workspace),
             Effect::After { delay, input } => {
                 let inputs = self.inputs_sender.clone();
@@ -324,6 +339,7 @@ impl<E: Effects> Actor<E> {
                     let _ = inputs.send(match input {
                         Timer::Deadline(command) => Input::Deadline { command },
                         Timer::Escalate(command) => Input::Escalate { command },
+                        Timer::Idle(workspace) => Input::IdleDue { workspace },
                         Timer::Ttl(workspace) => Input::TtlExpired { workspace },
                         Timer::Relaunch(command) => Input::Relaunch { command },
                         Timer::RelaunchPipeline(pipeline) => Input::RelaunchPipeline { pipeline },
@@ -356,6 +372,7 @@ impl<E: Effects> Actor<E> {
             }
             Effect::WorkspaceGone { workspace } => {
                 self.disarm(Timer::Ttl(workspace));
+                self.disarm(Timer::Idle(workspace));
                 self.effects.forget_keeper(workspace);
                 self.publish(Change::WorkspaceGone(workspace));
             }

@@ -41,7 +41,8 @@ pub(crate) fn new_command(command: NodeCommand, label: Option<String>) -> Result
     check_label("label", &label).map_err(|e| Error::InvalidArgument(format!("run: {e}")))?;
     let soma = Soma::default();
     let (id, cwd, terminal) = (Ulid::generate(), None, None);
-    Ok(NewCommand { id, label, command, soma, cwd, terminal, timeout: None, restart: None, attachable: false })
+    let (attachable, foreground) = (false, false);
+    Ok(NewCommand { id, label, command, soma, cwd, terminal, timeout: None, restart: None, attachable, foreground })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::{Appliance, eventually};
 
 /// A server of one page, with nothing but perl: `ARGV` is the port and the page.
-const SERVER: &str = r#"
+pub(crate) const SERVER: &str = r#"
 use IO::Socket::INET;
 my ($port, $page) = @ARGV;
 my $listening = IO::Socket::INET->new(LocalAddr => "127.0.0.1", LocalPort => $port, Listen => 64, ReuseAddr => 1) or die $!;
@@ -19,12 +19,12 @@ while (my $client = $listening->accept) {
 }
 "#;
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Status and body of the answer to a request.
-fn get(port: u16) -> Option<(u16, String)> {
+pub(crate) fn get(port: u16) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").ok()?;
@@ -34,7 +34,7 @@ fn get(port: u16) -> Option<(u16, String)> {
     Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
 }
 
-fn rules(appliance: &Appliance, listen: u16, upstream: &str) {
+pub(crate) fn rules(appliance: &Appliance, listen: u16, upstream: &str) {
     let folder = appliance.config().join("proxy/rules");
     std::fs::create_dir_all(&folder).unwrap();
     let rules = json!({"rules": [{

@@ -17,6 +17,7 @@ mod permissions;
 mod pipelines;
 mod plugins;
 mod refusals;
+mod sleep;
 mod socket;
 mod support;
 mod survival;

@@ -96,6 +96,25 @@ impl Cgroup {
         Ok(unmet)
     }
 
+    /// Freezes all in it and below it, or has it go on (`cgroup.freeze`).
+    ///
+    /// # Errors
+    /// The kernel refuses; it is gone.
+    pub fn freeze(&self, frozen: bool) -> Result<(), Error> {
+        let path = self.path.join("cgroup.freeze");
+        fs::write(&path, if frozen { "1" } else { "0" }).map_err(Error::io("write", &path))
+    }
+
+    /// Has the kernel take back what memory it can (`memory.reclaim`, Linux 5.19): to swap, or by dropping what is on
+    /// disk. The bytes that it was less afterwards; 0 where it cannot.
+    #[must_use]
+    pub fn reclaim(&self) -> u64 {
+        let Some(before) = self.figures().memory else { return 0 };
+        // An error is that it could not take back all of it, which was not to be expected.
+        let _ = fs::write(self.path.join("memory.reclaim"), before.to_string());
+        before.saturating_sub(self.figures().memory.unwrap_or(before))
+    }
+
     /// What it uses, with all below it.
     #[must_use]
     pub fn figures(&self) -> Figures {

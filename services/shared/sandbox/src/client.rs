@@ -262,6 +262,21 @@ impl Keeper {
     /// # Errors
     /// [`SandboxError::NoSuchCommand`] when it has ended or never was, [`SandboxError::Ended`].
     pub async fn signal(&self, id: u64, signal: i32) -> Result<(), SandboxError> {
+        match self.signalled(|sequence| Request::Signal { sequence, id, signal }).await {
+            Err(error) if error.errno() == Some(libc::ESRCH) => Err(SandboxError::NoSuchCommand(id)),
+            other => other,
+        }
+    }
+
+    /// Signals every process of the workspace.
+    ///
+    /// # Errors
+    /// [`SandboxError::Ended`].
+    pub async fn signal_all(&self, signal: i32) -> Result<(), SandboxError> {
+        self.signalled(|sequence| Request::Everyone { sequence, signal }).await
+    }
+
+    async fn signalled(&self, request: impl FnOnce(u64) -> Request) -> Result<(), SandboxError> {
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         let (answer, wait) = oneshot::channel();
         {
@@ -271,14 +286,19 @@ impl Keeper {
             }
             waiting.signals.insert(sequence, answer);
         }
-        if let Err(error) = self.shared.send(&Request::Signal { sequence, id, signal }, &[]).await {
+        if let Err(error) = self.shared.send(&request(sequence), &[]).await {
             self.shared.waiting().signals.remove(&sequence);
             return Err(error);
         }
-        match wait.await.unwrap_or(Err(SandboxError::Ended)) {
-            Err(error) if error.errno() == Some(libc::ESRCH) => Err(SandboxError::NoSuchCommand(id)),
-            other => other,
-        }
+        wait.await.unwrap_or(Err(SandboxError::Ended))
+    }
+
+    /// The kernel's tables of the TCP connections in the workspace's network (proc(5)), of IPv4 and of IPv6, to be read.
+    ///
+    /// # Errors
+    /// [`SandboxError::Step`] where the workspace has no `/proc`; [`SandboxError::Ended`].
+    pub async fn connections(&self) -> Result<Vec<OwnedFd>, SandboxError> {
+        self.sockets(|sequence| Request::Connections { sequence }).await
     }
 
     /// A TCP connection to a port of the workspace's own loopback, made by its keeper: what a command serves there is

@@ -76,6 +76,15 @@ pub(crate) enum Request {
     },
     /// From a service that has taken the socket over: tell everything again.
     Adopt,
+    /// Signal every process of the workspace but the keeper.
+    Everyone {
+        sequence: u64,
+        signal: i32,
+    },
+    /// Hand out the kernel's tables of its connections, as `Connected` with one or two.
+    Connections {
+        sequence: u64,
+    },
     /// Hand out the workspace's doors, as `Connected` with both.
     Doors {
         sequence: u64,

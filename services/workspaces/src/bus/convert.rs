@@ -25,12 +25,15 @@ pub(super) fn workspace(workspace: &Workspace, commands: usize) -> WorkspaceInfo
     WorkspaceInfo {
         id: workspace.id.to_string(),
         name: workspace.name.clone(),
-        state: workspace.phase.as_str().to_owned(),
+        state: workspace.state().to_owned(),
         commands: u32::try_from(commands).unwrap_or(u32::MAX),
         created: workspace.created,
         uptime_ms: now().saturating_sub(workspace.created) / 1000,
         uid: workspace.uid,
         ephemeral: workspace.ephemeral,
+        sleeps: Some(workspace.sleep.times),
+        wake_usec: Some(workspace.sleep.wake_usec),
+        given_back: Some(workspace.sleep.given_back),
     }
 }
 

@@ -456,7 +456,7 @@ impl Manager {
     }
 
     /// A TCP connection to a port that a workspace publishes, made inside the workspace's own network: a connected
-    /// socket. No options. Whoever may call this reaches what is published, of every workspace, and nothing else.
+    /// socket. A workspace that sleeps is woken first. No options. Whoever may call this reaches what is published, of every workspace, and nothing else.
     #[zbus(out_args("socket"))]
     async fn connect(
         &self,
@@ -468,16 +468,19 @@ impl Manager {
         known(&options, &[])?;
         self.doors.authority.check(&header, ACTION_CONNECT).await.map_err(Error::from)?;
         let name = workspace.to_owned();
-        let door = self.doors.actor.ask(move |state, flows| {
+        let id = self.doors.actor.ask(move |state, _| {
             let found = state.find_workspace(&name)?;
             if !found.spec.publish.contains(&port) {
                 return Err(Error::InvalidArgument(format!(
                     "workspace {name:?} does not publish port {port}; name it in `publish` of its spec"
                 )));
             }
-            Ok(flows.door(found.id))
+            Ok(found.id)
         });
-        let Some(door) = door.await?? else {
+        let id = id.await??;
+        // One that sleeps is woken first; while it is, whoever asked is held.
+        self.doors.actor.call(Call::Wake { workspace: id.to_string() }).await?;
+        let Some(door) = self.doors.actor.ask(move |_, flows| flows.door(id)).await? else {
             return Err(Error::WrongState(format!("workspace {workspace:?} does not stand yet, or ends")).into());
         };
         Ok(door

@@ -30,6 +30,9 @@ pub(super) struct WorkspaceView {
     pub(super) created: u64,
     pub(super) uid: u32,
     pub(super) isolation: Vec<MechanismInfo>,
+    pub(super) sleeps: u64,
+    pub(super) wake_usec: u64,
+    pub(super) given_back: u64,
 }
 
 pub(super) struct WorkspaceObject {
@@ -63,7 +66,7 @@ impl WorkspaceObject {
         read(&self.view, |v| v.name.clone())
     }
 
-    /// `starting`, `running` or `stopping`.
+    /// `starting`, `running`, `sleeping` or `stopping`.
     #[zbus(property)]
     fn state(&self) -> String {
         read(&self.view, |v| v.state.clone())
@@ -86,6 +89,24 @@ impl WorkspaceObject {
     #[zbus(property(emits_changed_signal = "const"))]
     fn created_by_uid(&self) -> u32 {
         read(&self.view, |v| v.uid)
+    }
+
+    /// How often it has fallen asleep.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn sleeps(&self) -> u64 {
+        read(&self.view, |v| v.sleeps)
+    }
+
+    /// What the last waking took, microseconds; 0: it was never woken.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn wake_usec(&self) -> u64 {
+        read(&self.view, |v| v.wake_usec)
+    }
+
+    /// Bytes of memory that it gave back when it fell asleep last.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn memory_given_back(&self) -> u64 {
+        read(&self.view, |v| v.given_back)
     }
 
     /// How its commands are isolated: name, `enforced`, `degraded` or `missing`, and the reason.

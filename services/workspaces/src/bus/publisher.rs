@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use shipote_audit::{Door, Event, Record};
 use shipote_bus::Service;
 use shipote_bus::workspaces::{CommandInfo, FlowInfo, PipelineInfo};
 use shipote_service::mechanism_info;
@@ -99,6 +100,15 @@ impl Publisher {
         Egress::changed(&emitter, &id.to_string()).await
     }
 
+    /// A workspace falls asleep and is woken by what it is asked for: nobody's mutation, but one.
+    fn record_sleep(&self, workspace: &Workspace) {
+        let event = if workspace.sleep.asleep { Event::WorkspaceFreeze } else { Event::WorkspaceThaw };
+        let own = rustix::process::getuid().as_raw();
+        if let Err(error) = self.doors.audit.record(&Record::new(event, &workspace.name, own, Door::Itself)) {
+            tracing::error!("record {event:?} of {}: {error}", workspace.name);
+        }
+    }
+
     async fn workspace(&mut self, workspace: &Workspace) -> zbus::Result<()> {
         if goes_out(workspace) {
             self.going_out.insert(workspace.id);
@@ -108,13 +118,20 @@ impl Publisher {
         let view = WorkspaceView {
             id: workspace.id.to_string(),
             name: workspace.name.clone(),
-            state: workspace.phase.as_str().to_owned(),
+            state: workspace.state().to_owned(),
             spec: toml::to_string(&workspace.spec).unwrap_or_default(),
             created: workspace.created,
             uid: workspace.uid,
             isolation: workspace.mechanisms.iter().map(mechanism_info).collect(),
+            sleeps: workspace.sleep.times,
+            wake_usec: workspace.sleep.wake_usec,
+            given_back: workspace.sleep.given_back,
         };
         if let Some(shared) = self.workspaces.get(&workspace.id) {
+            let slept = shared.read().unwrap_or_else(PoisonError::into_inner).state == "sleeping";
+            if slept != workspace.sleep.asleep {
+                self.record_sleep(workspace);
+            }
             write(shared, view);
             let object = self.server().interface::<_, WorkspaceObject>(&path).await?;
             object.get().await.state_changed(object.signal_emitter()).await

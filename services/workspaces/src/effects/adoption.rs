@@ -107,7 +107,7 @@ impl Live {
             };
             attend(workspace, subject, (&self.cgroups, &self.meter), &self.inputs);
         }
-        let kept = Kept { keeper: Arc::new(keeper), launches: Launches::default() };
+        let kept = Kept { keeper: Arc::new(keeper), launches: Launches::default(), bed: Arc::default() };
         {
             let mut launches = kept.launches.lock().unwrap_or_else(PoisonError::into_inner);
             for command in state.commands.values().filter(|command| command.workspace == workspace) {

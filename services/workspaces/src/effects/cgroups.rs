@@ -150,6 +150,13 @@ impl Cgroups {
         self.lock().get(&workspace).map(|group| group.cgroup.clone())
     }
 
+    /// The groups of a workspace's commands.
+    pub(crate) fn leaves(&self, workspace: Ulid) -> Vec<Cgroup> {
+        let groups = self.lock();
+        let all = groups.get(&workspace).map(|group| group.commands.values().map(|leaf| leaf.cgroup.clone()).collect());
+        all.unwrap_or_default()
+    }
+
     /// Makes a command's leaf, to be started in; `None`: its workspace has no group. Blocks.
     pub(crate) fn command(&self, workspace: Ulid, command: Ulid, soma: &Soma) -> Result<Option<Arc<OwnedFd>>, Error> {
         let Some(group) = self.of(workspace) else {

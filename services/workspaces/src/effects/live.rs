@@ -23,6 +23,7 @@ use super::cgroups::{Cgroups, describe, rlimits};
 use super::flows::Flows;
 use super::log::Stream;
 use super::numbers;
+use super::sleep::Bed;
 use super::wiring::{NodeDescriptors, wire};
 use super::{Attachments, Effects, Explanations, Handed, Journal, KeptFolders, LogStore, completion};
 use crate::actor::{BoxFuture, Change, FlowSource};
@@ -51,6 +52,7 @@ pub(super) type Launches = Arc<Mutex<HashMap<u64, Ulid>>>;
 pub(super) struct Kept {
     pub(super) keeper: Arc<Keeper>,
     pub(super) launches: Launches,
+    pub(super) bed: Arc<Bed>,
 }
 
 /// Descriptors that a keeper is to hold, by owner and tag.
@@ -157,6 +159,11 @@ impl Live {
     fn kept(&self, workspace: Ulid) -> Option<(Arc<Keeper>, Launches)> {
         let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
         keepers.get(&workspace).map(|k| (Arc::clone(&k.keeper), Arc::clone(&k.launches)))
+    }
+
+    pub(super) fn bed(&self, workspace: Ulid) -> Option<(Arc<Keeper>, Arc<Bed>)> {
+        let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        keepers.get(&workspace).map(|k| (Arc::clone(&k.keeper), Arc::clone(&k.bed)))
     }
 
     /// Standard descriptors of a command: an edge's, the caller's, or its log's; and what its keeper is to hold.
@@ -389,7 +396,7 @@ impl Effects for Live {
                         quota,
                     };
                     attend(id, subject, (&cgroups, &meter), &inputs);
-                    let kept = Kept { keeper: Arc::new(keeper), launches: Launches::default() };
+                    let kept = Kept { keeper: Arc::new(keeper), launches: Launches::default(), bed: Arc::default() };
                     let told = (cgroups, explanations);
                     tokio::spawn(watch_exits(id, exits, Arc::clone(&kept.launches), told, inputs.clone()));
                     keepers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, kept);
@@ -507,6 +514,14 @@ impl Effects for Live {
                 tracing::debug!("signal {signal} to command {command}: {error}");
             }
         });
+    }
+
+    fn look(&mut self, workspace: &Workspace, since: Usec) {
+        self.look_at(workspace, since);
+    }
+
+    fn sleep(&mut self, workspace: Ulid, asleep: bool) {
+        self.settle(workspace, asleep);
     }
 
     fn sweep(&mut self, workspace: Ulid) {

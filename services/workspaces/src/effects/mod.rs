@@ -13,6 +13,7 @@ mod kept;
 mod live;
 mod log;
 mod numbers;
+mod sleep;
 mod wiring;
 
 use std::os::fd::OwnedFd;
@@ -59,6 +60,10 @@ pub(crate) trait Effects: FlowSource {
     fn start_command(&mut self, workspace: &Workspace, command: &Command);
     /// Signals a command's process group.
     fn signal(&mut self, workspace: Ulid, command: Ulid, signal: i32);
+    /// Looks whether something goes on in a workspace that seems idle since then; answers `Looked`.
+    fn look(&mut self, workspace: &Workspace, since: Usec);
+    /// Puts a workspace to sleep or wakes it; answers `Slept` or `Woken`.
+    fn sleep(&mut self, workspace: Ulid, asleep: bool);
     /// Ends what ended commands left behind in a workspace.
     fn sweep(&mut self, workspace: Ulid);
     /// Closes the descriptors of a command that will not start.

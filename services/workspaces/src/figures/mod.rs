@@ -25,7 +25,7 @@ use ulid::Ulid;
 use self::history::{Folder, History};
 use crate::actor::{Handle, now};
 use crate::error::Error;
-use crate::state::{CommandPhase, Input, State};
+use crate::state::{CommandPhase, Input, State, Usec};
 
 pub(crate) use self::sample::{Counted, Reading, Sample};
 pub(crate) use self::sampler::run as run_sampler;
@@ -128,6 +128,15 @@ impl Meter {
         tokio::task::spawn_blocking(move || it.look(&counted, wanted))
             .await
             .map_err(|e| Error::Failed(format!("read figures: {e}")))
+    }
+
+    /// The mean share of one processor that a workspace has used since a time and until now, percent; none: nobody
+    /// knows. Blocks.
+    pub(crate) fn share(&self, id: Ulid, since: Usec) -> Option<f32> {
+        let now = self.look(&BTreeMap::new(), Some(id)).pop().and_then(|standing| standing.sample.cpu_percent);
+        let before = self.history(id, 0).into_iter().filter(|s| s.at >= since).filter_map(|s| s.cpu_percent);
+        let all: Vec<f32> = before.chain(now).collect();
+        (!all.is_empty()).then(|| all.iter().sum::<f32>() / all.len() as f32)
     }
 
     /// Blocks.

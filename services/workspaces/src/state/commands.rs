@@ -66,6 +66,7 @@ impl State {
                 id
             }
         };
+        self.stir(id, now, out);
         let workspace = &self.workspaces[&id];
         let (name, ready) = (workspace.name.clone(), workspace.phase == WorkspacePhase::Running);
         let pipeline_id = pipeline.as_ref().map(|p| p.id);
@@ -314,6 +315,9 @@ impl State {
             return;
         }
         command.ending.get_or_insert(ending);
+        let workspace = command.workspace;
+        self.stir(workspace, now, out);
+        let Some(command) = self.command_mut(id) else { return };
         if command.phase == CommandPhase::Waiting {
             let reason = match command.ending {
                 Some(Ending::Timeout) => "timeout",

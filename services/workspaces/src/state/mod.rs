@@ -26,6 +26,7 @@ mod persist;
 mod pipelines;
 mod restart;
 mod share;
+mod sleep;
 mod types;
 mod workspaces;
 
@@ -40,6 +41,7 @@ use crate::error::Error;
 pub(crate) use egress::EgressChange;
 pub(crate) use persist::{Key, Record};
 pub(crate) use share::manages;
+pub(crate) use sleep::Sleep;
 pub(crate) use types::*;
 
 /// Ended commands that stay listed.
@@ -85,13 +87,20 @@ impl State {
                     out.push(Effect::Reply { request, result: Err(error) });
                 }
             }
-            Input::Started { command, pid } => self.started(command, pid, now, out),
+            Input::Started { command, pid } => {
+                self.stir_of(command, now, out);
+                self.started(command, pid, now, out);
+            }
             Input::StartFailed { command, error } => self.start_failed(command, error, now, out),
             Input::Exited { command, status, signalled, limits } => {
+                self.stir_of(command, now, out);
                 self.exited(command, status, signalled, limits, now, out);
             }
             Input::QuotaReached { workspace, message } => self.quota_reached(workspace, &message, now, out),
             Input::Signal { request, command, signal } => {
+                if let Ok(id) = self.find_command(&command).map(|c| c.what.id) {
+                    self.stir_of(id, now, out);
+                }
                 let result = self.signal(&command, signal, out);
                 out.push(Effect::Reply { request, result });
             }
@@ -109,6 +118,15 @@ impl State {
                 self.end_command(command, Ending::Timeout, commands::GRACE, now, out);
             }
             Input::Escalate { command } => self.escalate(command, out),
+            Input::Wake { request, workspace } => match self.wake(request, &workspace, now, out) {
+                Ok(Some(outcome)) => out.push(Effect::Reply { request, result: Ok(outcome) }),
+                Ok(None) => {}
+                Err(error) => out.push(Effect::Reply { request, result: Err(error) }),
+            },
+            Input::IdleDue { workspace } => self.idle_due(workspace, now, out),
+            Input::Looked { workspace, busy, since } => self.looked(workspace, busy, since, now, out),
+            Input::Slept { workspace, given_back } => self.slept(workspace, given_back, now, out),
+            Input::Woken { workspace, usec, failed } => self.woken(workspace, usec, failed.as_deref(), out),
             Input::TtlExpired { workspace } => self.begin_stop(workspace, commands::GRACE, now, out),
             Input::Relaunch { command } => self.relaunch(command, now, out),
             Input::RelaunchPipeline { pipeline } => self.relaunch_pipeline(pipeline, now, out),

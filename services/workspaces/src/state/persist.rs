@@ -109,6 +109,10 @@ impl State {
                 }
                 WorkspacePhase::Running => {
                     out.push(Effect::WorkspaceChanged { workspace: id });
+                    if !self.workspaces[&id].sleep.asleep {
+                        self.stir(id, now, out);
+                        self.arm(id, now, out);
+                    }
                     self.end_if_done(id, now, out);
                 }
             }

@@ -122,6 +122,7 @@ fn new_command(id: Ulid, label: &str) -> NewCommand {
         timeout: None,
         restart: None,
         attachable: false,
+        foreground: false,
     }
 }
 
@@ -384,6 +385,7 @@ impl World {
                 self.handle(match timer {
                     Timer::Deadline(command) => Input::Deadline { command },
                     Timer::Escalate(command) => Input::Escalate { command },
+                    Timer::Idle(workspace) => Input::IdleDue { workspace },
                     Timer::Ttl(workspace) => Input::TtlExpired { workspace },
                     Timer::Relaunch(command) => Input::Relaunch { command },
                     Timer::RelaunchPipeline(pipeline) => Input::RelaunchPipeline { pipeline },

@@ -11,6 +11,7 @@ use ulid::Ulid;
 use super::egress::EgressChange;
 use super::persist;
 use super::restart::Restarts;
+use super::sleep::Sleep;
 use crate::error::Error;
 
 /// Ties a reply to the call that waits for it.
@@ -28,6 +29,13 @@ pub(crate) enum WorkspacePhase {
     Starting,
     Running,
     Stopping,
+}
+
+impl Workspace {
+    /// `starting`, `running`, `sleeping` or `stopping`.
+    pub(crate) fn state(&self) -> &'static str {
+        if self.sleep.asleep { "sleeping" } else { self.phase.as_str() }
+    }
 }
 
 impl WorkspacePhase {
@@ -55,6 +63,8 @@ pub(crate) struct Workspace {
     /// When what is left of it is killed, once it is being stopped.
     #[serde(default)]
     pub(super) kill_at: Option<Usec>,
+    #[serde(default)]
+    pub(crate) sleep: Sleep,
     #[serde(skip)]
     pub(super) creators: Vec<RequestId>,
     #[serde(skip)]
@@ -99,6 +109,9 @@ pub(crate) struct NewCommand {
     /// Its standard input, or its terminal, is kept for callers who come later.
     #[serde(default)]
     pub(crate) attachable: bool,
+    /// Its input and output are its caller's, who waits for it.
+    #[serde(default)]
+    pub(crate) foreground: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -302,6 +315,30 @@ pub(crate) enum Input {
     TtlExpired {
         workspace: Ulid,
     },
+    /// Somebody needs a workspace.
+    Wake {
+        request: RequestId,
+        workspace: String,
+    },
+    IdleDue {
+        workspace: Ulid,
+    },
+    /// Whether something goes on in a workspace that seems idle since then.
+    Looked {
+        workspace: Ulid,
+        busy: bool,
+        since: Usec,
+    },
+    /// With the bytes that it gave back.
+    Slept {
+        workspace: Ulid,
+        given_back: Result<u64, String>,
+    },
+    Woken {
+        workspace: Ulid,
+        usec: u64,
+        failed: Option<String>,
+    },
     /// The pause before the next launch is over.
     Relaunch {
         command: Ulid,
@@ -349,6 +386,19 @@ pub(crate) enum Effect {
     },
     StartCommand {
         command: Ulid,
+    },
+    /// Look whether something goes on in it; answers `Looked`.
+    Look {
+        workspace: Ulid,
+        since: Usec,
+    },
+    /// Put it to sleep; answers `Slept`.
+    Freeze {
+        workspace: Ulid,
+    },
+    /// Wake it; answers `Woken`.
+    Thaw {
+        workspace: Ulid,
     },
     Signal {
         workspace: Ulid,
@@ -404,6 +454,7 @@ pub(crate) enum Timer {
     Deadline(Ulid),
     Escalate(Ulid),
     Ttl(Ulid),
+    Idle(Ulid),
     Relaunch(Ulid),
     RelaunchPipeline(Ulid),
 }
@@ -416,6 +467,7 @@ pub(crate) enum Outcome {
     PipelineStarted(Ulid),
     Reaped(u32),
     FlowsDropped(bool),
+    Awake,
     /// What a workspace may reach now.
     Egress(Vec<String>),
     Done,

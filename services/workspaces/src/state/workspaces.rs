@@ -7,7 +7,9 @@ use shipote_confinement::Mechanism;
 use ulid::Ulid;
 
 use super::commands::usec;
-use super::{Effect, Ending, Key, Outcome, RequestId, State, Timer, Usec, WORKSPACES_MAX, Workspace, WorkspacePhase};
+use super::{
+    Effect, Ending, Key, Outcome, RequestId, Sleep, State, Timer, Usec, WORKSPACES_MAX, Workspace, WorkspacePhase,
+};
 use crate::error::Error;
 
 impl State {
@@ -56,6 +58,7 @@ impl State {
             ephemeral,
             mechanisms: Vec::new(),
             kill_at: None,
+            sleep: Sleep::default(),
             creators: Vec::new(),
             stoppers: Vec::new(),
         };
@@ -84,6 +87,8 @@ impl State {
             out.push(Effect::Reply { request, result: Ok(Outcome::Created(id)) });
         }
         out.push(Effect::WorkspaceChanged { workspace: id });
+        self.stir(id, now, out);
+        self.arm(id, now, out);
         self.start_waiting(id, now, out);
     }
 
@@ -133,6 +138,11 @@ impl State {
     pub(super) fn begin_stop(&mut self, id: Ulid, grace: Duration, now: Usec, out: &mut Vec<Effect>) {
         let Some(workspace) = self.workspace_mut(id) else { return };
         let kill_at = now.saturating_add(usec(grace));
+        if workspace.sleep.asleep {
+            // frozen, it could not end
+            workspace.sleep.asleep = false;
+            out.push(Effect::Thaw { workspace: id });
+        }
         let before = workspace.phase;
         let shorter = workspace.kill_at.is_none_or(|earlier| kill_at < earlier);
         if before == WorkspacePhase::Stopping && !(shorter && workspace.kill_at.is_some()) {
@@ -179,6 +189,10 @@ impl State {
                 Error::WrongState(format!("create workspace {:?}: it was stopped before it was ready", workspace.name))
             })
         };
+        for &request in &workspace.sleep.wakers {
+            let error = Error::WrongState(format!("wake workspace {:?}: it has ended", workspace.name));
+            out.push(Effect::Reply { request, result: Err(error) });
+        }
         for &request in &workspace.creators {
             out.push(Effect::Reply { request, result: Err(gone()) });
         }

@@ -28,6 +28,9 @@ pub struct WorkspaceSpec {
     pub permissions: Permissions,
     /// Milliseconds after which the workspace ends; none: it stays until stopped.
     pub ttl: Option<u64>,
+    /// Milliseconds, at least 1000, after which a workspace that nobody needs sleeps: what runs in it is frozen until a
+    /// connection to what it publishes, a command or a signal wakes it; none: it stays awake.
+    pub idle: Option<u64>,
     /// Host paths that are visible inside, beside the read-only system.
     pub paths: Vec<PathGrant>,
     /// Paths of the read-only system that are hidden.
@@ -184,6 +187,9 @@ impl WorkspaceSpec {
         if self.scratch_bytes.is_some_and(|b| b < SCRATCH_MIN) {
             return Err(SpecError::new("scratch_bytes", format!("is below the smallest scratch, {SCRATCH_MIN} bytes")));
         }
+        if self.idle.is_some_and(|idle| idle < 1000) {
+            return Err(SpecError::new("idle", "is below a second; leave it out for a workspace that stays awake"));
+        }
         if self.ttl == Some(0) {
             return Err(SpecError::new("ttl", "is 0; leave it out for a workspace without an end"));
         }
@@ -309,6 +315,7 @@ mod tests {
             ("label='a'\n[[paths]]\npath='/srv/../etc'", "contains `..`"),
             ("label='a'\n[[paths]]\npath='/'", "is the root"),
             ("label='a'\nttl=0", "ttl: is 0"),
+            ("label='a'\nidle=999", "idle: is below a second"),
             ("label='a'\nscratch_bytes=1", "scratch_bytes"),
             ("label='a'\nenv={'A=B'='x'}", "cannot be the name of a variable"),
         ];

@@ -11,7 +11,7 @@ pub struct WorkspaceInfo {
     pub id: String,
     /// Name, unique among the living.
     pub name: String,
-    /// `starting`, `running` or `stopping`.
+    /// `starting`, `running`, `sleeping` or `stopping`.
     pub state: String,
     /// Living commands.
     pub commands: u32,
@@ -23,6 +23,12 @@ pub struct WorkspaceInfo {
     pub uid: u32,
     /// It was made for one command and ends with it.
     pub ephemeral: bool,
+    /// How often it has fallen asleep.
+    pub sleeps: Option<u64>,
+    /// What the last waking took, microseconds; 0: it was never woken.
+    pub wake_usec: Option<u64>,
+    /// Bytes of memory that it gave back when it fell asleep last.
+    pub given_back: Option<u64>,
 }
 
 /// A workspace that goes out through the proxy.

@@ -118,6 +118,15 @@ pub trait Workspace {
     #[zbus(property(emits_changed_signal = "const"))]
     fn spec(&self) -> zbus::Result<String>;
     /// See the interface.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn sleeps(&self) -> zbus::Result<u64>;
+    /// See the interface.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn wake_usec(&self) -> zbus::Result<u64>;
+    /// See the interface.
+    #[zbus(property(emits_changed_signal = "false"))]
+    fn memory_given_back(&self) -> zbus::Result<u64>;
+    /// See the interface.
     #[zbus(property(emits_changed_signal = "const"))]
     fn isolation(&self) -> zbus::Result<Vec<MechanismInfo>>;
 }

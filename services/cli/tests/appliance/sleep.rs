@@ -1,0 +1,69 @@
+//! Workspaces that nobody needs sleep, and whoever needs one wakes it.
+
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
+
+use crate::endpoints::{SERVER, free_port, get, rules};
+use crate::support::{Appliance, eventually};
+
+fn of(shipote: &Appliance, name: &str) -> Value {
+    let all = shipote.json(&["workspace", "list", "--json"]);
+    all["workspaces"].as_array().unwrap().iter().find(|w| w["name"] == name).cloned().unwrap_or(Value::Null)
+}
+
+fn sleeps(shipote: &Appliance, name: &str) {
+    eventually("it sleeps", || of(shipote, name)["state"] == "sleeping");
+}
+
+#[test]
+fn an_idle_workspace_sleeps_and_a_request_wakes_it() {
+    let shipote = Appliance::start();
+    let listen = free_port();
+    rules(&shipote, listen, "workspace:web:8080");
+    shipote.ok(&["proxy", "reload"]);
+    shipote.ok(&["workspace", "create", "web", "--publish", "8080", "--idle", "1"]);
+    let command = shipote.ok(&["run", "-w", "web", "--detach", "--", "perl", "-e", SERVER, "8080", "page"]);
+    eventually("the page is served", || get(listen) == Some((200, "page".to_owned())));
+    for times in 1..=3 {
+        sleeps(&shipote, "web");
+        assert_eq!(of(&shipote, "web")["sleeps"].as_u64(), Some(times));
+        assert_eq!(get(listen), Some((200, "page".to_owned())), "it is held until it is awake");
+        let woken = of(&shipote, "web");
+        assert!(woken["state"] == "running" && woken["wake_usec"].as_u64() > Some(0), "{woken}");
+    }
+    // the service may be killed meanwhile
+    sleeps(&shipote, "web");
+    let before = shipote.service("workspaces");
+    kill_process(before, Signal::KILL).unwrap();
+    eventually("the next instance answers", || {
+        shipote.run(&["ps"]).status.success() && shipote.service("workspaces") != before
+    });
+    assert_eq!(of(&shipote, "web")["state"], "sleeping");
+    eventually("the page is served", || get(listen) == Some((200, "page".to_owned())));
+    // it is on record, as nobody's doing
+    let state = shipote.path("state");
+    let audit = shipote.ok(&["audit", "--state", state.to_str().unwrap(), "--object", "web"]);
+    assert!(audit.matches("workspace.freeze").count() >= 4 && audit.contains("workspace.thaw"), "{audit}");
+    // signals and its end wake it too
+    sleeps(&shipote, "web");
+    shipote.ok(&["kill", command.trim()]);
+    eventually("the command ends", || !shipote.ok(&["ps"]).contains(&command.trim()[20..]));
+    sleeps(&shipote, "web");
+    shipote.ok(&["workspace", "stop", "web"]);
+}
+
+#[test]
+fn whoever_waits_for_a_command_keeps_it_awake() {
+    let shipote = Appliance::start();
+    shipote.ok(&["workspace", "create", "busy", "--idle", "1"]);
+    sleeps(&shipote, "busy");
+    assert_eq!(shipote.ok(&["run", "-w", "busy", "--", "sh", "-c", "sleep 4; echo done"]), "done\n");
+    assert_eq!(of(&shipote, "busy")["sleeps"].as_u64(), Some(1), "not while the command ran");
+    // one that works for itself is not idle
+    shipote.ok(&["run", "-w", "busy", "--detach", "--", "sh", "-c", "while :; do :; done"]);
+    let begun = std::time::Instant::now();
+    while begun.elapsed().as_secs() < 5 {
+        std::thread::park_timeout(std::time::Duration::from_millis(200));
+        assert_eq!(of(&shipote, "busy")["state"], "running");
+    }
+}
