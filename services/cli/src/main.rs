@@ -29,6 +29,7 @@ mod plugin;
 mod proxy;
 mod ps;
 mod run;
+mod session;
 mod signals;
 mod spec;
 mod status;
@@ -80,6 +81,8 @@ enum Command {
     Flow(flow::FlowArgs),
     /// Watch what workspaces and flows use, live
     Top(top::TopArgs),
+    /// Make sessions from templates: a workspace with files, commands, snapshots
+    Session(session::SessionArgs),
     /// Say what kind of data a file is
     Discern(discern::DiscernArgs),
     /// Start microVMs, run commands in them, copy files
@@ -146,6 +149,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Pipeline(args) => pipeline::run(args).await,
         Command::Flow(args) => flow::run(args).await,
         Command::Top(args) => top::run(args).await,
+        Command::Session(args) => session::run(args).await,
         Command::Discern(args) => discern::run(args).await,
         Command::Machine(args) => machine::run(args).await,
         Command::Image(args) => image::run(args).await,

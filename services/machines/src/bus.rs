@@ -23,6 +23,8 @@ use zbus::object_server::SignalEmitter;
 
 /// polkit: everything about machines.
 const ACTION: &str = "org.shipote.machines.manage";
+/// polkit: running commands in machines, which whoever speaks to the agent can.
+const ACTION_EXEC: &str = "org.shipote.machines.exec";
 /// polkit: reaching what machines publish.
 const ACTION_CONNECT: &str = "org.shipote.machines.connect";
 /// Longest spec, bytes.
@@ -189,7 +191,7 @@ impl Manager {
         port: u32,
         options: Options,
     ) -> Result<zbus::OwnedFd, MachinesError> {
-        let caller = self.authorise(&header, &options).await?;
+        let caller = self.authorise_for(ACTION_EXEC, &header, &options).await?;
         let connecting = async {
             let stream = self.actor.guest(name).await?.connect(port).await?;
             // Whoever gets it expects reads to wait.

@@ -120,6 +120,7 @@ impl Manager {
             metadata: json(serde_json::to_string(&entry.metadata))?,
             name,
             version: version.to_string(),
+            kind: entry.kind.to_string(),
             digest: entry.digest,
             size: entry.size,
             added: entry.added,
@@ -382,8 +383,8 @@ fn known(options: &Options, names: &[&str]) -> Result<(), Error> {
 }
 
 fn wish(options: AddOptions) -> Wish {
-    let AddOptions { name, stem, activate, signature } = options;
-    Wish { name, stem, activate: activate.unwrap_or(true), signature }
+    let AddOptions { name, stem, version, activate, signature } = options;
+    Wish { name, stem, version, activate: activate.unwrap_or(true), signature }
 }
 
 fn file(descriptor: OwnedFd) -> File {
@@ -398,6 +399,7 @@ fn info(found: Found) -> PluginInfo {
         exports: exports.map(|export| format!("{} ({})", export.name, export.kind)).collect(),
         name,
         version: version.to_string(),
+        kind: entry.kind.to_string(),
         digest: entry.digest,
         size: entry.size,
         added: entry.added,

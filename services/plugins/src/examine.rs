@@ -18,10 +18,12 @@ use shipote_plugin_abi::handlers as wire;
 use shipote_plugin_abi::host::{
     self, Host, HttpFetchRequest, HttpFetchResponse, LogField, LogLevel, MetricLabel, NetError,
 };
+use shipote_plugin_abi::kind::{Kind, run_interface};
 use shipote_plugin_abi::metadata::{Metadata, MiddlewareKind, PluginError};
 use shipote_plugin_abi::policy::Policy;
 use shipote_plugin_abi::shape::{Limits, Shape};
-use shipote_plugin_abi::{REGISTRY_INTERFACE, engine};
+use shipote_plugin_abi::{FILTER_INTERFACE, REGISTRY_INTERFACE, engine};
+use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Instance, Linker};
 use wasmtime::{Config, Engine, OptLevel, ResourceLimiter, Store, Trap};
 
@@ -50,6 +52,9 @@ pub(crate) struct Job {
 /// What it found.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
+    /// What the component is for.
+    #[serde(default)]
+    pub(crate) kind: Kind,
     /// What the plugin says of itself; absent where it could not be asked.
     pub(crate) metadata: Option<Metadata>,
     /// Broken rules; none: the component is taken.
@@ -122,18 +127,15 @@ fn examine(job: &Job, report: &mut Report) {
         Ok(shape) => shape,
         Err(error) => return report.refusals.push(Refusal::new("format", error.to_string())),
     };
+    report.kind = Kind::of(&shape);
     report.refusals = check_shape(&shape, &job.policy);
     if !report.refusals.is_empty() {
         return;
     }
-    match ask(job, &bytes, &shape) {
-        Ok(Said { metadata, wrong, links }) => {
-            report.refusals = check_metadata(&metadata, &shape);
-            report.refusals.extend(wrong);
-            report.links = links;
-            report.metadata = Some(metadata);
-        }
-        Err(refusal) => report.refusals.push(refusal),
+    match report.kind {
+        Kind::Plugin => question(job, &bytes, &shape, report),
+        // It says nothing of itself, and nothing of it is run here.
+        kind => report.refusals.extend(look(&bytes, &shape, kind).err()),
     }
     if job.compile
         && report.refusals.is_empty()
@@ -141,6 +143,44 @@ fn examine(job: &Job, report: &mut Report) {
     {
         report.refusals.push(refusal);
     }
+}
+
+fn question(job: &Job, bytes: &[u8], shape: &Shape, report: &mut Report) {
+    match ask(job, bytes, shape) {
+        Ok(Said { metadata, wrong, links }) => {
+            report.refusals = check_metadata(&metadata, shape);
+            report.refusals.extend(wrong);
+            report.links = links;
+            report.metadata = Some(metadata);
+        }
+        Err(refusal) => report.refusals.push(refusal),
+    }
+}
+
+/// Whether a command or filter has the functions that are called, by its types alone.
+fn look(bytes: &[u8], shape: &Shape, kind: Kind) -> Result<(), Refusal> {
+    let refused = |error: wasmtime::Error| Refusal::new("component", format!("{error:#}"));
+    let interpreter = Engine::new(&interpreter()).map_err(refused)?;
+    let component = Component::new(&interpreter, bytes).map_err(refused)?;
+    let (interface, functions): (&str, &[&str]) = match kind {
+        Kind::Filter => (FILTER_INTERFACE, &["start", "chunk", "finish"]),
+        _ => (run_interface(shape).unwrap_or_default(), &["run"]),
+    };
+    let face = component.component_type();
+    let exported = face.exports(&interpreter).find(|(name, _)| *name == interface);
+    for function in functions {
+        let there = exported.as_ref().is_some_and(|(_, item)| match &item.ty {
+            ComponentItem::ComponentInstance(instance) => instance
+                .get_export(&interpreter, function)
+                .is_some_and(|item| matches!(item.ty, ComponentItem::ComponentFunc(_))),
+            _ => false,
+        });
+        if !there {
+            let reason = format!("{interface} has no function {function}; build against its WIT");
+            return Err(Refusal::new("handler", reason));
+        }
+    }
+    Ok(())
 }
 
 /// Compiled for this machine, for the engine that a policy asks for.
@@ -198,14 +238,20 @@ struct Said {
     links: Links,
 }
 
-fn ask(job: &Job, bytes: &[u8], shape: &Shape) -> Result<Said, Refusal> {
-    let refused = |rule: &'static str| move |error: wasmtime::Error| Refusal::new(rule, format!("{error:#}"));
+/// An engine that interprets, so that no memory need be executable.
+fn interpreter() -> Config {
     let mut config = Config::new();
-    config.target("pulley64").map_err(refused("interpreter"))?;
+    // The one target that is always there; what is wrong with a configuration is told by the engine made of it.
+    let _ = config.target("pulley64");
     config.epoch_interruption(true).concurrency_support(false).cranelift_opt_level(OptLevel::None);
     // Address space is limited here, so memory grows by moving instead of by reservation.
     config.memory_reservation(0).memory_guard_size(0).memory_reservation_for_growth(1 << 20).memory_init_cow(false);
-    let interpreter = Engine::new(&config).map_err(refused("interpreter"))?;
+    config
+}
+
+fn ask(job: &Job, bytes: &[u8], shape: &Shape) -> Result<Said, Refusal> {
+    let refused = |rule: &'static str| move |error: wasmtime::Error| Refusal::new(rule, format!("{error:#}"));
+    let interpreter = Engine::new(&interpreter()).map_err(refused("interpreter"))?;
     let component = Component::new(&interpreter, bytes).map_err(refused("component"))?;
     let mut linker = Linker::<Listener>::new(&interpreter);
     host::add_to_linker(&mut linker).map_err(refused("host"))?;

@@ -227,7 +227,15 @@ pub(crate) mod tests {
                 abi_version: "0.1.0".to_owned(),
                 exports: Vec::new(),
             };
-            let entry = Entry { digest: format!("sha256:{name}"), size: 1, added: 1, metadata, signature: None, links };
+            let entry = Entry {
+                digest: format!("sha256:{name}"),
+                size: 1,
+                added: 1,
+                kind: Default::default(),
+                metadata,
+                signature: None,
+                links,
+            };
             let version = Version::new(1, 0, 0);
             index.add(name, &version, entry).unwrap();
             index.activate(name, &version).unwrap();

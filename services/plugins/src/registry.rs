@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shipote_bus::plugins::{LinkInfo, PlanInfo};
-use shipote_plugin_abi::check::Refusal;
+use shipote_plugin_abi::check::{Refusal, check_given};
+use shipote_plugin_abi::kind::Kind;
+use shipote_plugin_abi::metadata::Metadata;
 use shipote_plugin_abi::policy::{Policy, PolicyError};
 use tokio::sync::Semaphore;
 
@@ -53,8 +55,37 @@ impl Found {
 pub(crate) struct Wish {
     pub(crate) name: Option<String>,
     pub(crate) stem: Option<String>,
+    /// Version of a component that says none of itself.
+    pub(crate) version: Option<String>,
     pub(crate) activate: bool,
     pub(crate) signature: Option<String>,
+}
+
+/// Version of a command or filter that is given none.
+const FIRST_VERSION: &str = "1.0.0";
+
+impl Wish {
+    /// Commands and filters say nothing of themselves: name and version are those that they are given.
+    fn name_it(&self, report: &mut Report) {
+        if report.kind == Kind::Plugin {
+            if let (Some(wanted), Some(metadata)) = (&self.version, &report.metadata)
+                && metadata.version != *wanted
+            {
+                let said = &metadata.version;
+                let reason = format!("the plugin says it is version {said:?}, not {wanted:?}; leave the version out");
+                report.refusals.push(Refusal::new("version", reason));
+            }
+            return;
+        }
+        if !report.refusals.is_empty() {
+            return;
+        }
+        let name = self.name.clone().or_else(|| self.stem.clone()).unwrap_or_default();
+        let version = self.version.clone().unwrap_or_else(|| FIRST_VERSION.to_owned());
+        let metadata = Metadata { name, version, abi_version: String::new(), exports: Vec::new() };
+        report.refusals = check_given(&metadata);
+        report.metadata = Some(metadata);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -210,6 +241,7 @@ impl Registry {
         }
         let _turn = self.turn.acquire().await.map_err(|_| Error::Examine("the registry is stopping".to_owned()))?;
         let (mut report, code) = forge::examine(component, &policy, compile, self.bounds).await?;
+        wish.name_it(&mut report);
         if let (Some(metadata), Some(name)) = (&report.metadata, &wish.name)
             && metadata.name != *name
         {
@@ -244,8 +276,9 @@ impl Registry {
         let version = Version::parse(&metadata.version)
             .map_err(|error| Error::Examine(format!("version {:?}: {error}", metadata.version)))?;
         let name = metadata.name.clone();
-        let (digest, links) = (incoming.digest.clone(), report.links);
-        let entry = Entry { digest, size: incoming.size, added: now(), metadata, signature: wish.signature, links };
+        let (digest, kind, links) = (incoming.digest.clone(), report.kind, report.links);
+        let entry =
+            Entry { digest, size: incoming.size, added: now(), kind, metadata, signature: wish.signature, links };
         let engine = report.engine;
         self.with_store(move |store| {
             let add = |index: &mut Index| {

@@ -245,6 +245,7 @@ impl<E: Effects> Actor<E> {
                         id: Ulid::generate(),
                         label: node.label,
                         command: node.command,
+                        foreign: node.foreign,
                         soma: node.soma,
                         cwd: None,
                         terminal: None,

@@ -39,7 +39,7 @@ use crate::actor::{Actor, Call, Handle, figures};
 use crate::allowance::Allowance;
 use crate::bus::{Doors, Egress, Figures, Manager, publish};
 use crate::config::Section;
-use crate::effects::{Cgroups, Journal, KeptFolders, Live, LogStore, Means};
+use crate::effects::{Cgroups, Foreigners, Journal, KeptFolders, Live, LogStore, Means, Runner};
 use crate::figures::{Meter, run_sampler};
 use crate::protected::Protected;
 use crate::saved::Saved;
@@ -89,6 +89,8 @@ struct Early {
     allowance: Allowance,
     spawner: Spawner,
     probed: Vec<Mechanism>,
+    /// What stands in for components and programs of machines; landlock would forbid it to be opened.
+    runner: Runner,
     /// The admin page; landlock would forbid it a port.
     admin: Option<Bound>,
 }
@@ -116,6 +118,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
         runtime: context.paths.runtime.clone(),
         protected: protected.clone(),
         folders,
+        foreigners: Foreigners::new(context.connection.clone(), early.runner),
         inputs: inputs.clone(),
         changes: changes.clone(),
     };
@@ -186,7 +189,8 @@ fn main() -> ExitCode {
                 tracing::warn!("{error}; the figures are on the bus only");
                 None
             });
-            Ok(Early { allowance: Allowance::new(&section, &cgroups), cgroups, spawner, probed, admin })
+            let (allowance, runner) = (Allowance::new(&section, &cgroups), Runner::find());
+            Ok(Early { allowance, cgroups, spawner, probed, runner, admin })
         },
         start,
     )

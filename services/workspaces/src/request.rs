@@ -40,9 +40,9 @@ pub(crate) fn new_command(command: NodeCommand, label: Option<String>) -> Result
     });
     check_label("label", &label).map_err(|e| Error::InvalidArgument(format!("run: {e}")))?;
     let soma = Soma::default();
-    let (id, cwd, terminal) = (Ulid::generate(), None, None);
-    let (attachable, foreground) = (false, false);
-    Ok(NewCommand { id, label, command, soma, cwd, terminal, timeout: None, restart: None, attachable, foreground })
+    let (id, foreign, cwd, terminal) = (Ulid::generate(), None, None, None);
+    let (timeout, restart, attachable, foreground) = (None, None, false, false);
+    Ok(NewCommand { id, label, command, foreign, soma, cwd, terminal, timeout, restart, attachable, foreground })
 }
 
 #[cfg(test)]

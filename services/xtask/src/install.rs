@@ -14,7 +14,8 @@ use clap::Parser;
 use crate::vm::{host, repository};
 
 /// Packages of the workspace whose binary, of the same name, is installed in `usr/bin`.
-const BINARIES: &[&str] = &["shipote", "shipote-machines", "shipote-plugins", "shipote-proxy", "shipote-workspaces"];
+const BINARIES: &[&str] =
+    &["shipote", "shipote-machines", "shipote-plugins", "shipote-proxy", "shipote-runner", "shipote-workspaces"];
 
 /// Folder in the source tree, ending of the file names, folder in the installation.
 const DATA: &[(&str, &str, &str)] = &[

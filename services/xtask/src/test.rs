@@ -22,6 +22,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("perl", "perl-base"),
     ("python3", "python3"),
     ("curl", "curl"),
+    // What the example of docs/sessions.md imports.
+    ("/usr/lib/python3/dist-packages/dbus_fast/__init__.py", "python3-dbus-fast"),
     ("docker-registry", "docker-registry"),
     ("setpriv", "util-linux"),
 ];

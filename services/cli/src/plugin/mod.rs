@@ -43,6 +43,9 @@ enum Command {
         /// Name that the plugin must give itself
         #[arg(long)]
         name: Option<String>,
+        /// Version of a command or filter, which says none of itself [default: 1.0.0]
+        #[arg(long)]
+        version: Option<String>,
         /// Keep it without putting it to work
         #[arg(long)]
         no_activate: bool,
@@ -143,8 +146,8 @@ enum Command {
 
 pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Add { file, auth, name, no_activate, signature, json } => {
-            let common = AddOptions { name, activate: Some(!no_activate), ..AddOptions::default() };
+        Command::Add { file, auth, name, version, no_activate, signature, json } => {
+            let common = AddOptions { name, version, activate: Some(!no_activate), ..AddOptions::default() };
             if file.is_dir() {
                 return add::add_folder(&file, &common, json).await;
             }
@@ -225,6 +228,7 @@ async fn list(json: bool) -> anyhow::Result<()> {
         vec![
             plugin.name,
             plugin.version,
+            plugin.kind,
             match plugin.share {
                 0 if plugin.active => "active".into(),
                 0 => "-".into(),
@@ -237,7 +241,7 @@ async fn list(json: bool) -> anyhow::Result<()> {
         ]
     });
     output::print_table(
-        &["NAME", "VERSION", "STATE", "SIZE", "DIGEST", "EXPORTS"],
+        &["NAME", "VERSION", "KIND", "STATE", "SIZE", "DIGEST", "EXPORTS"],
         rows.collect(),
         "no plugins; `shipote plugin add FILE` adds one",
     );
@@ -249,6 +253,7 @@ fn show(info: &OpenInfo, as_json: bool) -> anyhow::Result<()> {
     let whole = json!({
         "name": info.name,
         "version": info.version,
+        "kind": info.kind,
         "active": info.active,
         "versions": info.versions,
         "canary": (!info.canary.is_empty()).then(|| json!({"version": info.canary, "share": f64::from(info.share) / 100.0, "since": info.canary_since})),

@@ -29,13 +29,14 @@ pub(crate) const STATUS_NOT_FOUND: u8 = 127;
 #[command(after_help = "Examples:\n  shipote run -- uname -a\n  echo hello | shipote run -- tr a-z A-Z\n  \
     shipote run -t -- bash\n  id=$(shipote run --detach -t -- bash); shipote attach $id\n  shipote run -w build --timeout 60 -- make test\n  \
     shipote run --memory 512M --pids 64 --cpus 1.5 -- ./untrusted\n  \
-    shipote run --explain -- make install\n  shipote run --egress crates.io --egress '*.crates.io' -- cargo fetch\n\n\
+    shipote run --explain -- make install\n  shipote run --egress crates.io --egress '*.crates.io' -- cargo fetch\n  \
+    shipote run -w build --wasm wc@^1 --dir /work -- -l /work/log\n\n\
     Exit status: the command's own; 128 + N if signal N ended it; 124 after --timeout;\n\
     125 if Shipote failed, 126 if the program cannot be executed, 127 if it is not there.")]
 pub(crate) struct RunArgs {
     /// Workspace, by name or id; without it the command has one of its own, which ends with it
     #[arg(short, long, value_name = "WS")]
-    workspace: Option<String>,
+    pub(crate) workspace: Option<String>,
     /// Hand over standard input (the default); with --detach: keep it open for `shipote attach`
     #[arg(short, long)]
     interactive: bool,
@@ -77,8 +78,14 @@ pub(crate) struct RunArgs {
     /// Print one JSON object when it has ended (detached: when it has started)
     #[arg(long)]
     json: bool,
+    /// Run a command component of the plugin registry (NAME, NAME@^1 or sha256:HEX); CMD is its arguments
+    #[arg(long, value_name = "REF", conflicts_with_all = ["tty", "cwd"])]
+    wasm: Option<String>,
+    /// A folder of the workspace that the component may use; without it it has no file at all
+    #[arg(long, value_name = "DIR", requires = "wasm")]
+    dir: Vec<String>,
     /// Program and arguments
-    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    #[arg(required_unless_present = "wasm", trailing_var_arg = true, value_name = "CMD")]
     command: Vec<String>,
 }
 
@@ -132,7 +139,10 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
         explain: args.explain.then_some(true),
         restart: args.restart.clone(),
         attachable: (args.detach && (args.interactive || args.tty)).then_some(true),
+        wasm: args.wasm.clone(),
+        dirs: (!args.dir.is_empty()).then(|| args.dir.clone()),
     };
+    let what = args.wasm.as_deref().or(args.command.first().map(String::as_str)).unwrap_or_default();
     let argv: Vec<&str> = args.command.iter().map(String::as_str).collect();
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let stdio = if args.detach || args.tty {
@@ -155,7 +165,7 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
             // it is for the command, once that runs; whoever insists need not wait
             signal = signals.next() => early.push(signal),
         }
-        anyhow::ensure!(early.len() < 2, "run {:?}: given up on a second signal before it had started", argv[0]);
+        anyhow::ensure!(early.len() < 2, "run {what:?}: given up on a second signal before it had started");
     };
     let (_, id, descriptors) = match started {
         Ok(started) => started,
@@ -189,8 +199,7 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     if ended.reason == "timeout" {
         eprintln!(
-            "shipote: run {:?}: it was ended after {} s; allow more with --timeout",
-            argv[0],
+            "shipote: run {what:?}: it was ended after {} s; allow more with --timeout",
             args.timeout.unwrap_or_default()
         );
     }

@@ -148,7 +148,7 @@ fn remove(path: &Path, remove: impl FnOnce(&Path) -> std::io::Result<()>) -> Res
     }
 }
 
-fn config_folder() -> PathBuf {
+pub(crate) fn config_folder() -> PathBuf {
     let absolute = |key: &str| std::env::var_os(key).map(PathBuf::from).filter(|p| p.is_absolute());
     absolute("XDG_CONFIG_HOME")
         .or_else(|| absolute("HOME").map(|h| h.join(".config")))

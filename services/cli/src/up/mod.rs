@@ -22,6 +22,8 @@ mod store;
 mod supervisor;
 mod terminal;
 
+pub(crate) use folders::config_folder;
+
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, bail};

@@ -16,7 +16,7 @@ pub(crate) struct Appliance {
 /// Where the binaries of this build lie.
 pub(crate) fn binaries() -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_shipote")).parent().unwrap().to_path_buf();
-    for name in ["shipote-workspaces", "shipote-machines", "shipote-proxy", "shipote-plugins"] {
+    for name in ["shipote-workspaces", "shipote-machines", "shipote-proxy", "shipote-plugins", "shipote-runner"] {
         assert!(folder.join(name).exists(), "{name} is not built: run `cargo build --workspace` first");
     }
     folder
@@ -42,12 +42,24 @@ impl Appliance {
         Appliance { up, folder }
     }
 
+    /// The same with the image that machines are started from.
+    pub(crate) fn start_in(image: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("xdg/shipote")).unwrap();
+        let up = Self::up_with(folder.path(), Some(image));
+        Appliance { up, folder }
+    }
+
     /// Starts `shipote up` again in the same folder.
     pub(crate) fn restart(&mut self) {
         self.up = Self::up(self.folder.path());
     }
 
     fn up(folder: &Path) -> Child {
+        Self::up_with(folder, None)
+    }
+
+    fn up_with(folder: &Path, image: Option<&Path>) -> Child {
         binaries();
         let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
         let mut up = Command::new(env!("CARGO_BIN_EXE_shipote"))
@@ -59,6 +71,7 @@ impl Appliance {
             .env("SHIPOTE_POLICY_DIR", policies())
             .env("XDG_CONFIG_HOME", folder.join("xdg"))
             .env_remove("NOTIFY_SOCKET")
+            .envs(image.map(|image| ("SHIPOTE_MACHINE_IMAGE", image)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use shipote_plugin_abi::kind::Kind;
 use shipote_plugin_abi::metadata::Metadata;
 use shipote_state::{Format, Refused};
 
@@ -55,7 +56,10 @@ pub(crate) struct Entry {
     pub(crate) size: u64,
     /// When it was added, microseconds since the epoch.
     pub(crate) added: u64,
-    /// What it says of itself.
+    /// What it is for.
+    #[serde(default)]
+    pub(crate) kind: Kind,
+    /// What it says of itself; of a command or filter, what it was given.
     pub(crate) metadata: Metadata,
     /// Its signature as given; whether it is good, and by whom, is asked when it matters.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kind::Kind;
 use crate::metadata::Metadata;
 use crate::policy::Policy;
 use crate::shape::Shape;
@@ -38,18 +39,28 @@ impl Refusal {
 /// Rules that need no more than the component's names. Nothing of it is run if one is broken.
 #[must_use]
 pub fn check_shape(shape: &Shape, policy: &Policy) -> Vec<Refusal> {
-    let mut refusals = Vec::new();
+    let (mut refusals, kind) = (Vec::new(), Kind::of(shape));
     for import in &shape.imports {
+        if kind != Kind::Plugin {
+            if !kind.may_import(import) && !policy.wasi_stubs.contains(import) {
+                let may = kind.importable();
+                refusals.push(Refusal::new("import", format!("imports {import:?}; a {kind} may import {may}")));
+            }
+            continue;
+        }
         let known = [HOST_INTERFACE, TYPES_INTERFACE, LINK_INTERFACE].contains(&import.as_str());
         if known || policy.wasi_stubs.contains(import) || policy.sockets.contains_key(import) {
             continue;
         }
         refusals.push(Refusal::new("import", import_reason(import)));
     }
-    if !shape.exports.iter().any(|export| export == REGISTRY_INTERFACE) {
+    if kind == Kind::Plugin && !shape.exports.iter().any(|export| export == REGISTRY_INTERFACE) {
         refusals.push(Refusal::new(
             "registry",
-            format!("no export {REGISTRY_INTERFACE}; add it to the world and implement get-metadata"),
+            format!(
+                "no export {REGISTRY_INTERFACE}; add it to the world and implement get-metadata (a command would export \
+                 wasi:cli/run@0.2, a filter shipote:filter/filter@0.1.0)"
+            ),
         ));
     }
     refusals
@@ -82,17 +93,21 @@ pub fn plugs(shape: &Shape) -> impl Iterator<Item = &str> {
     shape.exports.iter().map(String::as_str).filter(move |name| is_interface(name) && !known(name))
 }
 
+/// Rules on the name and version that a command or filter is given, as it says none of itself.
+#[must_use]
+pub fn check_given(metadata: &Metadata) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    check_name(&metadata.name, &mut refusals);
+    check_version(&metadata.version, &mut refusals);
+    refusals
+}
+
 /// Rules on what the component says about itself, given what it exports.
 #[must_use]
 pub fn check_metadata(metadata: &Metadata, shape: &Shape) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     check_name(&metadata.name, &mut refusals);
-    if let Err(error) = semver::Version::parse(&metadata.version) {
-        refusals.push(Refusal::new(
-            "version",
-            format!("{:?} is no semantic version ({error}); write 1.2.3", metadata.version),
-        ));
-    }
+    check_version(&metadata.version, &mut refusals);
     check_abi(&metadata.abi_version, &mut refusals);
     if metadata.exports.is_empty() && plugs(shape).next().is_none() {
         let reason =
@@ -160,6 +175,12 @@ fn check_name(name: &str, refusals: &mut Vec<Refusal>) {
     if !fits {
         let shown: String = name.chars().take(80).collect();
         refusals.push(Refusal::new("name", format!("{shown:?} is no name for a plugin; use 1 to 64 of a-z, 0-9, '-', '_', '.', beginning with a letter or digit")));
+    }
+}
+
+fn check_version(version: &str, refusals: &mut Vec<Refusal>) {
+    if let Err(error) = semver::Version::parse(version) {
+        refusals.push(Refusal::new("version", format!("{version:?} is no semantic version ({error}); write 1.2.3")));
     }
 }
 

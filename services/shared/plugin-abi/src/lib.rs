@@ -17,6 +17,7 @@ pub mod fixtures;
 pub mod handlers;
 pub mod host;
 pub mod inspect;
+pub mod kind;
 pub mod metadata;
 pub mod policy;
 pub mod shape;
@@ -33,6 +34,11 @@ pub const LINK_INTERFACE: &str = "shipote:link/errors@0.1.0";
 /// Exported by every plugin.
 pub const REGISTRY_INTERFACE: &str = "vane:plugin/registry@0.1.0";
 
+/// Exported by every filter on an edge of a pipeline.
+pub const FILTER_INTERFACE: &str = "shipote:filter/filter@0.1.0";
+/// How the interface begins that every command component exports.
+pub const RUN_INTERFACE: &str = "wasi:cli/run@0.2.";
+
 /// The published packages' sources, for `wit` tooling and tests.
 pub mod wit {
     /// `vane:host@0.1.0`.
@@ -41,6 +47,8 @@ pub mod wit {
     pub const TYPES: &str = include_str!("../../../../wit/vane-plugin/types.wit");
     /// `vane:plugin@0.1.0`, handlers.
     pub const HANDLERS: &str = include_str!("../../../../wit/vane-plugin/handlers.wit");
+    /// `shipote:filter@0.1.0`.
+    pub const FILTER: &str = include_str!("../../../../wit/shipote-filter/filter.wit");
     /// `shipote:link@0.1.0`.
     pub const LINK: &str = include_str!("../../../../wit/shipote-link/errors.wit");
 }

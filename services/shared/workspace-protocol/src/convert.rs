@@ -5,6 +5,7 @@
 //! them) and the declared type of a flow, which says something and changes nothing.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use shipote_bus::spec::{self as bus, SpecError, ValidatedPipeline, check_label, substitute};
 
@@ -132,6 +133,8 @@ pub fn pipeline(spec: &PipelineSpec, vars: &BTreeMap<String, String>) -> Result<
                 (&to.label, "input"),
                 &inputs(&to.flows.input, vars),
             )?,
+            filter: None,
+            filter_args: Vec::new(),
         });
     }
     let discern = bus::DiscernPolicy {
@@ -168,16 +171,33 @@ fn node(field: &str, node: &CommandRef, vars: &BTreeMap<String, String>) -> Resu
         Supervision::Restart { initial, max } => Some(policy(initial, max, 0)),
         Supervision::Delegate => return later(format!("{field}.supervision"), "delegation", "use `oneshot`"),
     };
+    let label = substitute(&node.label, vars);
     let payload = match &node.payload {
         Payload::Native { exec, argv, envp } => bus::Payload::Native(command(exec, argv, envp, vars)?),
-        Payload::Wasm { .. } => return later(format!("{field}.payload"), "a WebAssembly module", "use `native`"),
+        Payload::Wasm { module_sha256, entry } => {
+            let wasm = Some(component(field, module_sha256, entry)?);
+            return Ok(bus::Node { label, wasm, soma, restart, ..bus::Node::default() });
+        }
         Payload::Virtual => return later(format!("{field}.payload"), "a virtual node", "use `native`"),
         Payload::Legacy { .. } => {
             return later(format!("{field}.payload"), "imitating services of the system", "use `native`");
         }
     };
-    let (label, payload) = (substitute(&node.label, vars), Some(payload));
-    Ok(bus::Node { label, payload, soma, restart, ..bus::Node::default() })
+    Ok(bus::Node { label, payload: Some(payload), soma, restart, ..bus::Node::default() })
+}
+
+/// The reference of a component by its digest. What is called is `run`, of `wasi:cli/run`, the one entry of a command.
+fn component(field: &str, digest: &[u8; 32], entry: &str) -> Result<String, SpecError> {
+    if !(matches!(entry, "" | "run") || entry.starts_with("wasi:cli/run")) {
+        let problem = format!("{entry:?} is no entry of a command component; write \"run\", or nothing");
+        return refuse(format!("{field}.payload.entry"), problem);
+    }
+    let mut reference = "sha256:".to_owned();
+    for byte in digest {
+        // writing to a string does not fail
+        let _ = write!(reference, "{byte:02x}");
+    }
+    Ok(reference)
 }
 
 /// A program with its arguments and environment.

@@ -149,7 +149,9 @@ fn nodes_and_edges_that_cannot_be_honoured_are_refused_by_name() {
     assert_eq!(convert::pipeline(&plain, &vars).unwrap().nodes[0].command.exec, "${P}x");
     let refusals: Vec<Refusal<PipelineSpec>> = vec![
         ("nodes[0].payload", |s| s.nodes[0].payload = Payload::Virtual),
-        ("nodes[0].payload", |s| s.nodes[0].payload = Payload::Wasm { module_sha256: [0; 32], entry: "e".into() }),
+        ("nodes[0].payload.entry", |s| {
+            s.nodes[0].payload = Payload::Wasm { module_sha256: [0; 32], entry: "e".into() };
+        }),
         ("nodes[0].payload", |s| {
             s.nodes[0].payload = Payload::Legacy { exec: "e".into(), argv: vec![], fakes: Default::default() };
         }),

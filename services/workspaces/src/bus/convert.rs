@@ -34,6 +34,7 @@ pub(super) fn workspace(workspace: &Workspace, commands: usize) -> WorkspaceInfo
         sleeps: Some(workspace.sleep.times),
         wake_usec: Some(workspace.sleep.wake_usec),
         given_back: Some(workspace.sleep.given_back),
+        labels: workspace.spec.labels.clone(),
     }
 }
 

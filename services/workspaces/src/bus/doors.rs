@@ -19,6 +19,8 @@ pub(super) const ACTION_MANAGE: &str = "org.shipote.workspaces.manage";
 /// polkit: change what workspaces may reach.
 pub(super) const ACTION_EGRESS: &str = "org.shipote.workspaces.egress";
 
+/// polkit: run commands in machines; asked for a pipeline that has some.
+pub(super) const ACTION_MACHINES: &str = "org.shipote.machines.exec";
 /// polkit: reach what workspaces publish, and serve the doors of those that go out; the proxy's user has it.
 pub(super) const ACTION_CONNECT: &str = "org.shipote.workspaces.connect";
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::pipe::{PipeFlags, pipe_with};
 use shipote_audit::{Door, Event};
 use shipote_bus::service::MechanismInfo;
-use shipote_bus::spec::{ExitPolicy, NodeCommand, PipelineSpec, RestartPolicy, WorkspaceSpec};
+use shipote_bus::spec::{ExitPolicy, Foreign, NodeCommand, PipelineSpec, RestartPolicy, WorkspaceSpec};
 use shipote_bus::workspaces::{
     CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, SPEC_MAX,
     WorkspaceInfo, WorkspacesError,
@@ -19,7 +19,7 @@ use zbus::message::Header;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use super::convert;
-use super::doors::{ACTION_CONNECT, ACTION_MANAGE, ACTION_RUN, Doors, audited};
+use super::doors::{ACTION_CONNECT, ACTION_MACHINES, ACTION_MANAGE, ACTION_RUN, Doors, audited};
 use crate::actor::{Call, node_list};
 use crate::allowance::Allowance;
 use crate::audited::By;
@@ -375,6 +375,10 @@ impl Manager {
         if let Target::Existing(name) = &target {
             self.doors.may_use_workspace(&header, caller, name).await?;
         }
+        if pipeline.nodes.iter().any(|node| node.foreign.as_ref().is_some_and(|f| f.machine().is_some())) {
+            // the machines service is asked by us, so whether its caller may is for us to say
+            self.doors.authority.check(&header, ACTION_MACHINES).await.map_err(Error::from)?;
+        }
         let (completed, completion) = pipe()?;
         let id = Ulid::generate();
         let label = pipeline.label.clone();
@@ -579,7 +583,8 @@ fn target(workspace: String, spec: &str) -> Result<Target, Error> {
 
 fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Error> {
     let bad = |text: String| Err(Error::InvalidArgument(format!("run: {text}")));
-    let mut words = argv.into_iter();
+    let foreign = component(options)?;
+    let mut words = options.wasm.clone().into_iter().chain(argv);
     let Some(exec) = words.next().filter(|w| !w.is_empty()) else {
         return bad("no program is named".to_owned());
     };
@@ -597,6 +602,7 @@ fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Er
         return bad(format!("working folder {cwd:?} is not absolute"));
     }
     let mut command = crate::request::new_command(NodeCommand { exec, argv, envp }, options.label.clone())?;
+    command.foreign = foreign;
     command.cwd.clone_from(&options.cwd);
     command.terminal = options.terminal;
     command.attachable = options.attachable.unwrap_or(false);
@@ -617,6 +623,23 @@ fn new_command(argv: Vec<String>, options: &RunOptions) -> Result<NewCommand, Er
         return bad("a command with a terminal cannot be started again on it; leave out one of the two".to_owned());
     }
     Ok(command)
+}
+
+/// The component that is asked for instead of a program.
+fn component(options: &RunOptions) -> Result<Option<Foreign>, Error> {
+    let bad = |text: &str| Err(Error::InvalidArgument(format!("run: {text}")));
+    let Some(reference) = options.wasm.clone() else {
+        return match &options.dirs {
+            Some(_) => bad("folders are given to a component; name one, or leave them out"),
+            None => Ok(None),
+        };
+    };
+    if options.cwd.is_some() || options.terminal.is_some() {
+        return bad("a component has neither a working folder nor a terminal; leave them out, and give it folders");
+    }
+    let foreign = Foreign::Component { reference, dirs: options.dirs.clone().unwrap_or_default() };
+    foreign.validate("run").map_err(|e| Error::InvalidArgument(e.to_string()))?;
+    Ok(Some(foreign))
 }
 
 /// Refuses options that are not known, naming those that are.

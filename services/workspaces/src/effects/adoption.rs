@@ -55,6 +55,7 @@ impl Live {
                 logs: parts.logs,
                 protected: parts.protected,
                 folders: parts.folders,
+                foreigners: parts.foreigners,
                 cgroups: parts.cgroups,
                 meter: parts.meter,
                 inputs: parts.inputs,

@@ -25,7 +25,7 @@ use super::log::Stream;
 use super::numbers;
 use super::sleep::Bed;
 use super::wiring::{NodeDescriptors, wire};
-use super::{Attachments, Effects, Explanations, Handed, Journal, KeptFolders, LogStore, completion};
+use super::{Attachments, Effects, Explanations, Foreigners, Handed, Journal, KeptFolders, LogStore, completion};
 use crate::actor::{BoxFuture, Change, FlowSource};
 use crate::error::{Error, SpawnKind};
 use crate::figures::{Meter, Subject};
@@ -73,6 +73,7 @@ pub(crate) struct Means {
     pub(crate) runtime: PathBuf,
     pub(crate) protected: Protected,
     pub(crate) folders: KeptFolders,
+    pub(crate) foreigners: Foreigners,
     pub(crate) inputs: mpsc::UnboundedSender<Input>,
     pub(crate) changes: mpsc::UnboundedSender<Change>,
 }
@@ -86,6 +87,7 @@ pub(super) struct Made {
     pub(super) logs: LogStore,
     pub(super) protected: Protected,
     pub(super) folders: KeptFolders,
+    pub(super) foreigners: Foreigners,
     pub(super) inputs: mpsc::UnboundedSender<Input>,
 }
 
@@ -103,6 +105,8 @@ pub(crate) struct Live {
     protected: Protected,
     /// `/work` of those that leave something.
     folders: KeptFolders,
+    /// Components, and programs of machines.
+    foreigners: Foreigners,
     pub(super) cgroups: Cgroups,
     pub(super) meter: Meter,
     pub(super) logs: LogStore,
@@ -126,6 +130,7 @@ impl Live {
             journal: made.journal,
             protected: made.protected,
             folders: made.folders,
+            foreigners: made.foreigners,
             cgroups: made.cgroups,
             meter: made.meter,
             logs: made.logs,
@@ -465,7 +470,17 @@ impl Effects for Live {
         let (logs, attachments) = (self.logs.clone(), self.attachments.clone());
         let (inputs, terminals) = (self.inputs.clone(), Arc::clone(&self.terminals));
         let (cgroups, workspace, soma) = (self.cgroups.clone(), workspace.id, command.what.soma.clone());
+        let foreign = command.what.foreign.clone().map(|foreign| {
+            (self.foreigners.clone(), foreign, command.what.label.clone(), command.what.command.clone())
+        });
         tokio::spawn(async move {
+            if let Some((foreigners, foreign, label, command)) = foreign
+                && let Err(error) = foreigners.stand_in(&foreign, &label, &command, &mut spec).await
+            {
+                launches.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+                let _ = inputs.send(Input::StartFailed { command: id, error });
+                return;
+            }
             match make_leaf(&cgroups, workspace, id, soma).await {
                 Ok(cgroup) => spec.cgroup = cgroup,
                 Err(reason) => {

@@ -116,6 +116,7 @@ fn new_command(id: Ulid, label: &str) -> NewCommand {
         id,
         label: label.to_owned(),
         command: NodeCommand { exec: "true".into(), argv: vec![], envp: vec![] },
+        foreign: None,
         soma: Default::default(),
         cwd: None,
         terminal: None,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shipote_bus::spec::{DiscernPolicy, NodeCommand, RestartPolicy, Soma, ValidatedEdge, WorkspaceSpec};
+use shipote_bus::spec::{DiscernPolicy, Foreign, NodeCommand, RestartPolicy, Soma, ValidatedEdge, WorkspaceSpec};
 use shipote_confinement::Mechanism;
 use ulid::Ulid;
 
@@ -98,6 +98,9 @@ pub(crate) struct NewCommand {
     pub(crate) id: Ulid,
     pub(crate) label: String,
     pub(crate) command: NodeCommand,
+    /// What stands behind it, where it is no program of the workspace.
+    #[serde(default)]
+    pub(crate) foreign: Option<Foreign>,
     /// Limits, on top of the workspace's.
     pub(crate) soma: Soma,
     pub(crate) cwd: Option<String>,

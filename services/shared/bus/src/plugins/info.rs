@@ -11,6 +11,8 @@ pub struct AddOptions {
     pub name: Option<String>,
     /// File name without its ending, under which a policy may be found before the plugin has said its name.
     pub stem: Option<String>,
+    /// Version of a command or filter, which says none of itself; absent: 1.0.0.
+    pub version: Option<String>,
     /// Put it to work at once; absent: yes.
     pub activate: Option<bool>,
     /// The component's signature: the text of minisign's file.
@@ -25,6 +27,8 @@ pub struct PluginInfo {
     pub name: String,
     /// Its version.
     pub version: String,
+    /// What it is for: `plugin`, `command` or `filter`.
+    pub kind: String,
     /// `sha256:<hex>` of the component.
     pub digest: String,
     /// Bytes of the component.
@@ -70,6 +74,8 @@ pub struct OpenInfo {
     pub name: String,
     /// Its version.
     pub version: String,
+    /// What it is for: `plugin`, `command` or `filter`.
+    pub kind: String,
     /// `sha256:<hex>` of the component.
     pub digest: String,
     /// Bytes of the component.

@@ -4,6 +4,7 @@
 //! The types hold data and validate themselves; they start nothing.
 
 mod command;
+mod foreign;
 mod limits;
 mod pipeline;
 mod restart;
@@ -11,6 +12,7 @@ mod tighten;
 mod workspace;
 
 pub use command::{NodeCommand, Payload, substitute};
+pub use foreign::Foreign;
 pub use limits::{CgroupLimits, IoMax, QuotaAction, QuotaEnforcement, ResourceLimits, Soma};
 pub use pipeline::{
     DiscernPolicy, EDGES_MAX, Edge, NODES_MAX, Node, NodeRef, PipelineSpec, ValidatedEdge, ValidatedNode,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeCommand, Payload, RestartPolicy, Soma, SpecError, check_label};
+use super::{Foreign, NodeCommand, Payload, RestartPolicy, Soma, SpecError, check_label};
 
 /// A pipeline as a person writes it.
 ///
@@ -45,6 +45,16 @@ pub struct Node {
     pub label: String,
     /// Program and arguments; short for `payload.native`.
     pub command: Vec<String>,
+    /// A command component of the plugin registry instead of a program: `NAME@^1` or `sha256:HEX`.
+    pub wasm: Option<String>,
+    /// Arguments of the component.
+    pub args: Vec<String>,
+    /// Folders of the workspace that the component is given.
+    pub dirs: Vec<String>,
+    /// Run the program in this machine.
+    pub machine: Option<String>,
+    /// Image of the machine to run it in; absent: the agent's own root.
+    pub image: Option<String>,
     /// What the node runs, where `command` does not say it.
     pub payload: Option<Payload>,
     /// Environment beside the workspace's.
@@ -69,6 +79,12 @@ pub struct Edge {
     /// `stdin`.
     #[serde(default = "stdin")]
     pub to_input: String,
+    /// A filter component of the plugin registry that the bytes go through: `NAME@^1` or `sha256:HEX`.
+    #[serde(default)]
+    pub filter: Option<String>,
+    /// Arguments of the filter.
+    #[serde(default)]
+    pub filter_args: Vec<String>,
 }
 
 fn stdout() -> String {
@@ -141,6 +157,8 @@ pub struct ValidatedNode {
     pub label: String,
     /// What it runs.
     pub command: NodeCommand,
+    /// What stands behind it, where it is no program of the workspace; then `exec` is its name.
+    pub foreign: Option<Foreign>,
     /// Its limits, on top of the workspace's.
     pub soma: Soma,
     /// Whether, and how, it alone is started again when it fails.
@@ -188,9 +206,10 @@ impl PipelineSpec {
                 policy.validate(&format!("nodes[{i}].restart"))?;
             }
             let (soma, restart) = (node.soma.clone(), node.restart);
-            nodes.push(ValidatedNode { label, command: node.resolve(i, vars)?, soma, restart });
+            let foreign = node.foreign(i, vars)?;
+            nodes.push(ValidatedNode { label, command: node.resolve(i, vars)?, foreign, soma, restart });
         }
-        let edges = self
+        let mut edges = self
             .edges
             .iter()
             .enumerate()
@@ -208,6 +227,10 @@ impl PipelineSpec {
         if let Some(policy) = &self.restart {
             policy.validate("restart")?;
         }
+        for (i, edge) in self.edges.iter().enumerate() {
+            edge.place_filter(i, &mut nodes, &mut edges, vars)?;
+        }
+        check_count("nodes", nodes.len(), NODES_MAX)?;
         let (discern, restart) = (self.discern.clone(), self.restart);
         Ok(ValidatedPipeline { label, nodes, edges, discern, restart })
     }
@@ -218,8 +241,50 @@ fn check_count(field: &str, is: usize, max: usize) -> Result<(), SpecError> {
 }
 
 impl Node {
+    /// What stands behind it, where that is no program of the workspace.
+    fn foreign(&self, i: usize, vars: &BTreeMap<String, String>) -> Result<Option<Foreign>, SpecError> {
+        let misplaced = |name: &str, beside: &str| {
+            Err(SpecError::new(
+                format!("nodes[{i}].{name}"),
+                format!("stands without `{beside}`; add that, or drop this"),
+            ))
+        };
+        let mut foreign = match (&self.wasm, &self.machine) {
+            (Some(_), Some(_)) => {
+                let problem = "stands beside `wasm`; a component runs in the workspace: keep one of them";
+                return Err(SpecError::new(format!("nodes[{i}].machine"), problem));
+            }
+            (Some(_), None) if self.payload.is_some() || !self.command.is_empty() => {
+                let problem = "stands beside `command` or `payload`; give the component its arguments in `args`";
+                return Err(SpecError::new(format!("nodes[{i}].wasm"), problem));
+            }
+            (Some(reference), None) => Foreign::Component { reference: reference.clone(), dirs: self.dirs.clone() },
+            (None, Some(name)) => Foreign::Machine { name: name.clone(), image: self.image.clone() },
+            (None, None) if self.image.is_some() => return misplaced("image", "machine"),
+            (None, None) => {
+                return match (self.args.is_empty(), self.dirs.is_empty()) {
+                    (true, true) => Ok(None),
+                    (false, _) => misplaced("args", "wasm"),
+                    (true, false) => misplaced("dirs", "wasm"),
+                };
+            }
+        };
+        foreign.substitute(vars);
+        foreign.validate(&format!("nodes[{i}]"))?;
+        Ok(Some(foreign))
+    }
+
     fn resolve(&self, i: usize, vars: &BTreeMap<String, String>) -> Result<NodeCommand, SpecError> {
         let field = |name: &str| format!("nodes[{i}].{name}");
+        if let Some(reference) = &self.wasm {
+            let exec = reference.clone();
+            let (argv, envp) = (self.args.clone(), self.env.iter().map(|(k, v)| (k.clone(), v.clone())).collect());
+            let mut payload = Payload::Native(NodeCommand { exec, argv, envp });
+            payload.substitute(vars);
+            payload.validate(&field("wasm"))?;
+            let Payload::Native(command) = payload;
+            return Ok(command);
+        }
         let mut payload = match (&self.payload, self.command.split_first()) {
             (Some(payload), None) => payload.clone(),
             (None, Some((exec, argv))) => {
@@ -245,6 +310,47 @@ impl Node {
 }
 
 impl Edge {
+    /// Puts the filter between producer and consumer, as a node of its own: the edge leads into it, a new one out of it.
+    fn place_filter(
+        &self,
+        i: usize,
+        nodes: &mut Vec<ValidatedNode>,
+        edges: &mut Vec<ValidatedEdge>,
+        vars: &BTreeMap<String, String>,
+    ) -> Result<(), SpecError> {
+        let Some(reference) = &self.filter else {
+            return if self.filter_args.is_empty() {
+                Ok(())
+            } else {
+                Err(SpecError::new(
+                    format!("edges[{i}].filter_args"),
+                    "stands without `filter`; add that, or drop this",
+                ))
+            };
+        };
+        let reference = super::command::substitute(reference, vars);
+        let argv = self.filter_args.iter().map(|arg| super::command::substitute(arg, vars)).collect();
+        let foreign = Foreign::Filter { reference: reference.clone() };
+        foreign.validate(&format!("edges[{i}]"))?;
+        // The label of a node is unique; that of a filter says what it filters.
+        let mut label = format!("filter of {}", nodes[edges[i].to].label);
+        if nodes.iter().any(|node| node.label == label) || check_label("label", &label).is_err() {
+            label = format!("filter of edge {i}");
+        }
+        let filter = nodes.len();
+        nodes.push(ValidatedNode {
+            label,
+            command: NodeCommand { exec: reference, argv, envp: Vec::new() },
+            foreign: Some(foreign),
+            soma: Soma::default(),
+            restart: None,
+        });
+        let (to, to_input) = (edges[i].to, std::mem::take(&mut edges[i].to_input));
+        (edges[i].to, edges[i].to_input) = (filter, stdin());
+        edges.push(ValidatedEdge { from: filter, from_output: stdout(), to, to_input });
+        Ok(())
+    }
+
     fn resolve(
         &self,
         i: usize,
@@ -351,6 +457,29 @@ mod tests {
     }
 
     #[test]
+    fn a_component_and_a_program_of_a_machine_are_nodes_too() {
+        let text = "label='p'\n[[nodes]]\nlabel='a'\nwasm='wc@^1'\nargs=['${FILE}']\ndirs=['/work']\n\
+            [[nodes]]\nlabel='b'\nmachine='db'\ncommand=['cat']\n";
+        let got = check(text).unwrap();
+        let dirs = vec!["/work".to_owned()];
+        assert_eq!(got.nodes[0].foreign, Some(Foreign::Component { reference: "wc@^1".to_owned(), dirs }));
+        assert_eq!(
+            (got.nodes[0].command.exec.as_str(), &got.nodes[0].command.argv[..]),
+            ("wc@^1", &["/etc/hosts".to_owned()][..])
+        );
+        assert_eq!(got.nodes[1].foreign.as_ref().and_then(Foreign::machine), Some("db"));
+    }
+
+    #[test]
+    fn a_filter_is_a_node_between_the_two_ends_of_its_edge() {
+        let got = check(&format!("{TWO}[[edges]]\nfrom='a'\nto='b'\nfilter='redact'\nfilter_args=['x']\n")).unwrap();
+        assert_eq!(got.nodes[2].label, "filter of b");
+        assert_eq!(got.nodes[2].foreign, Some(Foreign::Filter { reference: "redact".to_owned() }));
+        let ends: Vec<_> = got.edges.iter().map(|edge| (edge.from, edge.to)).collect();
+        assert_eq!(ends, [(0, 2), (2, 1)]);
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let edge = |e: &str| format!("{TWO}[[edges]]\n{e}\n");
         let table = [
@@ -364,6 +493,12 @@ mod tests {
             (edge("from='a'\nto='a'"), "form a cycle: a -> a"),
             (edge("from='a'\nto='b'\n[[edges]]\nfrom='b'\nto='a'"), "form a cycle: a -> b -> a"),
             (edge("from='a'\nto='b'\n[[edges]]\nfrom=0\nto=1"), "edges[1]: stands there twice"),
+            (edge("from='a'\nto='b'\nfilter_args=['x']"), "edges[0].filter_args: stands without `filter`"),
+            (edge("from='a'\nto='b'\nfilter=''"), "edges[0].filter: is empty"),
+            (format!("{TWO}[[nodes]]\nlabel='c'\nwasm='x'\ncommand=['y']"), "nodes[2].wasm: stands beside"),
+            (format!("{TWO}[[nodes]]\nlabel='c'\nwasm='x'\nmachine='y'"), "nodes[2].machine: stands beside"),
+            (format!("{TWO}[[nodes]]\nlabel='c'\ncommand=['x']\nimage='y'"), "nodes[2].image: stands without"),
+            (format!("{TWO}[[nodes]]\nlabel='c'\ncommand=['x']\ndirs=['/y']"), "nodes[2].dirs: stands without"),
             (edge("from=true\nto='b'"), "a node's label, or its position"),
             (format!("label='p'\n{}", "[[nodes]]\nlabel='a'\ncommand=['x']\n".repeat(65)), "nodes: is 65; at most 64"),
         ];

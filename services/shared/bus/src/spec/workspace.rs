@@ -53,7 +53,13 @@ pub struct WorkspaceSpec {
     pub egress_ask: bool,
     /// Environment of every command, beside `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
     pub env: BTreeMap<String, String>,
+    /// What whoever made it wants to remember of it; shown in lists, and nothing else comes of it.
+    pub labels: BTreeMap<String, String>,
 }
+
+/// Most labels of a workspace, and most bytes of a label's name and of its value.
+const LABELS_MAX: usize = 16;
+const LABEL_BYTES_MAX: usize = 256;
 
 /// What the commands of a workspace may reach.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -204,6 +210,16 @@ impl WorkspaceSpec {
         }
         for key in self.env.keys() {
             check_env_key("env", key)?;
+        }
+        if self.labels.len() > LABELS_MAX {
+            let problem = format!("are {}; {LABELS_MAX} are allowed", self.labels.len());
+            return Err(SpecError::new("labels", problem));
+        }
+        let long = |text: &String| text.len() > LABEL_BYTES_MAX;
+        if let Some((key, _)) = self.labels.iter().find(|(key, value)| key.is_empty() || long(key) || long(value)) {
+            let shown: String = key.chars().take(32).collect();
+            let problem = format!("{shown:?} is empty or longer than {LABEL_BYTES_MAX} bytes, or its value is");
+            return Err(SpecError::new("labels", problem));
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Dictionaries of `org.shipote.Workspaces1`. Every one may gain keys.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use zbus::{DeserializeDict, SerializeDict, Type};
 
@@ -29,6 +31,8 @@ pub struct WorkspaceInfo {
     pub wake_usec: Option<u64>,
     /// Bytes of memory that it gave back when it fell asleep last.
     pub given_back: Option<u64>,
+    /// Labels of its spec.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A workspace that goes out through the proxy.
@@ -183,6 +187,11 @@ pub struct RunOptions {
     pub restart: Option<String>,
     /// Keep its standard input open, or its terminal, for `OpenInput`; no descriptors are handed over then.
     pub attachable: Option<bool>,
+    /// A command component of the plugin registry instead of a program: `NAME`, `NAME@^1` or `sha256:HEX`; the words
+    /// of `argv` are its arguments.
+    pub wasm: Option<String>,
+    /// Folders of the workspace that the component is given, by absolute path; absent: none.
+    pub dirs: Option<Vec<String>>,
 }
 
 /// One thing that a command was refused.

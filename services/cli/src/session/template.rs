@@ -1,0 +1,218 @@
+//! What sessions are made from.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use shipote_bus::paths::CONFIG_DIR;
+use toml::{Table, Value};
+
+use super::{LABEL, snapshot};
+use crate::spec::read_spec;
+use crate::up::config_folder;
+
+/// What the command line changes of a template.
+#[derive(Debug, Default, clap::Args)]
+pub(super) struct Changes {
+    /// End it after this time: 90s, 30m, 12h, 7d
+    #[arg(long, value_name = "TIME", value_parser = milliseconds)]
+    ttl: Option<u64>,
+    /// Let the proxy reach this port of it as `workspace:NAME:PORT`
+    #[arg(long, value_name = "PORT")]
+    publish: Vec<u16>,
+    /// Let it out to this host (`example.com`, `*.example.org:8443`), through the proxy
+    #[arg(long, value_name = "HOST")]
+    egress: Vec<String>,
+    /// Environment of every command
+    #[arg(short, long, value_name = "K=V", value_parser = crate::spec::key_value)]
+    env: Vec<(String, String)>,
+}
+
+/// A workspace's spec, and the files that its `/work` begins with.
+#[derive(Debug)]
+pub(super) struct Template {
+    spec: Table,
+    source: String,
+    files: Option<File>,
+}
+
+impl Template {
+    /// Nothing but defaults.
+    pub(super) fn empty() -> Self {
+        Self { spec: Table::new(), source: "defaults".to_owned(), files: None }
+    }
+
+    /// One of the configuration folders.
+    pub(super) fn named(name: &str) -> anyhow::Result<Self> {
+        if name.is_empty() || name.starts_with('.') || name.contains('/') {
+            bail!("template {name:?} is no name; give a file with -f");
+        }
+        let folders = [config_folder(), PathBuf::from(CONFIG_DIR)].map(|folder| folder.join("sessions"));
+        let files = folders.iter().flat_map(|folder| ["toml", "tar"].map(|end| folder.join(format!("{name}.{end}"))));
+        let Some(file) = files.into_iter().find(|file| file.is_file()) else {
+            let there = known(&folders);
+            let [own, system] = folders.map(|folder| folder.display().to_string());
+            bail!("template {name:?} is neither in {own} nor in {system}; there {there}");
+        };
+        Ok(Self { source: name.to_owned(), ..Self::read(&file)? })
+    }
+
+    /// A file: a snapshot if it is a tar archive, else a spec.
+    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let source = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let (text, files) = if is_archive(path)? {
+            let (text, files) = snapshot::open(path)?;
+            (text, Some(files))
+        } else {
+            (read_spec(path)?, None)
+        };
+        let spec = toml::from_str(&text).with_context(|| format!("read template {shown}"))?;
+        Ok(Self { spec, source, files })
+    }
+
+    /// Where it is from.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// What it was called as a session.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.spec.get("label").and_then(Value::as_str)
+    }
+
+    /// The archive of its files, at its beginning.
+    pub(super) fn files(&mut self) -> Option<File> {
+        self.files.take()
+    }
+
+    /// Takes over what the command line says.
+    pub(super) fn change(&mut self, changes: &Changes) -> anyhow::Result<()> {
+        if let Some(ttl) = changes.ttl {
+            self.spec.insert("ttl".to_owned(), Value::Integer(i64::try_from(ttl)?));
+        }
+        self.extend("publish", changes.publish.iter().map(|port| Value::Integer((*port).into())))?;
+        self.extend("egress", changes.egress.iter().map(|host| Value::String(host.clone())))?;
+        let network = if !changes.egress.is_empty() {
+            "outbound"
+        } else if !changes.publish.is_empty() && self.network().is_none_or(|network| network == "none") {
+            "loopback"
+        } else {
+            ""
+        };
+        if !network.is_empty() {
+            table(&mut self.spec, "permissions")?.insert("networking".to_owned(), Value::String(network.to_owned()));
+        }
+        for (key, value) in &changes.env {
+            table(&mut self.spec, "env")?.insert(key.clone(), Value::String(value.clone()));
+        }
+        Ok(())
+    }
+
+    /// The spec of the session, as the service reads it.
+    pub(super) fn spec(&mut self) -> anyhow::Result<String> {
+        let source = Value::String(self.source.clone());
+        table(&mut self.spec, "labels")?.insert(LABEL.to_owned(), source);
+        Ok(toml::to_string(&self.spec)?)
+    }
+
+    fn network(&self) -> Option<&str> {
+        self.spec.get("permissions")?.get("networking")?.as_str()
+    }
+
+    fn extend(&mut self, key: &str, values: impl Iterator<Item = Value>) -> anyhow::Result<()> {
+        let mut values = values.peekable();
+        if values.peek().is_none() {
+            return Ok(());
+        }
+        let list = self.spec.entry(key).or_insert_with(|| Value::Array(Vec::new()));
+        let Some(list) = list.as_array_mut() else { bail!("template {}: {key} is no list", self.source) };
+        list.extend(values);
+        Ok(())
+    }
+}
+
+fn table<'a>(spec: &'a mut Table, key: &str) -> anyhow::Result<&'a mut Table> {
+    let value = spec.entry(key).or_insert_with(|| Value::Table(Table::new()));
+    value.as_table_mut().with_context(|| format!("template: {key} is no table"))
+}
+
+/// The templates that there are, for those who named another.
+fn known(folders: &[PathBuf]) -> String {
+    let mut names: Vec<String> = folders
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            path.extension().filter(|end| *end == "toml" || *end == "tar")?;
+            Some(path.file_stem()?.to_string_lossy().into_owned())
+        })
+        .collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() { "are none".to_owned() } else { format!("are {}", names.join(", ")) }
+}
+
+/// Whether a file is a tar archive, by the mark that they all have.
+fn is_archive(path: &Path) -> anyhow::Result<bool> {
+    if path == Path::new("-") {
+        return Ok(false);
+    }
+    let file = File::open(path).with_context(|| format!("read template {}", path.display()))?;
+    let mut head = Vec::new();
+    file.take(512).read_to_end(&mut head).with_context(|| format!("read template {}", path.display()))?;
+    Ok(head.get(257..262) == Some(b"ustar"))
+}
+
+/// A time as people write it, in milliseconds.
+fn milliseconds(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = match unit {
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err("write a number and s, m, h or d, as 30m".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a number and s, m, h or d, as 30m".to_owned())?;
+    number.checked_mul(factor).filter(|time| *time > 0).ok_or_else(|| "it is no time, or one without an end".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        for (text, want) in [("90s", Ok(90_000)), ("2h", Ok(7_200_000)), ("1d", Ok(86_400_000))] {
+            assert_eq!(milliseconds(text), want);
+        }
+        for bad in ["", "5", "h", "-1s", "1.5h", "0s", "99999999999999999999d", "1w"] {
+            assert!(milliseconds(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_template_and_adds_to_its_lists() {
+        let mut template = Template::empty();
+        template.spec = toml::from_str("ttl = 1\npublish = [80]\n[env]\nA = '1'\nB = '2'\n").unwrap();
+        let changes = Changes {
+            ttl: Some(2),
+            publish: vec![8080],
+            egress: Vec::new(),
+            env: vec![("A".to_owned(), "3".to_owned())],
+        };
+        template.change(&changes).unwrap();
+        let spec: Table = toml::from_str(&template.spec().unwrap()).unwrap();
+        let want: Table = toml::from_str(
+            "ttl = 2\npublish = [80, 8080]\n[env]\nA = '3'\nB = '2'\n[permissions]\nnetworking = 'loopback'\n\
+             [labels]\nsession = 'defaults'\n",
+        )
+        .unwrap();
+        assert_eq!(spec, want);
+        template.spec = toml::from_str("publish = 80").unwrap();
+        assert!(template.change(&changes).unwrap_err().to_string().contains("publish is no list"));
+    }
+}
