@@ -2,12 +2,13 @@
 //!
 //! ```text
 //!   stdin ──▶ Stdin frames ──▶ agent      end of file: an empty one
-//!   stdout, stderr ◀── frames ◀── agent   a reader that has gone ends us, and with the connection the command
+//!   stdout, stderr ◀── frames ◀── agent   a reader that has gone ends the connection, with it the command, then us
 //! ```
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use shipote_agent_protocol::{AgentRequest, AgentResponse, codes, read_message, write_message};
@@ -23,10 +24,15 @@ use crate::given::Given;
 const CHUNK: usize = 64 * 1024;
 const STATUS_NOT_EXECUTABLE: u8 = 126;
 const STATUS_NOT_FOUND: u8 = 127;
+/// How long the agent may take to end a command whose output nobody reads any more.
+const PARTING: Duration = Duration::from_secs(2);
 
 /// Runs it to its end; gives its exit status.
 pub(crate) fn run(job: &Job, given: Given) -> anyhow::Result<u8> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("start a runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+    // A reader that has gone is heard of by the write that fails: there is the command to be ended first.
+    // SAFETY: no handler of ours is involved.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let status = runtime.block_on(session(job, given.into_fd()))?;
     // A thread may still wait for input that nobody reads any more.
     std::process::exit(status.into())
@@ -48,9 +54,31 @@ async fn session(job: &Job, connection: OwnedFd) -> anyhow::Result<u8> {
         _ => bail!("{}: its agent went away", at()),
     }
     let feeding = tokio::spawn(feed(writer));
-    let outcome = show(&mut reader).await.with_context(at);
+    let outcome = show(&mut reader).await;
     feeding.abort();
-    outcome
+    let _ = feeding.await;
+    if outcome.as_ref().is_err_and(reader_has_gone) {
+        part(&mut reader).await;
+    }
+    outcome.with_context(at)
+}
+
+fn reader_has_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Ends the connection whose writing end is closed already, and dies as programs do whose output nobody reads.
+///
+/// What still comes is read: vhost-device-vsock hears of no end on a socket that is closed with bytes unread in it, and
+/// the command would go on in the machine.
+async fn part(reader: &mut OwnedReadHalf) {
+    let rest = async { while let Ok(Some(_)) = read_message::<AgentResponse, _>(reader).await {} };
+    let _ = tokio::time::timeout(PARTING, rest).await;
+    // SAFETY: no handler of ours is involved, and this process has nothing more to do.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::raise(libc::SIGPIPE);
+    }
 }
 
 fn request(job: &Job) -> AgentRequest {

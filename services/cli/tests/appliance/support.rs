@@ -139,12 +139,17 @@ impl Appliance {
         output
     }
 
-    /// Process id of a service.
+    /// Process id of a service; one that is just being started anew is waited for.
     pub(crate) fn service(&self, name: &str) -> Pid {
-        let status = self.json(&["status", "--json"]);
-        let all = status["services"].as_array().unwrap();
-        let found = all.iter().find(|s| s["name"] == name).unwrap_or_else(|| panic!("{name} in {status}"));
-        Pid::from_raw(i32::try_from(found["pid"].as_i64().unwrap()).unwrap()).unwrap()
+        let mut pid = None;
+        eventually("the service has a process", || {
+            let status = self.json(&["status", "--json"]);
+            let all = status["services"].as_array().unwrap();
+            let found = all.iter().find(|s| s["name"] == name).unwrap_or_else(|| panic!("{name} in {status}"));
+            pid = found["pid"].as_i64();
+            pid.is_some()
+        });
+        Pid::from_raw(i32::try_from(pid.unwrap()).unwrap()).unwrap()
     }
 
     /// Ends it in order.

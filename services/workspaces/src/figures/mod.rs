@@ -133,7 +133,8 @@ impl Meter {
     /// The mean share of one processor that a workspace has used since a time and until now, percent; none: nobody
     /// knows. Blocks.
     pub(crate) fn share(&self, id: Ulid, since: Usec) -> Option<f32> {
-        let now = self.look(&BTreeMap::new(), Some(id)).pop().and_then(|standing| standing.sample.cpu_percent);
+        let now =
+            self.look(&BTreeMap::new(), |other| *other == id).pop().and_then(|standing| standing.sample.cpu_percent);
         let before = self.history(id, 0).into_iter().filter(|s| s.at >= since).filter_map(|s| s.cpu_percent);
         let all: Vec<f32> = before.chain(now).collect();
         (!all.is_empty()).then(|| all.iter().sum::<f32>() / all.len() as f32)
