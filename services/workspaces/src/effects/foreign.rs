@@ -41,8 +41,7 @@ pub(crate) struct Runner {
 impl Runner {
     /// Opens the binary beside the service's own.
     pub(crate) fn find() -> Self {
-        let path =
-            std::env::current_exe().map(|own| own.with_file_name(BINARY)).unwrap_or_else(|_| PathBuf::from(BINARY));
+        let path = std::env::current_exe().map_or_else(|_| PathBuf::from(BINARY), |own| own.with_file_name(BINARY));
         Self { found: File::open(&path).map_err(|error| format!("open {}: {error}", path.display())) }
     }
 

@@ -80,6 +80,8 @@ mod tests {
                 timeout: None,
                 restart: None,
                 attachable: false,
+                foreground: false,
+                foreign: None,
             };
             let commands = std::iter::repeat_with(command).take(count).collect();
             let target = Target::Existing("w0".to_owned());
