@@ -58,10 +58,23 @@ impl Appliance {
 
     /// The same with these services only; none named: all.
     pub(crate) fn start_services(binaries: PathBuf, own_folder: bool, services: &[&str]) -> anyhow::Result<Self> {
+        Self::start_configured(binaries, own_folder, services, None)
+    }
+
+    /// The same with the configuration in `shipote` beneath a folder instead of the user's own.
+    pub(crate) fn start_configured(
+        binaries: PathBuf,
+        own_folder: bool,
+        services: &[&str],
+        configuration: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let folder =
             if own_folder { Some(tempfile::tempdir().context("make a folder for the appliance")?) } else { None };
         let mut command = Command::new(binaries.join("shipote"));
         command.arg("up").env("SHIPOTE_POLICY_DIR", repository()?.join("policies")).stdout(Stdio::piped());
+        if let Some(configuration) = configuration {
+            command.env("XDG_CONFIG_HOME", configuration);
+        }
         if !services.is_empty() {
             command.arg("--services").arg(services.join(","));
         }
@@ -107,6 +120,16 @@ impl Appliance {
     /// Process of `shipote up`, whose descendants are the bus, the services and what they run.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Process of one of its services.
+    pub(crate) fn service(&self, name: &str) -> anyhow::Result<u32> {
+        let output = self.shipote(&["status", "--json"]).output().context("run shipote status")?;
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).context("read shipote status")?;
+        let services = status["services"].as_array().context("shipote status names no services")?;
+        let found = services.iter().find(|s| s["name"] == name);
+        let pid = found.and_then(|s| s["pid"].as_u64());
+        Ok(u32::try_from(pid.with_context(|| format!("shipote status names no process of {name}"))?)?)
     }
 
     /// D-Bus address.

@@ -96,6 +96,15 @@ pub(crate) fn settled(root: u32, processes: usize) -> anyhow::Result<Tree> {
     }
 }
 
+/// A process' share of memory in bytes, proc_pid_smaps(5): what it shares with its copies is counted by parts.
+pub(crate) fn resident(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let Some(line) = text.lines().find_map(|l| l.strip_prefix("Pss:")) else { bail!("{path} has no Pss") };
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("read {path}"))?;
+    Ok(kib * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

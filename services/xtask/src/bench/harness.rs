@@ -33,6 +33,11 @@ impl Series {
         Ok(())
     }
 
+    /// The same CPU time with other times in the place of those that were measured, such as the slowest of each round.
+    pub(crate) fn with_walls(&self, walls: Vec<Duration>) -> Self {
+        Series { walls, cpus: self.cpus.clone() }
+    }
+
     /// Median wall time of a unit.
     pub(crate) fn wall(&self) -> Duration {
         median(&self.walls)
@@ -201,6 +206,22 @@ impl Claim {
                 theirs: if self.figure == Figure::Cpu { theirs.cpu() } else { theirs.wall() },
             },
         })
+    }
+}
+
+/// A figure held against a budget instead of a rival: `ratio` is the part of the budget that is used.
+pub(crate) fn budget(id: &'static str, what: &'static str, budget: &'static str, ratio: f64, samples: usize) -> Row {
+    Row {
+        id,
+        what,
+        against: budget,
+        ratio,
+        better: Better::Lower,
+        target: 1.0,
+        met: Better::Lower.met(ratio, 1.0),
+        samples,
+        cpu_ratio: ratio,
+        detail: Detail::default(),
     }
 }
 

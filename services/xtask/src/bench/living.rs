@@ -1,12 +1,12 @@
 //! `living`: the service while a thousand commands live, and the memory it takes.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tokio::runtime::Builder;
 
-use super::harness::{Better, Block, Detail, Row, interleave};
+use super::accounting::resident;
+use super::harness::{Better, Block, Detail, Row, budget, interleave};
 use super::run::Client;
 use super::{Outcome, Setting};
 use crate::appliance::{self, Appliance};
@@ -34,7 +34,7 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     let runtime = Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let clients =
         [runtime.block_on(Client::connect(&busy.address()))?, runtime.block_on(Client::connect(&idle.address()))?];
-    let service = service_of(&busy)?;
+    let service = busy.service("workspaces")?;
     let before = resident(service)?;
     let begun = Instant::now();
     for number in 0..LIVING {
@@ -80,8 +80,14 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     let each = after.saturating_sub(before) as f64 / f64::from(LIVING);
     let rows = vec![
         late,
-        memory("memory-idle", "resident memory of the idle service", "12 MiB", before as f64 / IDLE),
-        memory("memory-command", "resident memory that each living command adds to the service", "64 KiB", each / EACH),
+        budget("memory-idle", "resident memory of the idle service", "12 MiB", before as f64 / IDLE, 1),
+        budget(
+            "memory-command",
+            "resident memory that each living command adds to the service",
+            "64 KiB",
+            each / EACH,
+            1,
+        ),
     ];
     let notes = vec![
         format!(
@@ -99,38 +105,4 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
 fn pace(begun: Instant, count: u32) {
     let due = begun + Duration::from_secs(1) * count / RATE;
     std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
-}
-
-fn memory(id: &'static str, what: &'static str, against: &'static str, ratio: f64) -> Row {
-    Row {
-        id,
-        what,
-        against,
-        ratio,
-        better: Better::Lower,
-        target: 1.0,
-        met: Better::Lower.met(ratio, 1.0),
-        samples: 1,
-        cpu_ratio: ratio,
-        detail: Detail::default(),
-    }
-}
-
-/// Process of the workspaces service.
-fn service_of(appliance: &Appliance) -> anyhow::Result<u32> {
-    let output = appliance.shipote(&["status", "--json"]).output().context("run shipote status")?;
-    let status: serde_json::Value = serde_json::from_slice(&output.stdout).context("read shipote status")?;
-    let services = status["services"].as_array().context("shipote status names no services")?;
-    let found =
-        services.iter().find(|s| s["name"] == "workspaces").context("shipote status does not name workspaces")?;
-    Ok(u32::try_from(found["pid"].as_u64().context("workspaces has no process")?)?)
-}
-
-/// Its share of memory, proc_pid_smaps(5): what it shares with its copies is counted by parts.
-fn resident(pid: u32) -> anyhow::Result<u64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
-    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let Some(line) = text.lines().find_map(|l| l.strip_prefix("Pss:")) else { bail!("{path} has no Pss") };
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("read {path}"))?;
-    Ok(kib * 1024)
 }

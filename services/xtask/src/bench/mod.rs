@@ -21,6 +21,7 @@ mod flow;
 mod grown;
 mod harness;
 mod living;
+mod proxy;
 mod report;
 mod run;
 mod sandbox;
@@ -91,6 +92,7 @@ const ENTRIES: &[Entry] = &[
         measure: living::measure,
     },
     Entry { name: "flow", about: "a tapped edge of a pipeline, against a plain pipe", measure: flow::measure },
+    Entry { name: "proxy", about: "the proxy, against nginx, haproxy and vaned", measure: proxy::measure },
 ];
 
 /// Runs `cargo xtask bench`.
