@@ -238,7 +238,9 @@ mod tests {
 
     #[test]
     fn keys_detach_only_as_a_whole_and_the_rest_goes_through() {
-        let table: &[(&str, &[&[u8]], &[u8], bool)] = &[
+        /// Keys, what is typed piece by piece, what goes through, and whether it detaches.
+        type Row<'a> = (&'a str, &'a [&'a [u8]], &'a [u8], bool);
+        let table: &[Row<'_>] = &[
             ("ctrl-p,ctrl-q", &[b"ab\x10\x11cd"], b"ab", true),
             ("ctrl-p,ctrl-q", &[b"a\x10", b"\x11"], b"a", true),
             ("ctrl-p,ctrl-q", &[b"a\x10b\x11", b"c"], b"a\x10b\x11c", false),

@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: the appliance does its main job on real data, and shows it from every side.
 
+mod web;
+
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -41,7 +43,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let binaries = appliance::build()?;
     let bootable = machine_image()?;
     say("The appliance: a private bus and four services, as you, in one foreground process");
-    let appliance = Appliance::start(binaries, true)?;
+    let config = tempfile::tempdir().context("make a folder for the configuration")?;
+    let site = web::Site::configure(config.path())?;
+    let appliance = Appliance::start_configured(binaries, true, &[], Some(config.path()))?;
     show(&appliance, &["status"])?;
 
     say("What this machine lets Shipote enforce around every command");
@@ -63,8 +67,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bail!("the command ended with {status}; it could read /etc/shadow, or it did not run at all");
     }
 
+    site.tell(&appliance, &demo)?;
+    session(&appliance)?;
+
     if bootable {
-        machine(&appliance)?;
+        machine(&appliance, &input)?;
     }
 
     say("Every change is on record");
@@ -126,7 +133,7 @@ fn machine_image() -> anyhow::Result<bool> {
 }
 
 /// A microVM: a command in it, a file into it and out again.
-fn machine(appliance: &Appliance) -> anyhow::Result<()> {
+fn machine(appliance: &Appliance, input: &Path) -> anyhow::Result<()> {
     say("A microVM boots; its agent runs a command and takes a file");
     let registry = registry::start()?;
     let mut create = vec!["machine", "create", "demo", "--memory", "128", "--disk", "128"];
@@ -148,6 +155,7 @@ fn machine(appliance: &Appliance) -> anyhow::Result<()> {
         Some(registry) => pull(appliance, registry)?,
         None => println!("(no {} here: the demo goes on without pulling an image)", registry::PROGRAM),
     }
+    mixed(appliance, input)?;
     show(appliance, &["machine", "stop", "demo"])?;
     show(appliance, &["machine", "rm", "demo"])?;
 
@@ -157,6 +165,34 @@ fn machine(appliance: &Appliance) -> anyhow::Result<()> {
     let folder = root.path().display().to_string();
     let look = "echo I am $(id -u) of $(hostname) in a root with: $(ls /)";
     show(appliance, &["machine", "run", "--memory", "128", "--rootfs", &folder, "--", "/bin/sh", "-c", look])
+}
+
+/// A pipeline whose nodes are a program, a command in the machine and a component, with a filter on an edge.
+fn mixed(appliance: &Appliance, input: &Path) -> anyhow::Result<()> {
+    say("One pipeline: a program, a command in the machine, a WASI component, and a filter on the edge between them");
+    let root = repository()?;
+    for component in ["upper.wat", "redact.wat"] {
+        show(appliance, &["plugin", "add", &root.join("wit/examples").join(component).display().to_string()])?;
+    }
+    let file = root.join("services/xtask/demo/mixed.toml").display().to_string();
+    println!("$ shipote pipeline run --tap mixed.toml < {}", input.display());
+    let stdin = File::open(input).with_context(|| format!("open {}", input.display()))?;
+    check(appliance.shipote(&["pipeline", "run", "--tap", &file]).stdin(stdin).status(), "the mixed pipeline")
+}
+
+/// A session: files in, a command, a snapshot, and another that goes on from it.
+fn session(appliance: &Appliance) -> anyhow::Result<()> {
+    say("A session: a file in, a command, a snapshot, and another session that goes on from it");
+    let folder = tempfile::tempdir().context("make a folder for a snapshot")?;
+    let snapshot = folder.path().join("box.tar").display().to_string();
+    show(appliance, &["session", "create", "box", "--ttl", "10m"])?;
+    show(appliance, &["session", "cp", "/etc/os-release", "box:/work/os-release"])?;
+    show(appliance, &["session", "exec", "box", "--", "sh", "-c", "sha256sum os-release > sum; cat sum"])?;
+    show(appliance, &["session", "snapshot", "box", &snapshot])?;
+    show(appliance, &["session", "rm", "box"])?;
+    show(appliance, &["session", "create", "later", "-f", &snapshot])?;
+    show(appliance, &["session", "exec", "later", "--", "sha256sum", "-c", "sum"])?;
+    show(appliance, &["session", "rm", "later"])
 }
 
 /// An image from a registry, pulled by the machine itself, and a command in it.
