@@ -57,7 +57,7 @@ with subtest("a workspace reaches what is on its list"):
 with subtest("and nothing else: the refusal says what to allow, around the proxy there is nothing"):
     said = curl("http://127.0.0.1:9001/")
     assert "shipote egress allow workspace:web 127.0.0.1:9001" in said, said
-    assert "metadata" in curl("http://169.254.169.254/")
+    assert "169.254.169.254 is not on the list" in curl("http://169.254.169.254/")
     for words in ["--noproxy '*' http://127.0.0.1:9000/", "--noproxy '*' http://192.0.2.1/"]:
         said = curl(words)
         assert "outside" not in said and "curl: (7)" in said, said
