@@ -1,7 +1,7 @@
 //! Nodes that are no program of their workspace: command components, filters on edges, commands in a machine.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use serde_json::Value;
 use shipote_workspace_protocol::spec::{CommandRef, Flows, Payload, PipelineSpec, Supervision, WorkspaceSpec};
@@ -254,10 +254,15 @@ fn the_socket_runs_a_component_by_its_digest() {
     assert_eq!(status, Some(1));
 }
 
-/// The folder of the machines' image, from the project's cache.
+/// The folder of the machines' image, from the project's cache or built now.
 fn image() -> PathBuf {
-    let current = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/machine/current");
-    current.canonicalize().unwrap_or_else(|error| panic!("{}: {error}; run `cargo xtask image`", current.display()))
+    let output = Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--package", "xtask", "--", "image"])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "cargo xtask image: {}", text(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
 const IN_A_MACHINE: &str = r#"
