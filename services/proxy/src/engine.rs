@@ -100,6 +100,9 @@ pub struct Engine {
     inherited: BTreeMap<SocketAddr, TcpListener>,
     inherited_udp: BTreeMap<SocketAddr, UdpSocket>,
     listening: Mutex<Vec<ListenSpec>>,
+    /// The plan before the one that holds. Kept so that no worker is the last to let go of it: taking a large one to
+    /// pieces takes milliseconds, which its requests would wait for.
+    retired: Mutex<Option<Arc<Plan>>>,
     health: Health,
     runtime: OnceLock<Runtime>,
     tell: mpsc::UnboundedSender<CanaryFailed>,
@@ -172,6 +175,7 @@ impl Engine {
             workers,
             inherited: by_address,
             inherited_udp,
+            retired: Mutex::default(),
             health: Health::start()?,
             listening: Mutex::default(),
             runtime: OnceLock::new(),
@@ -222,6 +226,7 @@ impl Engine {
         let plan = Arc::new(plan);
         self.health.watch(&plan);
         self.shared.swap(plan);
+        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
         for (worker, command) in new {
             tell(worker, command);
         }

@@ -1,6 +1,7 @@
 //! The running service: its engine and where its rules come from.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use shipote_bus::proxy::ProxyError;
 use shipote_proxy::Engine;
@@ -20,7 +21,7 @@ pub(crate) struct Loaded {
 }
 
 pub(crate) struct State {
-    pub(crate) engine: std::sync::Arc<Engine>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) egress: Egress,
     memory: Memory,
     connection: zbus::Connection,
@@ -31,7 +32,7 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(
-        engine: std::sync::Arc<Engine>,
+        engine: Arc<Engine>,
         (egress, memory): (Egress, Memory),
         connection: zbus::Connection,
         dir: PathBuf,
@@ -54,15 +55,15 @@ impl State {
     pub(crate) async fn reload(&self) -> Result<Loaded, ProxyError> {
         let _one = self.loading.lock().await;
         let dir = self.dir.clone();
-        let compiled = tokio::task::spawn_blocking(move || {
+        let graph = in_background(move || {
             let sources = if dir.exists() {
                 load_dir(&dir).map_err(|e| ProxyError::Unreadable(e.to_string()))?
             } else {
                 Vec::new()
             };
             compile(&sources).map_err(|e| ProxyError::InvalidRules(e.to_string()))
-        });
-        let graph = compiled.await.map_err(|e| ProxyError::Unreadable(format!("compile the rules: {e}")))??;
+        })
+        .await??;
         let warnings = graph.warnings.clone();
         let mut names: Vec<&str> = graph.listeners.iter().flat_map(|l| l.rules.iter().map(String::as_str)).collect();
         names.sort_unstable();
@@ -70,11 +71,29 @@ impl State {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let loaded = Loaded { listeners: count(graph.listeners.len()), rules: count(names.len()), warnings };
         let codes = plugins::fetch(&self.connection, &graph).await.map_err(ProxyError::NotApplied)?;
-        self.engine.apply_with(graph, &codes).map_err(|e| ProxyError::NotApplied(e.to_string()))?;
+        let engine = Arc::clone(&self.engine);
+        in_background(move || engine.apply_with(graph, &codes).map_err(|e| ProxyError::NotApplied(e.to_string())))
+            .await??;
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
         tracing::info!("{} rules on {} listeners", loaded.rules, loaded.listeners);
         Ok(loaded)
     }
+}
+
+/// How much the workers, which serve requests at the usual priority, go before a load of rules: nice(2) units.
+const NICE: i32 = 10;
+
+/// Does work on a thread of its own that gives way to the workers.
+async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ProxyError> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("rules".to_owned()).spawn(move || {
+        // Where the unit forbids it, a load is as good, and requests wait a little longer for a processor meanwhile.
+        let _ = rustix::process::setpriority_process(None, NICE);
+        // Nobody waits for a load whose caller went away.
+        let _ = tell.send(work());
+    });
+    thread.map_err(|e| ProxyError::Unreadable(format!("start a thread that loads the rules: {e}")))?;
+    told.await.map_err(|_| ProxyError::Unreadable("the thread that loads the rules panicked".to_owned()))
 }

@@ -79,7 +79,7 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     };
     let folder = tempfile::tempdir().context("make a folder for the servers")?;
     let [origin, plain, plugin, tls, nginx_plain, nginx_tls, haproxy_plain, vaned_plain] = rivals::ports::<8>()?;
-    let certificate = rivals::certificate(folder.path())?;
+    let certificate = rivals::certificate(&folder.path().join(ours::CONFIG))?;
     let _origin = rivals::origin(folder.path(), origin)?;
     let ports = Ports { origin, plain, plugin, tls };
     let ours = Ours::start(folder.path(), binaries, ports, &certificate)?;

@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, bail};
+use shipote_bus::proxy::ManagerProxy;
 use shipote_plugin_abi::fixtures::Fixture;
 use shipote_plugin_abi::metadata::MiddlewareKind;
 
 use super::rivals::Certificate;
 use crate::appliance::Appliance;
+
+/// Our configuration, in the measurement's folder.
+pub(super) const CONFIG: &str = "xdg/shipote";
 
 /// Where it listens.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +32,9 @@ pub(super) struct Ours {
     pub(super) pid: u32,
     rules: PathBuf,
     ports: Ports,
+    /// A client that keeps its connection: a process for each reload would take the processors from all who are measured.
+    runtime: tokio::runtime::Runtime,
+    manager: ManagerProxy<'static>,
 }
 
 impl Ours {
@@ -38,7 +45,7 @@ impl Ours {
         ports: Ports,
         certificate: &Certificate,
     ) -> anyhow::Result<Self> {
-        let config = folder.join("xdg/shipote");
+        let config = folder.join(CONFIG);
         let rules = config.join("proxy/rules");
         fs::create_dir_all(&rules).context("make the folder of rules")?;
         fs::write(config.join("shipote.toml"), "[proxy]\nworkers = 1\n").context("write shipote.toml")?;
@@ -47,7 +54,17 @@ impl Ours {
         let plugin = Fixture::new("through", "1.0.0", &[MiddlewareKind::L7Request]);
         fs::write(&component, plugin.component()).context("write the plugin")?;
         let pid = appliance.service("proxy")?;
-        let ours = Self { appliance, pid, rules, ports };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+        let address = appliance.address();
+        let manager = runtime.block_on(async {
+            let connection = zbus::connection::Builder::address(address.as_str())
+                .build()
+                .await
+                .with_context(|| format!("connect to {address}"))?;
+            ManagerProxy::new(&connection).await.context("find the proxy on the bus")
+        })?;
+        let ours = Self { appliance, pid, rules, ports, runtime, manager };
         ours.shipote(&["plugin", "add", &component.display().to_string()])?;
         let upstream = format!("terminate = {{ type = \"http_proxy\", upstream = \"127.0.0.1:{}\" }}", ports.origin);
         let text = format!(
@@ -79,7 +96,8 @@ impl Ours {
     }
 
     pub(super) fn reload(&self) -> anyhow::Result<()> {
-        self.shipote(&["proxy", "reload"])
+        self.runtime.block_on(self.manager.reload(Default::default())).context("Proxy1.Reload")?;
+        Ok(())
     }
 
     fn shipote(&self, words: &[&str]) -> anyhow::Result<()> {

@@ -54,8 +54,9 @@ pub(super) fn ports<const N: usize>() -> anyhow::Result<[u16; N]> {
     Ok(ports.try_into().unwrap_or([0; N]))
 }
 
-/// Makes a certificate in a folder.
+/// Makes a certificate in a folder of our configuration: nothing else is readable for our proxy.
 pub(super) fn certificate(folder: &Path) -> anyhow::Result<Certificate> {
+    fs::create_dir_all(folder).context("make the certificate's folder")?;
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).context("make a certificate")?;
     let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
     fs::write(&certificate, made.cert.pem()).context("write the certificate")?;
@@ -115,7 +116,7 @@ fn start_nginx(prefix: &Path, servers: &str, port: u16) -> anyhow::Result<Server
 /// haproxy as a proxy: HTTP/1.1 in the clear.
 pub(super) fn haproxy(folder: &Path, origin: u16, plain: u16) -> anyhow::Result<Server> {
     let config = format!(
-        "global\n maxconn 16384\n nbthread 1\ndefaults\n mode http\n timeout connect 5s\n timeout client 60s\n \
+        "global\n maxconn 4096\n nbthread 1\ndefaults\n mode http\n timeout connect 5s\n timeout client 60s\n \
          timeout server 60s\n option splice-auto\nfrontend f\n bind 127.0.0.1:{plain}\n default_backend b\n\
          backend b\n http-reuse always\n server o 127.0.0.1:{origin}\n"
     );
