@@ -105,15 +105,39 @@ enum Command {
     Man(generate::ManArgs),
 }
 
+/// [`Cli`] with no command but the one that scripts start by the thousand. To describe the arguments of all the others
+/// takes longer than all else that the command line does for it.
+#[derive(Debug, Parser)]
+#[command(name = "shipote", version, about, max_term_width = 100)]
+struct Short {
+    #[command(subcommand)]
+    command: ShortCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ShortCommand {
+    /// Run a command in a workspace
+    Run(run::RunArgs),
+}
+
+/// What was asked for on the command line.
+fn parse() -> Command {
+    if std::env::args_os().nth(1).is_some_and(|first| first == "run") {
+        let ShortCommand::Run(args) = Short::parse().command;
+        return Command::Run(args);
+    }
+    Cli::parse().command
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let command = parse();
     // One thread for everything: the parent-death signal of the appliance's children follows the thread that
     // started them, and the command line itself only waits for answers.
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(dispatch(cli.command)));
+        .and_then(|runtime| runtime.block_on(dispatch(command)));
     match outcome {
         Ok(code) => code,
         Err(error) => {
@@ -160,5 +184,23 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => audit::run(args).await,
         Command::Completions(args) => Ok(generate::completions(&args)),
         Command::Man(args) => generate::man(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_short_way_to_run_a_command_takes_what_the_long_one_does() {
+        let help = |mut all: clap::Command| {
+            all.build();
+            all.find_subcommand_mut("run").unwrap().render_long_help().to_string()
+        };
+        assert_eq!(help(Short::command()), help(Cli::command()));
     }
 }

@@ -57,6 +57,11 @@ impl Ids {
         Self { config: config.clone(), ranged, next, taken }
     }
 
+    /// Whether each workspace gets ids of its own.
+    pub(crate) fn ranged(&self) -> bool {
+        self.ranged
+    }
+
     /// Ids for one more workspace, beside those of the ranges in use.
     pub(crate) fn take(&mut self, in_use: &[Option<u32>]) -> io::Result<Identity> {
         if !self.ranged {
@@ -121,12 +126,16 @@ pub(crate) fn map_ids(pid: i32, identity: Identity) -> io::Result<()> {
             write("uid_map", format!("0 {base} {RANGE}"))?;
             write("gid_map", format!("0 {base} {RANGE}"))
         }
-        Identity::Caller { uid, gid } => {
-            write("setgroups", "deny".to_owned())?;
-            write("uid_map", format!("{WORK} {uid} 1"))?;
-            write("gid_map", format!("{WORK} {gid} 1"))
-        }
+        Identity::Caller { uid, gid } => map_one(pid, (WORK, uid), (WORK, gid)),
     }
+}
+
+/// Maps one user and one group, each inside to outside: what an ordinary user may do with its own.
+pub(crate) fn map_one(pid: i32, user: (u32, u32), group: (u32, u32)) -> io::Result<()> {
+    let write = |file: &str, text: String| fs::write(format!("/proc/{pid}/{file}"), text);
+    write("setgroups", "deny".to_owned())?;
+    write("uid_map", format!("{} {} 1", user.0, user.1))?;
+    write("gid_map", format!("{} {} 1", group.0, group.1))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ mod clone;
 mod mount;
 
 pub(crate) use clone::{Side, Stack, clone_unseen, clone3, namespaces, spawn_sharing};
-pub(crate) use mount::{NODEV, NOEXEC, NOSUID, RDONLY, map_mount_ids, set_mount_attributes};
+pub(crate) use mount::{NODEV, NOEXEC, NOSUID, RDONLY, map_mount_ids, set_mount_attributes, set_mount_attributes_at};
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};

@@ -353,13 +353,16 @@ impl Effects for Live {
         let (folders, on_exit, uid) = (self.folders.clone(), workspace.spec.on_exit, workspace.uid);
         tokio::spawn(async move {
             let grants = std::mem::take(&mut spec.paths);
-            let resolved = tokio::task::spawn_blocking(move || protected.resolve(grants)).await;
-            match resolved.unwrap_or_else(|error| Err(Error::Failed(format!("resolve the paths of {name:?}: {error}"))))
-            {
-                Ok(resolved) => spec.paths = resolved,
-                Err(error) => {
-                    let _ = inputs.send(Input::KeeperFailed { workspace: id, error });
-                    return;
+            // Most have none, and are not to wait for another thread.
+            if !grants.is_empty() {
+                let resolved = tokio::task::spawn_blocking(move || protected.resolve(grants)).await;
+                let failed = |error| Err(Error::Failed(format!("resolve the paths of {name:?}: {error}")));
+                match resolved.unwrap_or_else(failed) {
+                    Ok(resolved) => spec.paths = resolved,
+                    Err(error) => {
+                        let _ = inputs.send(Input::KeeperFailed { workspace: id, error });
+                        return;
+                    }
                 }
             }
             match folders.grant(on_exit, uid, &name, id).await {

@@ -29,6 +29,17 @@ fn usage(who: UsageWho) -> anyhow::Result<Duration> {
     Ok(Duration::from_micros(micros.try_into()?))
 }
 
+/// CPU time that all processors together have worked for anybody, proc_stat(5); in clock ticks.
+pub(crate) fn machine() -> anyhow::Result<Duration> {
+    let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let fields: Vec<u64> =
+        text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
+    // user, nice, system, then idle and waiting, then interrupts, of two kinds, and what the hypervisor took
+    let [user, nice, system, _, _, hard, soft, ..] = fields[..] else { bail!("/proc/stat does not begin with cpu") };
+    let hertz = rustix::param::clock_ticks_per_second();
+    Ok(Duration::from_secs(user + nice + system + hard + soft) / u32::try_from(hertz)?)
+}
+
 /// A living process and its descendants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tree {

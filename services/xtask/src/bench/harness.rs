@@ -1,9 +1,10 @@
 //! What every measurement shares: interleaved rounds, and the arithmetic from samples to a judged ratio.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What one contender did in one round: some units of work.
 #[derive(Debug, Default, Clone)]
@@ -94,7 +95,7 @@ pub(crate) fn interleave(
 }
 
 /// Which way a ratio should go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Better {
     Lower,
@@ -151,11 +152,11 @@ pub(crate) struct Claim {
 }
 
 /// A judged claim: these fields are the JSON.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Row {
-    pub(crate) id: &'static str,
-    pub(crate) what: &'static str,
-    pub(crate) against: &'static str,
+    pub(crate) id: Cow<'static, str>,
+    pub(crate) what: Cow<'static, str>,
+    pub(crate) against: Cow<'static, str>,
     pub(crate) ratio: f64,
     pub(crate) better: Better,
     pub(crate) target: f64,
@@ -167,8 +168,27 @@ pub(crate) struct Row {
     pub(crate) detail: Detail,
 }
 
+/// A row with what is for people: how a measurement in another machine hands it over.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Whole {
+    row: Row,
+    detail: Detail,
+}
+
+impl From<&Row> for Whole {
+    fn from(row: &Row) -> Self {
+        Self { row: row.clone(), detail: row.detail.clone() }
+    }
+}
+
+impl From<Whole> for Row {
+    fn from(whole: Whole) -> Self {
+        Self { detail: whole.detail, ..whole.row }
+    }
+}
+
 /// What a person wants to know beside the ratio.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Detail {
     /// Ours by theirs in wall time (throughput: theirs by ours), of medians and of the fastest.
     pub(crate) median_ratio: f64,
@@ -190,9 +210,9 @@ impl Claim {
         let of = |a: Duration, b: Duration| if higher { quotient(b, a) } else { quotient(a, b) };
         let better = self.figure.better();
         Ok(Row {
-            id: self.id,
-            what: self.what,
-            against: self.against,
+            id: self.id.into(),
+            what: self.what.into(),
+            against: self.against.into(),
             ratio,
             better,
             target: self.target,
@@ -212,9 +232,9 @@ impl Claim {
 /// A figure held against a budget instead of a rival: `ratio` is the part of the budget that is used.
 pub(crate) fn budget(id: &'static str, what: &'static str, budget: &'static str, ratio: f64, samples: usize) -> Row {
     Row {
-        id,
-        what,
-        against: budget,
+        id: id.into(),
+        what: what.into(),
+        against: budget.into(),
         ratio,
         better: Better::Lower,
         target: 1.0,

@@ -61,9 +61,9 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     let (ours, theirs) = (all[0].tail(), all[1].tail());
     let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
     let late = Row {
-        id: "living",
-        what: "Workspaces1.Run of `true`, 100 a second, 99th of 100, while 1,000 commands live",
-        against: "the same while none lives",
+        id: "living".into(),
+        what: "Workspaces1.Run of `true`, 100 a second, 99th of 100, while 1,000 commands live".into(),
+        against: "the same while none lives".into(),
         ratio,
         better: Better::Lower,
         target: 2.0,

@@ -25,6 +25,7 @@ mod proxy;
 mod report;
 mod run;
 mod sandbox;
+mod systemd;
 
 pub(crate) use flow::Worker;
 
@@ -46,6 +47,10 @@ pub(crate) struct Args {
     /// Measure the binaries of this folder instead of building them.
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
+    /// Measure with this very program, however it was compiled, and write the figures whole: for a machine that
+    /// cannot compile.
+    #[arg(long, value_name = "FILE", hide = true)]
+    as_built: Option<PathBuf>,
 }
 
 /// Arguments of a process at an end of a measured edge.
@@ -85,6 +90,11 @@ const ENTRIES: &[Entry] = &[
         about: "`shipote run` and Workspaces1.Run through the bus, against bubblewrap",
         measure: run::measure,
     },
+    Entry {
+        name: "systemd",
+        about: "the same under systemd, against crun, systemd-run and bubblewrap; in a virtual machine where need be",
+        measure: systemd::measure,
+    },
     Entry { name: "grown", about: "what a command costs a service that has grown", measure: grown::measure },
     Entry {
         name: "living",
@@ -103,7 +113,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if cfg!(debug_assertions) {
+    if cfg!(debug_assertions) && args.as_built.is_none() {
         return optimised();
     }
     let setting = Setting { rounds: args.rounds, binaries: args.binaries.clone() };
@@ -128,6 +138,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(file) = &args.json {
         let json = serde_json::to_string_pretty(&rows)?;
         fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
+    }
+    if let Some(file) = &args.as_built {
+        let whole: Vec<harness::Whole> = rows.iter().map(Into::into).collect();
+        fs::write(file, serde_json::to_string(&whole)?).with_context(|| format!("write {}", file.display()))?;
     }
     println!("\nload average at the end: {}", report::load()?);
     if failed > 0 {

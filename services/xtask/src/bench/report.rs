@@ -18,9 +18,9 @@ pub(super) fn table(rows: &[Row]) -> Table {
     for row in rows {
         let sign = if row.better == Better::Lower { "≤" } else { "≥" };
         table.add_row([
-            row.id.to_owned(),
-            row.what.to_owned(),
-            row.against.to_owned(),
+            row.id.to_string(),
+            row.what.to_string(),
+            row.against.to_string(),
             format!("{:.2}", row.ratio),
             format!("{sign} {:.2}", row.target),
             if row.met { "yes" } else { "no" }.to_owned(),

@@ -83,7 +83,12 @@ impl Client {
             .build()
             .await
             .with_context(|| format!("connect to {address}"))?;
-        let manager = ManagerProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
+        Self::over(&connection).await
+    }
+
+    /// The same over a connection that stands.
+    pub(super) async fn over(connection: &zbus::Connection) -> anyhow::Result<Self> {
+        let manager = ManagerProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
         manager.create_workspace(WORKSPACE, "", Default::default()).await.context("create the workspace")?;
         let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
         Ok(Self { manager, null })
@@ -112,7 +117,7 @@ impl Client {
     }
 
     /// What this entry does not show.
-    async fn notes(&self) -> anyhow::Result<Vec<String>> {
+    pub(super) async fn notes(&self) -> anyhow::Result<Vec<String>> {
         let mut notes: Vec<String> = self
             .manager
             .capabilities()
@@ -122,13 +127,7 @@ impl Client {
             .filter(|m| m.state != "enforced")
             .map(|m| format!("{} on this machine: {}: {}", m.state, m.name, m.reason))
             .collect();
-        notes.push(if std::path::Path::new("/run/systemd/system").exists() {
-            "not measured: against `systemd-run --wait` and `crun run`: this entry has no contender for them yet".into()
-        } else {
-            "not measured: against `systemd-run --wait` (systemd is not PID 1 of this machine) and `crun run`: this \
-             entry has no contender for them yet"
-                .into()
-        });
+        notes.push("against `crun run` and `systemd-run --wait`: entry `systemd`".into());
         Ok(notes)
     }
 }

@@ -18,7 +18,9 @@ const SUITE: &str = "trixie";
 
 /// What is installed beyond dpkg and apt. No initramfs is needed: the cloud kernel has NVMe, ext4 and virtio-serial built in.
 const PACKAGES: &[&str] = &[
+    "bubblewrap",
     "ca-certificates",
+    "crun",
     "curl",
     "dbus-broker",
     "iproute2",

@@ -5,12 +5,12 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use shipote_confinement::{Mechanism, PathAccess};
 
 use super::Ids;
-use super::layout;
+use super::own;
 use super::root::Root;
 use crate::error::{Failure, Step};
 use crate::spec::{HostFiles, Network, SandboxSpec};
@@ -108,9 +108,7 @@ pub(super) fn processes(root: &Root) -> Result<Mechanism, Failure> {
     let tree = open_tree(CWD, "/proc", flags).map_err(|error| named(error.into()))?;
     sys::set_mount_attributes(tree.as_fd(), RDONLY | NOSUID | NODEV | NOEXEC, true).map_err(named)?;
     root.cover("proc", tree.as_fd())?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let placed = rustix::fs::openat(tree.as_fd(), ".", flags, Mode::empty()).map_err(|error| named(error.into()))?;
-    layout::hide_kernel(root, placed.as_fd())?;
+    own::hide_kernel(root)?;
     let reason = if alone {
         "asked for, but the service itself sees none but its own (ProtectProc= of its unit)"
     } else {

@@ -1,47 +1,27 @@
 //! What a workspace's root holds: made from nothing, so that what is not named here is not there.
 
 use std::fs;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Gid, Mode, Uid};
+use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::mount::MountAttrFlags;
 use shipote_confinement::Mechanism;
 
-use super::root::{Root, clone_at, filesystem};
-use super::{Ids, WORK, host};
+use super::root::{Root, clone_at};
+use super::{Ids, WORK, host, own};
 use crate::error::{Failure, Step};
 use crate::grants;
-use crate::spec::{HostFiles, SandboxSpec};
-use crate::sys::{self, NODEV, NOEXEC, NOSUID, RDONLY};
+use crate::spec::{HostFiles, Network, SandboxSpec};
+use crate::sys::{self, NODEV, NOEXEC, NOSUID};
 
 /// Where the system lies, besides `/usr`: links or directories as on the host.
-const SYSTEM: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+pub(super) const SYSTEM: &[&str] = &["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// System trees that NixOS has.
-const STORES: &[&str] = &["/nix/store", "/run/current-system"];
+pub(super) const STORES: &[&str] = &["/nix/store", "/run/current-system"];
 /// Configuration of the host that programs need and that tells nothing of the host's users.
-const CONFIGURATION: &[&str] = &["alternatives", "ld.so.cache", "localtime", "pki/tls/certs", "ssl/certs"];
+pub(super) const CONFIGURATION: &[&str] = &["alternatives", "ld.so.cache", "localtime", "pki/tls/certs", "ssl/certs"];
 const DEVICES: &[&str] = &["full", "null", "random", "tty", "urandom", "zero"];
-/// Entries of `/proc` that container runtimes hide, and those they make read-only.
-const PROC_HIDDEN: &[&str] = &[
-    "acpi",
-    "asound",
-    "interrupts",
-    "kcore",
-    "keys",
-    "kmsg",
-    "kpagecount",
-    "latency_stats",
-    "sched_debug",
-    "scsi",
-    "sysrq-trigger",
-    "timer_list",
-    "timer_stats",
-];
-const PROC_READ_ONLY: &[&str] = &["bus", "fs", "irq", "sys"];
-
 /// Builds the root of `spec`, moves into it and leaves the host's behind. Reports on `/proc` and the
 /// terminals, which a host may refuse.
 pub(super) fn build(spec: &SandboxSpec, ids: Ids, prepared: &[OwnedFd]) -> Result<Vec<Mechanism>, Failure> {
@@ -54,15 +34,16 @@ pub(super) fn build(spec: &SandboxSpec, ids: Ids, prepared: &[OwnedFd]) -> Resul
     let trees = if prepared.is_empty() { own.as_slice() } else { prepared };
 
     let root = Root::new()?;
-    system(&root)?;
     let mut report = Vec::new();
     match spec.host_files {
-        HostFiles::None => configuration(&root, spec, ids)?,
-        access => report.push(host::files(&root, access, ids)?),
+        HostFiles::None => plain(&root, ids)?,
+        access => {
+            system(&root)?;
+            devices(&root)?;
+            report.push(host::files(&root, access, ids)?);
+        }
     }
-    scratch(&root, spec)?;
-    report.push(devices(&root, ids)?);
-    report.push(if spec.host_processes { host::processes(&root)? } else { processes(&root)? });
+    report.extend(own::fill(&root, spec, ids)?);
     for (grant, tree) in spec.paths.iter().zip(trees) {
         root.attach(grant.target.as_ref().unwrap_or(&grant.path), tree.as_fd())?;
     }
@@ -81,8 +62,51 @@ pub(super) fn build(spec: &SandboxSpec, ids: Ids, prepared: &[OwnedFd]) -> Resul
         root.hide_if_there(path)?;
     }
     root.enter()?;
-    report.push(Mechanism::enforced("pivoted-root", "only what is named is there"));
+    report.push(pivoted());
     Ok(report)
+}
+
+fn pivoted() -> Mechanism {
+    Mechanism::enforced("pivoted-root", "only what is named is there")
+}
+
+/// Whether the workspace's root can be that of a [mould](super::mould): nothing of the host is added to it, and it is
+/// read-only as it stands.
+pub(super) fn fits_mould(spec: &SandboxSpec) -> bool {
+    spec.host_files == HostFiles::None
+        && spec.paths.is_empty()
+        && spec.hidden.is_empty()
+        && !spec.host_processes
+        && spec.network != Network::Host
+}
+
+/// Completes the root of a mould, in which this process was made.
+pub(super) fn complete(spec: &SandboxSpec, ids: Ids) -> Result<Vec<Mechanism>, Failure> {
+    let root = Root::found()?;
+    let mut report = own::fill(&root, spec, ids)?;
+    for path in &spec.protected {
+        root.hide_if_there(path)?;
+    }
+    report.push(pivoted());
+    Ok(report)
+}
+
+/// Builds what the roots of all workspaces without files of the host have in common, moves into it and leaves the
+/// host's behind.
+pub(super) fn cast(ids: Ids) -> Result<(), Failure> {
+    let root = Root::new()?;
+    plain(&root, ids)?;
+    // The kernel lets a user namespace mount a /proc only where there is one already that nothing covers. This one is
+    // of a pid namespace that has this process only and soon none, and every workspace covers it with its own.
+    let _ = own::empty_processes();
+    root.enter()
+}
+
+/// The root of a workspace without files of the host, less what each has of its own.
+fn plain(root: &Root, ids: Ids) -> Result<(), Failure> {
+    system(root)?;
+    configuration(root, ids)?;
+    devices(root)
 }
 
 /// The programs and libraries of the host, read-only.
@@ -108,22 +132,21 @@ fn system(root: &Root) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `/etc`: the users of the workspace, and no name service.
-fn configuration(root: &Root, spec: &SandboxSpec, ids: Ids) -> Result<(), Failure> {
+/// `/etc`: the users of a workspace, and no name service; places for what names it.
+fn configuration(root: &Root, ids: Ids) -> Result<(), Failure> {
     root.directory("etc", 0o755)?;
     let (user, group) = match ids.keeper {
         0 => ("root:x:0:0:root:/:/usr/sbin/nologin\n", "root:x:0:\ntty:x:5:\n"),
         _ => ("", ""),
     };
     let nobody = "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n";
-    let host = &spec.hostname;
     for (name, text) in [
         ("etc/passwd", format!("{user}work:x:{WORK}:{WORK}:work:/work:/bin/sh\n{nobody}")),
         ("etc/group", format!("{group}work:x:{WORK}:\nnogroup:x:65534:\n")),
-        ("etc/hosts", format!("127.0.0.1 localhost {host}\n::1 localhost {host}\n")),
-        ("etc/hostname", format!("{host}\n")),
+        ("etc/hosts", String::new()),
+        ("etc/hostname", String::new()),
         ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned()),
-        ("etc/resolv.conf", host::resolvers(spec.network)),
+        ("etc/resolv.conf", String::new()),
     ] {
         root.file(name, text.as_bytes())?;
     }
@@ -141,44 +164,16 @@ fn configuration(root: &Root, spec: &SandboxSpec, ids: Ids) -> Result<(), Failur
     Ok(())
 }
 
-/// `/work`, `/tmp` and `/dev/shm`: one file system of bounded size, in memory.
-fn scratch(root: &Root, spec: &SandboxSpec) -> Result<(), Failure> {
-    let named = |error: Errno| Failure::new(Step::Mount, "scratch space", error);
-    // An inode costs about a KiB of kernel memory that `size` does not count.
-    let inodes = (spec.scratch_bytes / 4096).max(1024).to_string();
-    let size = spec.scratch_bytes.to_string();
-    let options = [("size", size.as_str()), ("nr_inodes", inodes.as_str()), ("mode", "0755")];
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let space = filesystem("tmpfs", &options, attributes)?;
-    root.directory("dev", 0o755)?;
-    // A detached tree cannot be cloned in parts, so it is first attached at one of its places.
-    root.place("work", space.as_fd(), true)?;
-    for (name, target, mode) in [("tmp", "tmp", 0o1777), ("shm", "dev/shm", 0o1777), ("work", "work", 0o755)] {
-        rustix::fs::mkdirat(&space, name, Mode::from_raw_mode(mode)).map_err(named)?;
-        // The mode above is less what the service's mask took away.
-        rustix::fs::chmodat(&space, name, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(named)?;
-        let part = clone_at(space.as_fd(), name).map_err(named)?;
-        if target != "work" {
-            root.place(target, part.as_fd(), true)?;
-            continue;
-        }
-        let (uid, gid) = (Some(Uid::from_raw(WORK)), Some(Gid::from_raw(WORK)));
-        rustix::fs::chownat(&space, name, uid, gid, AtFlags::empty()).map_err(named)?;
-        // Its own part covers the whole, so that the others are not reached through it.
-        root.cover(target, part.as_fd())?;
-    }
-    Ok(())
-}
-
-/// `/dev`: the harmless devices of the host, and terminals of its own.
-fn devices(root: &Root, ids: Ids) -> Result<Mechanism, Failure> {
+/// `/dev`: the harmless devices of the host; and places for what each workspace has of its own.
+fn devices(root: &Root) -> Result<(), Failure> {
     let named = |error: Errno| Failure::new(Step::Mount, "/dev", error);
+    root.directory("dev", 0o755)?;
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let host = rustix::fs::open("/dev", flags, Mode::empty()).map_err(named)?;
     for name in DEVICES {
         let tree =
             clone_at(host.as_fd(), name).map_err(|error| Failure::new(Step::Mount, format!("/dev/{name}"), error))?;
-        root.place(&format!("dev/{name}"), tree.as_fd(), false)?;
+        root.place(&format!("dev/{name}"), tree.as_fd())?;
     }
     for (link, target) in [
         ("dev/fd", "/proc/self/fd"),
@@ -189,56 +184,8 @@ fn devices(root: &Root, ids: Ids) -> Result<Mechanism, Failure> {
     ] {
         root.link(Path::new(target), link)?;
     }
-    // Group 5 is tty; with a single id mapped there is no such group.
-    let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
-    if ids.keeper == 0 {
-        options.push(("gid", "5"));
-    }
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    match filesystem("devpts", &options, attributes) {
-        Ok(terminals) => {
-            root.place("dev/pts", terminals.as_fd(), true)?;
-            Ok(Mechanism::enforced("devpts", "terminals of its own"))
-        }
-        Err(failure) => {
-            let reason = io::Error::from_raw_os_error(failure.errno);
-            Ok(Mechanism::missing("devpts", format!("no terminals: {reason}")))
-        }
-    }
-}
-
-/// Covers what tells of the host's kernel in a `/proc` that is in place.
-pub(super) fn hide_kernel(root: &Root, processes: BorrowedFd<'_>) -> Result<(), Failure> {
-    for name in PROC_HIDDEN {
-        root.hide_at(processes, name)
-            .map_err(|error| Failure::new(Step::Mount, format!("cover /proc/{name}"), error))?;
+    for name in ["dev/pts", "dev/shm", "tmp", "work"] {
+        root.directory(name, 0o755)?;
     }
     Ok(())
-}
-
-/// `/proc` of the workspace's own processes, less what tells of or changes the host.
-fn processes(root: &Root) -> Result<Mechanism, Failure> {
-    let attributes =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let processes = match filesystem("proc", &[], attributes) {
-        Ok(processes) => processes,
-        // A container host whose own /proc is partly covered may not mount another.
-        Err(failure) => {
-            let reason = io::Error::from_raw_os_error(failure.errno);
-            return Ok(Mechanism::missing("own-proc", format!("/proc is empty: {reason}")));
-        }
-    };
-    root.cover("proc", processes.as_fd())?;
-    hide_kernel(root, processes.as_fd())?;
-    for name in PROC_READ_ONLY {
-        let tree = match clone_at(processes.as_fd(), name) {
-            Ok(tree) => tree,
-            Err(Errno::NOENT) => continue,
-            Err(error) => return Err(Failure::new(Step::Mount, format!("/proc/{name}"), error)),
-        };
-        sys::set_mount_attributes(tree.as_fd(), RDONLY | NOSUID | NODEV | NOEXEC, false)
-            .map_err(|error| Failure::new(Step::Mount, format!("/proc/{name}"), error))?;
-        root.cover(&format!("proc/{name}"), tree.as_fd())?;
-    }
-    Ok(Mechanism::enforced("own-proc", ""))
 }

@@ -1,7 +1,7 @@
 //! The keeper: PID 1 of one workspace.
 //!
-//! It is a copy of the spawner without an exec, so making it costs one clone3. It builds the root, gives
-//! up what it no longer needs, and then starts, signals and reaps commands as its socket tells it. When
+//! It is a copy of the spawner without an exec, so making it costs one clone3. It builds the root, or completes the one
+//! that it finds where its spec adds nothing of the host ([`mould`]), gives up what it no longer needs, and then starts, signals and reaps commands as its socket tells it. When
 //! the socket closes it ends, and the kernel ends every process of its pid namespace with it.
 
 mod command;
@@ -9,6 +9,8 @@ mod doors;
 mod explain;
 mod host;
 mod layout;
+mod mould;
+mod own;
 mod root;
 mod serve;
 
@@ -22,9 +24,11 @@ use shipote_confinement::seccomp::Filter;
 use shipote_confinement::{Domain, Handled, Mechanism, PathAccess};
 
 use doors::Doors;
+pub(crate) use mould::Moulds;
 
 use crate::error::{Failure, Step};
 use crate::ids::Identity;
+use crate::spawner::loopback_up;
 use crate::spec::{Access, Network, SandboxSpec};
 use crate::sys;
 use crate::wire::{self, Reply};
@@ -40,6 +44,10 @@ pub(crate) struct Seat<'a> {
     pub(crate) mapped: BorrowedFd<'a>,
     pub(crate) spec: &'a SandboxSpec,
     pub(crate) identity: Identity,
+    /// It was made in a mould that fits its spec: its root is there but for what is its own.
+    pub(crate) moulded: bool,
+    /// Its network was made ahead, as its spec wants it.
+    pub(crate) networked: bool,
     /// The granted paths as the spawner prepared them; empty where the keeper has to.
     pub(crate) grants: &'a [OwnedFd],
     /// Soft limit of open descriptors that the service had.
@@ -52,6 +60,13 @@ pub(crate) struct Seat<'a> {
 #[derive(Debug, Clone, Copy)]
 struct Ids {
     keeper: u32,
+}
+
+impl Ids {
+    /// Of a workspace that has ids of its own, or has not.
+    fn of(ranged: bool) -> Self {
+        Self { keeper: if ranged { 0 } else { WORK } }
+    }
 }
 
 /// The keeper's whole life. The process ends with it.
@@ -95,12 +110,12 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common, Option<Do
         .map(|kind| Mechanism::enforced(format!("{kind}-namespace"), ""))
         .into();
     report.iter_mut().filter(|mechanism| mechanism.name == host::NETWORK).for_each(|m| host::network(spec, m));
-    let ids = Ids { keeper: if matches!(seat.identity, Identity::Range(_)) { 0 } else { WORK } };
+    let ids = Ids::of(matches!(seat.identity, Identity::Range(_)));
     report.push(become_first(seat.identity)?);
-    report.extend(layout::build(spec, ids, seat.grants)?);
+    report.extend(if seat.moulded { layout::complete(spec, ids)? } else { layout::build(spec, ids, seat.grants)? });
     rustix::system::sethostname(spec.hostname.as_bytes())
         .map_err(|error| Failure::new(Step::Root, "host name", error))?;
-    if matches!(spec.network, Network::Loopback | Network::Outbound) {
+    if matches!(spec.network, Network::Loopback | Network::Outbound) && !seat.networked {
         loopback_up().map_err(|error| Failure::new(Step::Network, "lo", error))?;
     }
     // While it may still bind any port, and before any command could.
@@ -243,22 +258,6 @@ fn domain(spec: &SandboxSpec) -> Result<Domain, shipote_confinement::Error> {
         domain = domain.allow_path(grant.target.as_ref().unwrap_or(&grant.path), access)?;
     }
     Ok(domain)
-}
-
-fn loopback_up() -> io::Result<()> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: ifreq is plain bytes, for which zero is valid; the kernel reads the name and the flags.
-    unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name[0] = b'l' as libc::c_char;
-        request.ifr_name[1] = b'o' as libc::c_char;
-        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
-        if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) == -1 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }
 
 fn set_affinity(cpus: &[usize]) -> io::Result<()> {

@@ -1,12 +1,13 @@
 //! The means to build a root: detached mounts, attached at paths that are resolved inside of it, so that no
 //! symbolic link leads out.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
@@ -16,6 +17,7 @@ use rustix::mount::{
 use crate::error::{Failure, Step};
 use crate::sys::{self, NODEV, NOEXEC, NOSUID, RDONLY};
 
+const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 
 /// The root under construction.
@@ -28,7 +30,7 @@ pub(super) struct Root {
 }
 
 /// A new file system, mounted nowhere yet.
-pub(super) fn filesystem(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
+fn filesystem(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
     let make = || -> rustix::io::Result<OwnedFd> {
         let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
         for (key, value) in options {
@@ -56,8 +58,20 @@ impl Root {
         let top = filesystem("tmpfs", &[("size", "1m"), ("mode", "0755")], MountAttrFlags::MOUNT_ATTR_NOSUID)?;
         move_mount(top.as_fd(), "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(named)?;
         rustix::fs::mkdirat(&top, "proc", Mode::from_raw_mode(0o555)).map_err(named)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let empty = rustix::fs::openat(&top, "proc", flags, Mode::empty()).map_err(named)?;
+        let empty = rustix::fs::openat(&top, "proc", DIRECTORY, Mode::empty()).map_err(named)?;
+        // What is mounted by name is mounted in it.
+        rustix::process::fchdir(&top).map_err(named)?;
+        Ok(Self { top, null, empty })
+    }
+
+    /// The root that this process has already.
+    pub(super) fn found() -> Result<Self, Failure> {
+        let named = |error| Failure::new(Step::Root, "made before", error);
+        rustix::process::chdir("/").map_err(named)?;
+        let null = rustix::fs::open("dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(named)?;
+        let top = rustix::fs::open(".", DIRECTORY, Mode::empty()).map_err(named)?;
+        // Nothing is mounted on it yet.
+        let empty = rustix::fs::open("dev/shm", DIRECTORY, Mode::empty()).map_err(named)?;
         Ok(Self { top, null, empty })
     }
 
@@ -69,14 +83,10 @@ impl Root {
         self.attach(path, tree.as_fd())
     }
 
-    /// Makes a name in the root and attaches a tree there: [`Root::attach`] for names that no link is part of.
-    pub(super) fn place(&self, name: &str, tree: BorrowedFd<'_>, directory: bool) -> Result<(), Failure> {
-        if directory {
-            self.directory(name, 0o755)?;
-        } else {
-            self.file(name, b"")?;
-        }
-        self.cover(name, tree)
+    /// Makes a file in the root and attaches another there: [`Root::attach`] for names that no link is part of.
+    pub(super) fn place(&self, name: &str, file: BorrowedFd<'_>) -> Result<(), Failure> {
+        self.file(name, b"")?;
+        self.cover(name, file)
     }
 
     /// Attaches a tree at a name that is there.
@@ -128,15 +138,10 @@ impl Root {
         }
     }
 
-    /// Covers a name beneath a directory, where it is there.
-    pub(super) fn hide_at(&self, directory: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-        let stat = match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        let cover = self.nothing(Some(FileType::from_raw_mode(stat.st_mode)))?;
-        Ok(move_mount(cover.as_fd(), "", directory, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    /// Covers a directory with an empty one.
+    pub(super) fn cover_with_nothing(&self, path: &CStr) -> io::Result<()> {
+        let cover = self.nothing(Some(FileType::Directory))?;
+        Ok(move_mount(cover.as_fd(), "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
     }
 
     fn nothing(&self, of: Option<FileType>) -> io::Result<OwnedFd> {

@@ -14,9 +14,9 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWNET) as u64;
 
-/// The namespaces of a workspace with that network.
-pub(crate) fn namespaces(network: Network) -> u64 {
-    if network == Network::Host { NAMESPACES & !(libc::CLONE_NEWNET as u64) } else { NAMESPACES }
+/// The namespaces that are made for a workspace with that network, which may be there already.
+pub(crate) fn namespaces(network: Network, networked: bool) -> u64 {
+    if networked || network == Network::Host { NAMESPACES & !(libc::CLONE_NEWNET as u64) } else { NAMESPACES }
 }
 
 const CLONE_PIDFD: u64 = libc::CLONE_PIDFD as u64;

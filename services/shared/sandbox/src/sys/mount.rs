@@ -1,5 +1,6 @@
 //! Attributes of mounts (mount_setattr(2)).
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -25,7 +26,13 @@ pub(crate) const NOEXEC: u64 = 0x8;
 /// Sets attributes of the mount that `tree` is, and of those beneath it where `recursive`, and cuts it
 /// off from the host's mounts.
 pub(crate) fn set_mount_attributes(tree: BorrowedFd<'_>, set: u64, recursive: bool) -> io::Result<()> {
-    mount_setattr(tree, MountAttr { set, propagation: libc::MS_PRIVATE, ..MountAttr::default() }, recursive)
+    mount_setattr(tree, c"", MountAttr { set, propagation: libc::MS_PRIVATE, ..MountAttr::default() }, recursive)
+}
+
+/// As [`set_mount_attributes`], of the one mount that is at `path`.
+pub(crate) fn set_mount_attributes_at(path: &CStr, set: u64) -> io::Result<()> {
+    let attributes = MountAttr { set, propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    mount_setattr(rustix::fs::CWD, path, attributes, false)
 }
 
 /// Has the ids of files beneath `tree` mapped as the user namespace maps them: what is inside of it is
@@ -33,17 +40,17 @@ pub(crate) fn set_mount_attributes(tree: BorrowedFd<'_>, set: u64, recursive: bo
 pub(crate) fn map_mount_ids(tree: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> io::Result<()> {
     const IDMAP: u64 = 0x0010_0000;
     let userns = namespace.as_raw_fd() as u64;
-    mount_setattr(tree, MountAttr { set: IDMAP, userns, ..MountAttr::default() }, true)
+    mount_setattr(tree, c"", MountAttr { set: IDMAP, userns, ..MountAttr::default() }, true)
 }
 
-fn mount_setattr(tree: BorrowedFd<'_>, attributes: MountAttr, recursive: bool) -> io::Result<()> {
+fn mount_setattr(tree: BorrowedFd<'_>, path: &CStr, attributes: MountAttr, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: the path is an empty C string, the struct is as the kernel lays it out.
+    // SAFETY: the path is a C string, the struct is as the kernel lays it out.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
-            c"".as_ptr(),
+            path.as_ptr(),
             flags,
             &raw const attributes,
             size_of::<MountAttr>(),
