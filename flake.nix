@@ -31,6 +31,8 @@
         // lib.optionalAttrs pkgs.stdenv.hostPlatform.isx86_64 {
           # The appliance, to be written to a disk.
           disk = self.nixosConfigurations.appliance.config.system.build.image;
+          # The appliance, to be started from a stick or a virtual drive.
+          iso = self.nixosConfigurations.appliance-iso.config.system.build.isoImage;
         }
       );
 
@@ -43,6 +45,13 @@
         modules = [
           self.nixosModules.default
           ./nixos-module/appliance/disk.nix
+        ];
+      };
+
+      nixosConfigurations.appliance-iso = lib.nixosSystem {
+        modules = [
+          self.nixosModules.default
+          ./nixos-module/appliance/iso.nix
         ];
       };
 
@@ -71,7 +80,7 @@
           }
         )
         // lib.optionalAttrs pkgs.stdenv.hostPlatform.isx86_64 {
-          inherit (ours pkgs) disk;
+          inherit (ours pkgs) disk iso;
         }
       );
 

@@ -63,6 +63,17 @@ in
       '';
     };
 
+    credentials = lib.mkOption {
+      type = lib.types.attrsOf lib.types.str;
+      default = { };
+      example."site.key" = "/var/lib/secrets/site.key";
+      description = ''
+        Files that only root can read, such as the keys of certificates, by name: systemd hands them to the service
+        when it starts, and the rules name them by path, `/run/credentials/shipote-proxy.service/NAME`. A path is a
+        string, so that the file does not get into the store. A file that has changed is read at the next restart.
+      '';
+    };
+
     openFirewall = lib.mkOption {
       type = lib.types.bool;
       default = false;
@@ -70,12 +81,21 @@ in
     };
   };
 
-  config = lib.mkIf (cfg.enable && own.enable && own.rules != { }) {
-    environment.etc."shipote/proxy/rules".source = checked;
-    systemd.services.shipote-proxy.reloadTriggers = [ checked ];
-    networking.firewall = lib.mkIf own.openFirewall {
-      allowedTCPPorts = ports false;
-      allowedUDPPorts = ports true;
-    };
-  };
+  config = lib.mkIf (cfg.enable && own.enable) (
+    lib.mkMerge [
+      {
+        systemd.services.shipote-proxy.serviceConfig.LoadCredential = lib.mkIf (own.credentials != { }) (
+          lib.mapAttrsToList (name: path: "${name}:${path}") own.credentials
+        );
+      }
+      (lib.mkIf (own.rules != { }) {
+        environment.etc."shipote/proxy/rules".source = checked;
+        systemd.services.shipote-proxy.reloadTriggers = [ checked ];
+        networking.firewall = lib.mkIf own.openFirewall {
+          allowedTCPPorts = ports false;
+          allowedUDPPorts = ports true;
+        };
+      })
+    ]
+  );
 }

@@ -7,9 +7,10 @@
 let
   inherit (nixpkgs) lib;
 
-  evaluate =
+  evaluate = module: (evaluated module).config;
+  evaluated =
     module:
-    (lib.nixosSystem {
+    lib.nixosSystem {
       modules = [
         self.nixosModules.default
         {
@@ -24,7 +25,7 @@ let
         }
         module
       ];
-    }).config;
+    };
   on = settings: {
     services.shipote = {
       enable = true;
@@ -33,6 +34,7 @@ let
   };
   refusals = config: map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
 
+  page = import ./page.nix { inherit lib; };
   good = import ./good.nix { inherit lib on; };
   broken = import ./broken.nix { inherit on; };
 
@@ -67,7 +69,8 @@ let
 
   problems =
     lib.concatLists (lib.mapAttrsToList problemsOfGood good)
-    ++ lib.concatLists (lib.mapAttrsToList problemsOfBroken broken);
+    ++ lib.concatLists (lib.mapAttrsToList problemsOfBroken broken)
+    ++ page (evaluated { }).options.services.shipote;
 in
 if problems != [ ] then
   throw "the NixOS module:\n${lib.concatStringsSep "\n" problems}"

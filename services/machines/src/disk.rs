@@ -38,5 +38,8 @@ pub async fn ensure(path: &Path, size_mib: u32) -> Result<(), Error> {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(Error::io("make a file system in", new.display())(std::io::Error::other(said)));
     }
+    // Without this a loss of power would leave a disk of that name with no file system in it.
+    let keep = || std::fs::File::open(&new)?.sync_all();
+    keep().map_err(Error::io("sync", new.display()))?;
     std::fs::rename(&new, path).map_err(Error::io("put in its place", path.display()))
 }

@@ -52,22 +52,36 @@ pub(crate) struct Args {
     profile: Profile,
 }
 
-/// How the binaries are compiled.
-#[derive(Debug, Clone, Copy, Default, clap::Args)]
+/// Where the binaries are from.
+#[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Profile {
     /// With optimisation.
     #[arg(long)]
     release: bool,
+    /// Take optimised binaries of this folder instead of compiling any.
+    #[arg(long, value_name = "DIR", conflicts_with = "release")]
+    binaries: Option<PathBuf>,
+}
+
+impl Profile {
+    /// Optimised binaries: those of a folder, or compiled now.
+    pub(crate) fn optimised(binaries: Option<PathBuf>) -> Self {
+        Profile { release: binaries.is_none(), binaries }
+    }
+
+    pub(crate) fn is_debug(&self) -> bool {
+        !self.release && self.binaries.is_none()
+    }
 }
 
 /// Runs `cargo xtask install`.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    install(&args.destdir, args.profile)?;
+    install(&args.destdir, &args.profile)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Compiles the binaries and lays out the installation below `destdir`.
-pub(crate) fn install(destdir: &Path, profile: Profile) -> anyhow::Result<()> {
+pub(crate) fn install(destdir: &Path, profile: &Profile) -> anyhow::Result<()> {
     let root = repository()?;
     let bin = destdir.join("usr/bin");
     for built in compile(&root, profile)? {
@@ -113,8 +127,11 @@ fn put(file: &Path, dir: &Path, mode: u32) -> anyhow::Result<()> {
         .with_context(|| format!("chmod {}", target.display()))
 }
 
-/// Compiles the services.
-fn compile(root: &Path, profile: Profile) -> anyhow::Result<Vec<PathBuf>> {
+/// Compiles the services, or finds them where the profile says.
+fn compile(root: &Path, profile: &Profile) -> anyhow::Result<Vec<PathBuf>> {
+    if let Some(folder) = &profile.binaries {
+        return Ok(BINARIES.iter().map(|binary| folder.join(binary)).collect());
+    }
     let mut words = vec!["build"];
     if profile.release {
         words.extend(BINARIES.iter().flat_map(|package| ["--package", package]));

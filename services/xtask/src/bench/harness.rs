@@ -24,6 +24,11 @@ pub(crate) struct Series {
 }
 
 impl Series {
+    /// Of rounds that somebody else had the contenders take in turns, one unit of work in each.
+    pub(crate) fn of(walls: Vec<Duration>) -> Self {
+        Series { cpus: walls.clone(), walls }
+    }
+
     fn add(&mut self, block: Block) -> anyhow::Result<()> {
         let units = u32::try_from(block.walls.len()).context("count the units of a block")?;
         if units == 0 {

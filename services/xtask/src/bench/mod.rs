@@ -16,6 +16,7 @@ use clap::Parser;
 use clap::builder::PossibleValuesParser;
 
 mod accounting;
+mod boot;
 mod bubblewrap;
 mod flow;
 mod grown;
@@ -103,6 +104,11 @@ const ENTRIES: &[Entry] = &[
     },
     Entry { name: "flow", about: "a tapped edge of a pipeline, against a plain pipe", measure: flow::measure },
     Entry { name: "proxy", about: "the proxy, against nginx, haproxy and vaned", measure: proxy::measure },
+    Entry {
+        name: "boot",
+        about: "a virtual machine's boot with the services, against one without",
+        measure: boot::measure,
+    },
 ];
 
 /// Runs `cargo xtask bench`.

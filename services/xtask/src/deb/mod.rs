@@ -71,14 +71,14 @@ pub(crate) enum Compression {
 
 /// Runs `cargo xtask deb`.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    for package in build(&args.output, args.profile, Compression::Xz)? {
+    for package in build(&args.output, &args.profile, Compression::Xz)? {
         println!("{}", package.display());
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Compiles, lays out and packs; returns the packages' paths in `output`, that of the services first.
-pub(crate) fn build(output: &Path, profile: Profile, compression: Compression) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn build(output: &Path, profile: &Profile, compression: Compression) -> anyhow::Result<Vec<PathBuf>> {
     host::require("deb", TOOLS, None)?;
     fs::create_dir_all(output).with_context(|| format!("create {}", output.display()))?;
     let work = || tempfile::tempdir_in(output).with_context(|| format!("create a folder in {}", output.display()));

@@ -99,6 +99,16 @@ pub(super) fn test(machine: &Machine, scenarios: &[PathBuf], hold: bool) -> anyh
     finish(&mut command)
 }
 
+/// Runs one scenario that measures, in so many rounds; gives what it wrote into the file that it was named.
+pub(super) fn measure(machine: &Machine, scenario: &Path, rounds: u32) -> anyhow::Result<String> {
+    let file = tempfile::NamedTempFile::new().context("make a file for the figures")?;
+    let mut command = driver("test")?;
+    command.arg(machine.write()?).arg(scenario).stdout(std::io::stderr());
+    command.env("SHIPOTE_MEASURED", file.path()).env("SHIPOTE_ROUNDS", rounds.to_string());
+    anyhow::ensure!(finish(&mut command)? == ExitCode::SUCCESS, "the scenario failed; its output above says why");
+    fs::read_to_string(file.path()).with_context(|| format!("read what {} measured", scenario.display()))
+}
+
 /// Waits for the driver, which ends by itself (and its machine with it) when this process is gone.
 fn finish(command: &mut Command) -> anyhow::Result<ExitCode> {
     let status = command.env("SHIPOTE_VM_PARENT", std::process::id().to_string()).status().context("run the driver")?;

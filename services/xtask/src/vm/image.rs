@@ -52,6 +52,9 @@ const CUSTOMISE: &str = include_str!("customise.sh");
 /// Size of the disk in bytes; what is not used takes no space on the host.
 const SIZE: u64 = 3 << 30;
 
+/// The root's file system, as a host has it: with a journal, without which a loss of power would tell of ext4 alone.
+const FILE_SYSTEM: &[&str] = &["-q", "-F", "-t", "ext4", "-L", "root", "-m", "0", "-O", "has_journal"];
+
 /// A built image.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -105,7 +108,8 @@ pub(super) fn ensure(refresh: bool) -> anyhow::Result<Image> {
 /// Hash of all that decides the image's contents, apart from the mirror's state of the day.
 fn key() -> String {
     let mut hash = Sha256::new();
-    for part in [SUITE, &PACKAGES.join(","), &EXCLUDED.join(","), CUSTOMISE, &SIZE.to_string()] {
+    let (packages, excluded, file_system) = (PACKAGES.join(","), EXCLUDED.join(","), FILE_SYSTEM.join(" "));
+    for part in [SUITE, &packages, &excluded, CUSTOMISE, &SIZE.to_string(), &file_system] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -137,9 +141,7 @@ fn build(work: &Path) -> anyhow::Result<()> {
     copy_out(&kernel, &work.join("vmlinuz"))?;
     let disk = work.join("root.img");
     File::create(&disk).and_then(|file| file.set_len(SIZE)).with_context(|| format!("create {}", disk.display()))?;
-    let mut command = as_owner_of_root("mke2fs")?;
-    command.args(["-q", "-F", "-t", "ext4", "-L", "root", "-m", "0", "-O", "^has_journal", "-d"]);
-    host::run(command.arg(&root).arg(&disk))?;
+    host::run(as_owner_of_root("mke2fs")?.args(FILE_SYSTEM).arg("-d").arg(&root).arg(&disk))?;
     remove_tree(&root)?;
     eprintln!("vm: image built in {:.0?}", start.elapsed());
     Ok(())

@@ -19,6 +19,8 @@ mod agent;
 mod driver;
 pub(crate) mod host;
 mod image;
+#[cfg(target_arch = "x86_64")]
+mod inject;
 mod qemu;
 mod stage;
 
@@ -65,6 +67,13 @@ enum Action {
     /// Inside the machine: execute what arrives over the control port.
     #[command(hide = true)]
     Agent,
+    /// Inside the machine: have each thread of a process try what standard input says, a line an attempt.
+    #[cfg(target_arch = "x86_64")]
+    #[command(hide = true)]
+    Inject {
+        /// Number of the process.
+        process: i32,
+    },
 }
 
 /// Runs scenarios (all where none is named) in a fresh machine; fails where one fails.
@@ -74,6 +83,13 @@ pub(crate) fn test(names: &[String]) -> anyhow::Result<()> {
     let code = driver::test(&prepare(&stage::Options::default(), &tests)?, &scenarios, false)?;
     anyhow::ensure!(code == ExitCode::SUCCESS, "a scenario failed; its output above says which and why");
     Ok(())
+}
+
+/// Runs the scenario `vm-tests/measured/NAME.py` on optimised binaries; gives what it wrote down (`$SHIPOTE_MEASURED`).
+pub(crate) fn measure(name: &str, rounds: u32, binaries: Option<PathBuf>) -> anyhow::Result<String> {
+    let scenario = repository()?.join("vm-tests/measured").join(name).with_extension("py");
+    let machine = prepare(&stage::Options::optimised(binaries), &[])?;
+    driver::measure(&machine, &scenario, rounds)
 }
 
 /// Runs one action; the exit code is the command's own where a command ran in the machine.
@@ -99,6 +115,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             driver::test(&prepare(stage, &tests)?, &scenarios, *hold)
         }
         Action::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
+        #[cfg(target_arch = "x86_64")]
+        Action::Inject { process } => {
+            inject::run(*process, std::io::stdin().lock(), std::io::stdout()).map(|()| ExitCode::SUCCESS)
+        }
     }
 }
 

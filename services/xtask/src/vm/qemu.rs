@@ -50,6 +50,9 @@ impl Machine {
             Accel::Kvm => "kvm",
             Accel::Tcg => "tcg,thread=multi,tb-size=512",
         };
+        // A killed QEMU is a loss of power to the guest: what lay in its memory is gone, what it had handed to the disk is
+        // in the host's page cache, which stays. So `unsafe`, which passes no flush on to the host's disk, takes nothing
+        // from that. Not shown by it: a disk that loses what its own cache had taken.
         let root = "file={run}/root.img,if=none,id=root,format=raw,cache=unsafe,discard=unmap";
         let host = format!("file={},if=none,id=host,format=raw,readonly=on", path(stage.disk()));
         let control = format!("virtserialport,chardev=control,name={CONTROL_PORT}");

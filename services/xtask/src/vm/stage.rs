@@ -30,6 +30,13 @@ pub(super) struct Stage {
     bare: bool,
 }
 
+impl Options {
+    /// The project, optimised.
+    pub(super) fn optimised(binaries: Option<PathBuf>) -> Self {
+        Options { bare: false, profile: install::Profile::optimised(binaries) }
+    }
+}
+
 impl Stage {
     pub(super) fn disk(&self) -> &Path {
         &self.disk
@@ -53,7 +60,7 @@ pub(super) fn build(options: &Options, tests: &[String]) -> anyhow::Result<Stage
     let files = dir.join("files");
     fs::create_dir_all(&files).with_context(|| format!("create {}", files.display()))?;
     if !options.bare {
-        for package in deb::build(&files, options.profile, deb::Compression::None)? {
+        for package in deb::build(&files, &options.profile, deb::Compression::None)? {
             // one name, whatever the version: `shipote.deb` of `shipote_0.1.0-1_amd64.deb`
             let name = package.file_name().context("a package without a name")?.to_string_lossy().into_owned();
             let name = name.split('_').next().unwrap_or(&name).to_owned();
@@ -68,6 +75,10 @@ pub(super) fn build(options: &Options, tests: &[String]) -> anyhow::Result<Stage
     let own = std::path::PathBuf::from("/proc/self/exe");
     fs::copy(&own, files.join("xtask")).with_context(|| format!("copy {}", own.display()))?;
     fs::write(files.join("provision.sh"), PROVISION)?;
+    if options.profile.is_debug() {
+        // for scenarios that measure
+        fs::write(files.join("debug"), "")?;
+    }
     let disk = dir.join("host.img");
     let mke2fs = host::find("mke2fs").context("find mke2fs")?;
     let bytes = size(&files)? * 5 / 4 + 32 * 1024 * 1024;
