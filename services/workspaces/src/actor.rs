@@ -228,13 +228,15 @@ impl<E: Effects> Actor<E> {
             Call::Create { spec, strict, uid, numbered } => {
                 Input::Create { request, id: Ulid::generate(), spec, strict, uid, numbered }
             }
-            Call::Run { target, strict, uid, mut command, handed } => {
+            Call::Run { mut target, strict, uid, mut command, handed } => {
+                self.effects.lend(&mut target, strict);
                 command.foreground = handed.stdio.is_some() || command.terminal.is_some();
                 handed_for = Some(command.id);
                 self.effects.hand_over(command.id, handed);
                 Input::Run { request, target, strict, uid, commands: vec![*command], pipeline: None }
             }
-            Call::RunPipeline { target, strict, uid, tap, pipeline, id, handed } => {
+            Call::RunPipeline { mut target, strict, uid, tap, pipeline, id, handed } => {
+                self.effects.lend(&mut target, strict);
                 handed_for = Some(id);
                 let foreground = handed.stdio.is_some();
                 self.effects.hand_over(id, handed);

@@ -39,7 +39,7 @@ use crate::actor::{Actor, Call, Handle, figures};
 use crate::allowance::Allowance;
 use crate::bus::{Doors, Egress, Figures, Manager, publish};
 use crate::config::Section;
-use crate::effects::{Cgroups, Foreigners, Journal, KeptFolders, Live, LogStore, Means, Runner};
+use crate::effects::{Ahead, Cgroups, Foreigners, Journal, KeptFolders, Live, LogStore, Means, Runner};
 use crate::figures::{Meter, run_sampler};
 use crate::protected::Protected;
 use crate::saved::Saved;
@@ -51,6 +51,7 @@ const STOP_GRACE: Duration = Duration::from_secs(2);
 
 struct Workspaces {
     actor: Handle,
+    ahead: Ahead,
     cgroups: Cgroups,
     /// The workspace socket, ours as long as the service lives.
     _socket: Taken,
@@ -67,6 +68,7 @@ impl Parts for Workspaces {
     /// manager knows. If it is none it closes what it keeps, and each keeper gives its commands their SIGTERM and a
     /// moment. Without a store they get that from here.
     async fn stop(&self) {
+        self.ahead.close().await;
         if self.outlived {
             return;
         }
@@ -129,6 +131,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     tokio::task::spawn_blocking(move || groups.clear_except(&living)).await?;
     let sampler_inputs = inputs.clone();
     let (flow_news, explanations, attachments) = (live.flow_news(), live.explanations(), live.attachments());
+    let ahead = live.ahead();
     let (actor, handle) = Actor::new(live, (inputs, inputs_received), changes, state);
     tokio::spawn(actor.run(survivors));
     tokio::spawn(run_sampler(meter.clone(), handle.clone(), sampler_inputs));
@@ -166,7 +169,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     server.at(Service::Workspaces.path(), Figures { doors: manager.doors.clone(), meter }).await?;
     server.at(Service::Workspaces.path(), manager).await?;
     let outlived = context.store.is_available();
-    Ok(Workspaces { actor: handle, cgroups: early.cgroups, _socket: socket, outlived })
+    Ok(Workspaces { actor: handle, ahead, cgroups: early.cgroups, _socket: socket, outlived })
 }
 
 fn main() -> ExitCode {

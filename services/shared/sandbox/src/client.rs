@@ -195,6 +195,11 @@ impl Keeper {
         self.pid
     }
 
+    /// Whether it has not ended, as far as was heard.
+    pub fn is_alive(&self) -> bool {
+        !self.shared.waiting().gone
+    }
+
     /// The keeper's process; readable once it has ended.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()

@@ -48,6 +48,7 @@ pub use channel::{AsyncChannel, Channel, Message};
 pub use client::{Adopted, Doors, Event, ExitStream, Held, Keeper, Running, Spawned};
 pub use error::{SandboxError, Step};
 pub use ids::SpawnerConfig;
+pub use keeper::HostMark;
 pub use probe::probe;
 pub use refusal::{Refusal, Why};
 pub use shipote_confinement::{Enforcement, Mechanism};

@@ -17,7 +17,7 @@ use shipote_bus::spec::Soma;
 use shipote_cgroup::{Cgroup, Controller, Controllers, Error, Events, IoLimit, Limits, Notice, Tree, Unmet};
 use shipote_confinement::Mechanism;
 use shipote_sandbox::Rlimits;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use ulid::Ulid;
 
 use crate::state::LimitNote;
@@ -278,15 +278,27 @@ impl Cgroups {
 
     /// The workspace is gone: ends and removes its group.
     pub(crate) fn remove(&self, workspace: Ulid) {
-        let Some(group) = self.lock().remove(&workspace) else { return };
+        // it goes on by itself
+        drop(self.dismiss(workspace));
+    }
+
+    /// The same, to its end.
+    pub(crate) async fn removed(&self, workspace: Ulid) {
+        if let Some(dismissed) = self.dismiss(workspace) {
+            let _ = dismissed.await;
+        }
+    }
+
+    fn dismiss(&self, workspace: Ulid) -> Option<JoinHandle<()>> {
+        let group = self.lock().remove(&workspace)?;
         if let Some(watch) = group.watch {
             watch.abort();
         }
-        tokio::task::spawn_blocking(move || {
+        Some(tokio::task::spawn_blocking(move || {
             if let Err(error) = group.cgroup.end() {
                 tracing::warn!("the workspace {workspace} has ended: {error}");
             }
-        });
+        }))
     }
 
     /// The service ends: removes the groups that nothing lives on in. Blocks.

@@ -18,6 +18,7 @@ use shipote_service::FdStore;
 use tokio::sync::{mpsc, watch};
 use ulid::Ulid;
 
+use super::ahead::{Ahead, Asked, Raised, Raiser};
 use super::breach;
 use super::cgroups::{Cgroups, describe, rlimits};
 use super::flows::Flows;
@@ -30,7 +31,7 @@ use crate::actor::{BoxFuture, Change, FlowSource};
 use crate::error::{Error, SpawnKind};
 use crate::figures::{Meter, Subject};
 use crate::protected::Protected;
-use crate::state::{Command, CommandPhase, Input, Pipeline, Record, Usec, Workspace};
+use crate::state::{Command, CommandPhase, Input, Pipeline, Record, Target, Usec, Workspace};
 
 /// Size of the private scratch where the spec names none.
 const SCRATCH: u64 = 256 * 1024 * 1024;
@@ -98,7 +99,6 @@ pub(super) fn stored_name(workspace: Ulid) -> String {
 
 /// The effects, live.
 pub(crate) struct Live {
-    pub(super) spawner: Arc<Spawner>,
     pub(super) store: FdStore,
     journal: Journal,
     /// What no workspace is given; hidden in each that sees files of the host.
@@ -120,12 +120,13 @@ pub(crate) struct Live {
     terminals: Terminals,
     pub(super) attachments: Attachments,
     pub(super) explanations: Explanations,
+    ahead: Ahead,
 }
 
 impl Live {
     pub(super) fn new(made: Made, flows: Flows, spawner: Arc<Spawner>) -> Self {
+        let ahead = Ahead::new(Raiser { spawner, cgroups: made.cgroups.clone() });
         Live {
-            spawner,
             store: made.store,
             journal: made.journal,
             protected: made.protected,
@@ -143,7 +144,13 @@ impl Live {
             terminals: Terminals::default(),
             attachments: Attachments::default(),
             explanations: Explanations::default(),
+            ahead,
         }
+    }
+
+    /// The workspace that is made ahead.
+    pub(crate) fn ahead(&self) -> Ahead {
+        self.ahead.clone()
     }
 
     /// Changes whenever something becomes known of a flow.
@@ -338,6 +345,12 @@ impl Effects for Live {
         self.handed.remove(&id);
     }
 
+    fn lend(&mut self, target: &mut Target, strict: bool) {
+        if let (Target::Ephemeral { id, spec }, false) = (target, strict) {
+            self.ahead.lend(id, spec);
+        }
+    }
+
     fn start_keeper(&mut self, workspace: &Workspace) {
         let id = workspace.id;
         let name = workspace.name.clone();
@@ -347,7 +360,9 @@ impl Effects for Live {
         let protected = self.protected.clone();
         spec.rlimits = rlimits(&soma, self.cgroups.controllers());
         spec.handover_ms = self.store.is_available().then_some(ORPHAN_GRACE_MS);
-        let (spawner, keepers, inputs) = (Arc::clone(&self.spawner), Arc::clone(&self.keepers), self.inputs.clone());
+        let (ahead, raiser, claimed) = (self.ahead.clone(), self.ahead.raiser(), self.ahead.claim(id));
+        let like = workspace.ephemeral.then(|| workspace.spec.clone());
+        let (keepers, inputs) = (Arc::clone(&self.keepers), self.inputs.clone());
         let (cgroups, meter, store) = (self.cgroups.clone(), self.meter.clone(), self.store.clone());
         let explanations = self.explanations.clone();
         let (folders, on_exit, uid) = (self.folders.clone(), workspace.spec.on_exit, workspace.uid);
@@ -373,50 +388,43 @@ impl Effects for Live {
                     return;
                 }
             }
-            let cgroup = match make_group(&cgroups, id, &name, &soma, spec.strict).await {
-                Ok((keeper, mechanism)) => {
-                    spec.cgroup = keeper;
-                    mechanism
-                }
+            let asked = Asked { id, name: name.clone(), spec, soma: soma.clone() };
+            let made = match claimed {
+                Some(claimed) => ahead.get(claimed, &asked).await,
+                None => None,
+            };
+            let raised = match made {
+                Some(raised) => Ok(raised),
+                None => raiser.raise(asked.clone()).await,
+            };
+            let Raised { keeper, exits, cgroup } = match raised {
+                Ok(raised) => raised,
                 Err(error) => {
                     let _ = inputs.send(Input::KeeperFailed { workspace: id, error });
                     return;
                 }
             };
-            let _ = inputs.send(match spawner.workspace(&spec).await {
-                Ok((keeper, exits)) => {
-                    if store.keep(&stored_name(id), keeper.socket()) {
-                        keeper.outlive();
-                    } else if store.is_available() {
-                        tracing::warn!("workspace {name:?} ends with this service: the store of descriptors is full");
-                    }
-                    let mut mechanisms = keeper.mechanisms().to_vec();
-                    // the keeper knows that it has one, not what that can do
-                    if let Some(known) = mechanisms.iter_mut().find(|m| m.name == cgroup.name) {
-                        *known = cgroup;
-                    }
-                    let subject = Subject {
-                        name: name.clone(),
-                        ephemeral,
-                        keeper: keeper.pid(),
-                        group: cgroups.of(id),
-                        soma,
-                        quota,
-                    };
-                    attend(id, subject, (&cgroups, &meter), &inputs);
-                    let kept = Kept { keeper: Arc::new(keeper), launches: Launches::default(), bed: Arc::default() };
-                    let told = (cgroups, explanations);
-                    tokio::spawn(watch_exits(id, exits, Arc::clone(&kept.launches), told, inputs.clone()));
-                    keepers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, kept);
-                    Input::KeeperReady { workspace: id, mechanisms }
-                }
-                Err(SandboxError::Strict(reason)) => {
-                    Input::KeeperFailed { workspace: id, error: Error::NotEnforced { name, reason } }
-                }
-                Err(error) => {
-                    Input::KeeperFailed { workspace: id, error: Error::Keeper { name, reason: error.to_string() } }
-                }
-            });
+            if store.keep(&stored_name(id), keeper.socket()) {
+                keeper.outlive();
+            } else if store.is_available() {
+                tracing::warn!("workspace {name:?} ends with this service: the store of descriptors is full");
+            }
+            let mut mechanisms = keeper.mechanisms().to_vec();
+            // the keeper knows that it has one, not what that can do
+            if let Some(known) = mechanisms.iter_mut().find(|m| m.name == cgroup.name) {
+                *known = cgroup;
+            }
+            let group = cgroups.of(id);
+            let subject = Subject { name, ephemeral, keeper: keeper.pid(), group, soma, quota };
+            attend(id, subject, (&cgroups, &meter), &inputs);
+            let kept = Kept { keeper: Arc::new(keeper), launches: Launches::default(), bed: Arc::default() };
+            let told = (cgroups, explanations);
+            tokio::spawn(watch_exits(id, exits, Arc::clone(&kept.launches), told, inputs.clone()));
+            keepers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, kept);
+            let _ = inputs.send(Input::KeeperReady { workspace: id, mechanisms });
+            if let Some(like) = like {
+                ahead.prepare(&asked, like);
+            }
         });
     }
 
@@ -659,7 +667,7 @@ pub(super) async fn watch_exits(
 }
 
 /// The group that a workspace's first process starts in, and how far resources can be limited.
-async fn make_group(
+pub(super) async fn make_group(
     cgroups: &Cgroups,
     workspace: Ulid,
     name: &str,

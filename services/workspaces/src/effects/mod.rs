@@ -2,6 +2,7 @@
 //! come back as inputs.
 
 mod adoption;
+mod ahead;
 mod attach;
 mod breach;
 mod cgroups;
@@ -24,8 +25,9 @@ use ulid::Ulid;
 
 use crate::actor::FlowSource;
 use crate::error::Error;
-use crate::state::{Command, Pipeline, Record, Usec, Workspace};
+use crate::state::{Command, Pipeline, Record, Target, Usec, Workspace};
 
+pub(crate) use ahead::Ahead;
 pub(crate) use attach::Attachments;
 pub(crate) use cgroups::Cgroups;
 pub(crate) use explanations::Explanations;
@@ -50,6 +52,8 @@ pub(crate) trait Effects: FlowSource {
     fn hand_over(&mut self, id: Ulid, handed: Handed);
     /// Closes the descriptors of a command or pipeline that was refused.
     fn take_back(&mut self, id: Ulid);
+    /// Names a workspace that is to be made after one that was made ahead, where that is like it.
+    fn lend(&mut self, _target: &mut Target, _strict: bool) {}
     /// Makes a workspace's namespaces; answers `KeeperReady` or `KeeperFailed`.
     fn start_keeper(&mut self, workspace: &Workspace);
     /// Ends everything in a workspace; answers `KeeperEnded`.

@@ -19,8 +19,25 @@ use super::{Outcome, Setting, accounting};
 /// What goes over the edge each time.
 const BYTES: u64 = 1 << 30;
 const BUFFER: usize = 128 * 1024;
-/// Subscribers of each contender; none: no tap at all.
-const CONTENDERS: [Option<usize>; 4] = [None, Some(0), Some(1), Some(4)];
+/// A junction makes the pipes on both sides of it this large, where the kernel lets it.
+const WIDE: usize = 256 * 1024;
+
+/// What the bytes go over.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// A pipe as it comes, or made as large as a junction makes them.
+    Pipe { wide: bool },
+    /// A junction with so many subscribers.
+    Tapped { subscribers: usize },
+}
+
+const CONTENDERS: [Way; 5] = [
+    Way::Pipe { wide: false },
+    Way::Tapped { subscribers: 0 },
+    Way::Tapped { subscribers: 1 },
+    Way::Tapped { subscribers: 4 },
+    Way::Pipe { wide: true },
+];
 
 const PIPE: &str = "plain pipe, 1 GiB, fastest rounds";
 const PIPE_CPU: &str = "plain pipe, CPU of producer and consumer";
@@ -42,21 +59,34 @@ const fn claim(id: &'static str, what: &'static str, figure: Figure, target: f64
 pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     let all = interleave(setting.rounds, CONTENDERS.len(), |contender| block(CONTENDERS[contender]))?;
     let rows = CLAIMS.iter().map(|(ours, claim)| claim.judge(&all[*ours], &all[0])).collect::<Result<_, _>>()?;
-    Ok(Outcome { rows, notes: vec!["CPU of the edge is producer, junction and consumer; not the subscribers".into()] })
+    let mut notes = vec!["CPU of the edge is producer, junction and consumer; not the subscribers".to_owned()];
+    for (ours, claim) in CLAIMS.iter().filter(|(_, claim)| claim.figure == Figure::Throughput) {
+        let wide = claim.judge(&all[*ours], &all[4])?;
+        notes.push(format!(
+            "{} against a pipe of 256 KiB, which a junction has on both sides: {:.2}, CPU {:.2}",
+            claim.what, wide.ratio, wide.cpu_ratio
+        ));
+    }
+    Ok(Outcome { rows, notes })
 }
 
-fn block(tapped: Option<usize>) -> anyhow::Result<Block> {
+fn block(way: Way) -> anyhow::Result<Block> {
     let folder = tempfile::tempdir().context("make a folder for the flow's socket")?;
     let socket = folder.path().join("flow");
-    let subscribers = tapped.unwrap_or_default();
+    let subscribers = if let Way::Tapped { subscribers } = way { subscribers } else { 0 };
     let runtime = tokio::runtime::Builder::new_current_thread().build().context("start the runtime")?;
     let children = accounting::ended_children()?;
 
     let (consumer_in, sink) = pipe_with(PipeFlags::CLOEXEC)?;
     let consumer = Worker::Consume.start(Some(consumer_in), None)?;
-    let (out, junction) = match tapped {
-        None => (sink, None),
-        Some(_) => {
+    let (out, junction) = match way {
+        Way::Pipe { wide } => {
+            if wide {
+                rustix::pipe::fcntl_setpipe_size(&sink, WIDE).context("enlarge the pipe")?;
+            }
+            (sink, None)
+        }
+        Way::Tapped { .. } => {
             let (source, out) = pipe_with(PipeFlags::CLOEXEC)?;
             let spec = TapSpec { lossless: subscribers > 0, ..TapSpec::default() };
             let listener = UnixListener::bind(&socket).with_context(|| format!("listen on {}", socket.display()))?;

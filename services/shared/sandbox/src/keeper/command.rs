@@ -300,6 +300,13 @@ fn open_terminal(size: Terminal, ids: Ids) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((master, slave))
 }
 
+/// Whether there is any process beside the keeper: those whose parents have ended are its children.
+pub(super) fn has_any() -> bool {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::All, look), Err(rustix::io::Errno::CHILD))
+}
+
 /// Reaps any child that has ended.
 pub(super) fn reap_any() -> Reaped {
     let (pid, status, usage) = wait(-1, libc::WNOHANG);

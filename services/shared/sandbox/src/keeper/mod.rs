@@ -24,6 +24,7 @@ use shipote_confinement::seccomp::Filter;
 use shipote_confinement::{Domain, Handled, Mechanism, PathAccess};
 
 use doors::Doors;
+pub use mould::HostMark;
 pub(crate) use mould::Moulds;
 
 use crate::error::{Failure, Step};

@@ -184,6 +184,23 @@ impl Print {
     }
 }
 
+/// What of the host shows in workspaces, at some time: the mounts that there are, and what is at the names that a
+/// workspace without further files of the host takes. A workspace that was made at another is what it would be now as long as
+/// this is the same.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HostMark {
+    prints: Vec<Print>,
+    mounts: Option<Vec<u8>>,
+}
+
+impl HostMark {
+    /// As it is now, for this process.
+    #[must_use]
+    pub fn now() -> Self {
+        Self { prints: prints(), mounts: fs::read("/proc/self/mountinfo").ok() }
+    }
+}
+
 /// The prints of all that a mould takes from the host, links and what they lead to.
 fn prints() -> Vec<Print> {
     let root = Path::new("/");

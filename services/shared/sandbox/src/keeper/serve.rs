@@ -164,9 +164,12 @@ impl Keeper<'_> {
             // Who asks again may shorten the grace, not lengthen it.
             Some(ending) => ending.deadline = ending.deadline.min(deadline),
             None => {
-                everyone(libc::SIGTERM);
-                // One that is stopped could not react.
-                everyone(libc::SIGCONT);
+                // The kernel looks at every process of the host to find those of the workspace.
+                if command::has_any() {
+                    everyone(libc::SIGTERM);
+                    // One that is stopped could not react.
+                    everyone(libc::SIGCONT);
+                }
                 self.ending = Some(Ending { deadline, killed: false, reaped: 0, complete: false });
             }
         }

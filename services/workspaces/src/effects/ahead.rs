@@ -1,0 +1,208 @@
+//! Workspaces made ahead.
+//!
+//! A command that is run in a workspace of its own waits for the workspace to be made. Who runs one so often runs the
+//! next one in the same way; so, when one has come up, another is made like it, with an id that nobody has been told,
+//! and waits for whoever asks for just that:
+//!
+//! ```text
+//!   run ──▶ none fits: raised while its caller waits ──▶ comes up ──▶ another like it is begun
+//!   run ──▶ the one made ahead fits: it gets that one's id ─────────▶ another like it is begun
+//!                                          nobody came for it in time, or the host has changed: it is ended
+//! ```
+//!
+//! It is no workspace of the service's until somebody has it: in no list, in no store, and it ends with the service.
+//! What belongs to somebody (granted paths, what is kept, a door out) is not made ahead; see [`is_plain`].
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use shipote_bus::spec::{Soma, WorkspaceSpec};
+use shipote_confinement::Mechanism;
+use shipote_sandbox::{ExitStream, HostFiles, HostMark, Keeper, Network, SandboxSpec, Spawner};
+use tokio::task::JoinHandle;
+use ulid::Ulid;
+
+use super::Cgroups;
+use super::live::make_group;
+use crate::error::Error;
+
+/// How long one waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A workspace to be raised.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) id: Ulid,
+    pub(super) name: String,
+    pub(super) spec: SandboxSpec,
+    pub(super) soma: Soma,
+}
+
+/// One that stands.
+pub(super) struct Raised {
+    pub(super) keeper: Keeper,
+    pub(super) exits: ExitStream,
+    /// How far its resources are limited.
+    pub(super) cgroup: Mechanism,
+}
+
+/// What raises workspaces.
+#[derive(Clone)]
+pub(super) struct Raiser {
+    pub(super) spawner: Arc<Spawner>,
+    pub(super) cgroups: Cgroups,
+}
+
+/// The workspace that is made ahead, or none.
+#[derive(Clone)]
+pub(crate) struct Ahead {
+    raiser: Raiser,
+    slot: Arc<Mutex<Slot>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    spare: Option<Spare>,
+    /// The service ends.
+    closed: bool,
+}
+
+struct Spare {
+    /// What it is like, its label left out.
+    like: WorkspaceSpec,
+    asked: Asked,
+    host: HostMark,
+    raised: JoinHandle<Result<Raised, Error>>,
+}
+
+/// One that was made ahead and that nobody else gets.
+pub(super) struct Claimed(Spare);
+
+impl Raiser {
+    /// Makes a workspace's group and its first process.
+    pub(super) async fn raise(&self, mut asked: Asked) -> Result<Raised, Error> {
+        let Asked { id, name, spec, soma } = &mut asked;
+        let (group, cgroup) = make_group(&self.cgroups, *id, name, soma, spec.strict).await?;
+        spec.cgroup = group;
+        let (keeper, exits) = self.spawner.workspace(spec).await.map_err(|error| refused(name, error))?;
+        Ok(Raised { keeper, exits, cgroup })
+    }
+
+    /// Ends one that nobody has had.
+    async fn undo(&self, id: Ulid, raised: Result<Raised, Error>) {
+        if let Ok(raised) = raised {
+            // it may have ended by itself
+            let _ = raised.keeper.end(Duration::ZERO).await;
+        }
+        self.cgroups.removed(id).await;
+    }
+}
+
+fn refused(name: &str, error: shipote_sandbox::SandboxError) -> Error {
+    match error {
+        shipote_sandbox::SandboxError::Strict(reason) => Error::NotEnforced { name: name.to_owned(), reason },
+        error => Error::Keeper { name: name.to_owned(), reason: error.to_string() },
+    }
+}
+
+/// Whether a workspace of this spec is as good made ahead: nothing in it is anybody's, and nothing of it can be refused.
+fn is_plain(spec: &SandboxSpec) -> bool {
+    spec.paths.is_empty()
+        && spec.hidden.is_empty()
+        && spec.host_files == HostFiles::None
+        && !(spec.host_processes || spec.explain || spec.strict)
+        && matches!(spec.network, Network::None | Network::Loopback)
+}
+
+/// What an ephemeral workspace is called.
+fn label(id: Ulid) -> String {
+    format!("run-{}", id.to_string().to_ascii_lowercase())
+}
+
+impl Ahead {
+    pub(super) fn new(raiser: Raiser) -> Self {
+        Self { raiser, slot: Arc::default() }
+    }
+
+    pub(super) fn raiser(&self) -> Raiser {
+        self.raiser.clone()
+    }
+
+    /// Gives a workspace that is to be made the id and the label of the one made ahead, where that is like it.
+    pub(super) fn lend(&self, id: &mut Ulid, spec: &mut WorkspaceSpec) {
+        let slot = self.lock();
+        let Some(spare) = &slot.spare else { return };
+        let own = std::mem::take(&mut spec.label);
+        let fits = *spec == spare.like && own == label(*id);
+        spec.label = own;
+        if fits {
+            *id = spare.asked.id;
+            spec.label.clone_from(&spare.asked.name);
+        }
+    }
+
+    /// Takes the workspace of this id, if that is the one made ahead. To be called before anything else is waited for:
+    /// until then another might be lent it, or it might be ended.
+    pub(super) fn claim(&self, id: Ulid) -> Option<Claimed> {
+        let spare = self.lock().spare.take_if(|spare| spare.asked.id == id)?;
+        Some(Claimed(spare))
+    }
+
+    /// The claimed workspace, if it is what is asked for; ended otherwise. `None`: it has to be raised.
+    pub(super) async fn get(&self, Claimed(spare): Claimed, asked: &Asked) -> Option<Raised> {
+        let fits = spare.asked.spec == asked.spec && spare.asked.soma == asked.soma && spare.host == HostMark::now();
+        match spare.raised.await.unwrap_or_else(|error| Err(Error::Failed(error.to_string()))) {
+            Ok(raised) if fits && raised.keeper.is_alive() => Some(raised),
+            other => {
+                self.raiser.undo(asked.id, other).await;
+                None
+            }
+        }
+    }
+
+    /// Begins one like `asked`, which has just come up, where there is none.
+    pub(super) fn prepare(&self, asked: &Asked, mut like: WorkspaceSpec) {
+        if !is_plain(&asked.spec) || asked.name != label(asked.id) {
+            return;
+        }
+        like.label.clear();
+        let mut slot = self.lock();
+        if slot.closed || slot.spare.as_ref().is_some_and(|spare| spare.like == like) {
+            return;
+        }
+        let id = Ulid::generate();
+        let mut next = Asked { id, name: label(id), spec: asked.spec.clone(), soma: asked.soma.clone() };
+        next.spec.hostname = next.name.clone();
+        let (raiser, raising, host) = (self.raiser.clone(), next.clone(), HostMark::now());
+        let raised = tokio::spawn(async move { raiser.raise(raising).await });
+        let before = slot.spare.replace(Spare { like, asked: next, host, raised });
+        drop(slot);
+        let ahead = self.clone();
+        tokio::spawn(async move {
+            ahead.end(before).await;
+            tokio::time::sleep(PATIENCE).await;
+            let late = ahead.lock().spare.take_if(|spare| spare.asked.id == id);
+            ahead.end(late).await;
+        });
+    }
+
+    /// Ends the one that there is, and makes none any more.
+    pub(crate) async fn close(&self) {
+        let spare = {
+            let mut slot = self.lock();
+            slot.closed = true;
+            slot.spare.take()
+        };
+        self.end(spare).await;
+    }
+
+    async fn end(&self, spare: Option<Spare>) {
+        let Some(spare) = spare else { return };
+        let raised = spare.raised.await.unwrap_or_else(|error| Err(Error::Failed(error.to_string())));
+        self.raiser.undo(spare.asked.id, raised).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
