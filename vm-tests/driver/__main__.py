@@ -16,10 +16,13 @@ import traceback
 
 import process
 from control import Control, Lost
-from machine import Failed, Machine
+from machine import Failed, Machine, remove_stage
+from network import Network
 
 # A scenario with this line wants a machine that nobody has used.
 FRESH = "# machine: fresh"
+# A scenario with this line wants machines of these names, on one network, and none besides.
+SEVERAL = "# machines: "
 
 
 class Suite:
@@ -52,31 +55,50 @@ def test(arguments):
         for path in arguments.scenarios:
             with open(path) as file:
                 text = file.read()
-            if machine is not None and FRESH in text.splitlines():
-                machine.crash()
-                machine.folder.remove()
+            several = next((line.removeprefix(SEVERAL).split() for line in text.splitlines() if line.startswith(SEVERAL)), [])
+            if machine is not None and (several or FRESH in text.splitlines()):
+                machine.remove()
                 machine = None
+            if several:
+                with Network(several) as network:
+                    machines = [Machine(arguments.machine, name, network) for name in several]
+                    try:
+                        scenario(suite, machines, path, text)
+                    finally:
+                        for one in machines:
+                            one.remove()
+                continue
             machine = machine or Machine(arguments.machine)
-            scenario(suite, machine, path, text)
+            scenario(suite, [machine], path, text)
             if suite.failed and arguments.hold:
                 hold(machine, arguments.hold)
     finally:
         if machine is not None:
             machine.remove()
+        remove_stage(arguments.machine)
     print(f"{suite.passed} passed, {suite.failed} failed")
     return 1 if suite.failed else 0
 
 
-def scenario(suite, machine, path, text):
+def scenario(suite, machines, path, text):
     suite.scenario = os.path.splitext(os.path.basename(path))[0]
     begin, before = time.monotonic(), suite.passed
-    names = {"machine": machine, "machines": [machine], "start_all": machine.start, "subtest": suite.subtest}
+
+    def start_all():
+        for machine in machines:
+            machine.launch()
+        for machine in machines:
+            machine.start()
+
+    names = {machine.name: machine for machine in machines}
+    names |= {"machines": machines, "start_all": start_all, "subtest": suite.subtest}
     try:
         exec(compile(text, path, "exec"), {"__name__": "__scenario__", **names})
     except (Exception, KeyboardInterrupt) as error:
         where = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         what = str(error) if isinstance(error, (Failed, Lost)) else "".join(traceback.format_exception_only(error))
-        suite.report("FAIL", f"line {where[-1] if where else '?'}", begin, what + "\n" + machine.diagnose())
+        states = [f"{machine.name}:\n{machine.diagnose()}" for machine in machines]
+        suite.report("FAIL", f"line {where[-1] if where else '?'}", begin, "\n".join([what, *states]))
         if isinstance(error, KeyboardInterrupt):
             raise
         return
@@ -123,6 +145,7 @@ def run(arguments):
     finally:
         if machine is not None:
             machine.remove()
+            remove_stage(arguments.machine)
 
 
 def serve(arguments):
@@ -139,6 +162,7 @@ def serve(arguments):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(arguments.record)
         machine.remove()
+        remove_stage(arguments.machine)
     return 0
 
 

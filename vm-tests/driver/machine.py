@@ -25,26 +25,30 @@ class Failed(Exception):
 
 
 class Machine:
-    def __init__(self, description):
+    def __init__(self, description, name="machine", network=None):
+        """A machine; of `network` where it is to reach others (`network.Network`)."""
         with open(description) as file:
             self.description = json.load(file)
-        self.name = "machine"
+        self.name = name
+        self.network = network
         self.folder = RunFolder()
-        self.qemu = None
+        self.qemu, self.answers = None, False
         self.provisioned = False
         self.control = Control(self._place(self.description["control_socket"]))
 
     # --- life ---
 
-    def start(self):
-        """Starts the machine and waits for its agent; installs the project in it the first time."""
+    def launch(self):
+        """Begins to start the machine, so that several boot side by side; `start` waits for it."""
         if self.qemu is not None:
             return
-        begin = time.monotonic()
+        self.begin = time.monotonic()
         disk = self._place("{run}/root.img")
         if not os.path.exists(disk):
             _copy_sparse(self.description["root_disk"], disk)
         argv = [self._place(word) for word in self.description["argv"]]
+        if self.network is not None:
+            argv += self.network.plug(self.name)
         own = os.getpid()
 
         def tie():
@@ -53,13 +57,24 @@ class Machine:
 
         # a session of its own: Ctrl-C is for the driver, which then stops QEMU
         self.qemu = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=tie, start_new_session=True)
+        self.answers = False
+
+    def start(self):
+        """Starts the machine and waits for its agent; installs the project in it the first time."""
+        self.launch()
+        if self.answers:
+            return
+        begin = self.begin
         try:
             self.control.connect(begin + self.description["boot_timeout"], lambda: self.qemu.poll() is None)
         except Lost as error:
             # what comes next gets a new boot instead of waiting for this one again and again
             self.crash()
             raise Failed(f"boot: {error}\n{self._console_tail()}") from error
+        self.answers = True
         self.log(f"the agent answers after {time.monotonic() - begin:.1f} s")
+        if self.network is not None:
+            self.succeed(self.network.settings(self.name))
         if self.description["provision"] and not self.provisioned:
             self.succeed(self.description["provision"], timeout=300)
             self.provisioned = True
@@ -77,7 +92,7 @@ class Machine:
         self._gone()
 
     def crash(self):
-        """Ends the machine as a loss of power would; its disk stays for the next `start`."""
+        """Ends the machine as a loss of power would: its memory is gone; its disk stays for the next `start`."""
         if self.qemu is not None:
             self.qemu.kill()
             self.qemu.wait()
@@ -89,16 +104,15 @@ class Machine:
 
     def _gone(self):
         self.control.close()
-        self.qemu = None
+        self.qemu, self.answers = None, False
         socket = self._place(self.description["control_socket"])
         if os.path.exists(socket):
             os.unlink(socket)
 
     def remove(self):
-        """Ends the machine and removes all it left on the host."""
+        """Ends the machine and removes what it left on the host; the disk it was installed from is for others, too."""
         self.crash()
         self.folder.remove()
-        shutil.rmtree(self.description["stage"], ignore_errors=True)
 
     # --- commands ---
 
@@ -273,3 +287,9 @@ class Machine:
 
 def _copy_sparse(source, target):
     subprocess.run(["cp", "--sparse=always", "--reflink=auto", "--", source, target], check=True)
+
+
+def remove_stage(description):
+    """Removes the disk that machines are installed from, and the description itself, once none of them is left."""
+    with open(description) as file:
+        shutil.rmtree(json.load(file)["stage"], ignore_errors=True)

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::watch;
+
 use crate::plan::Plan;
 use crate::settings::Settings;
 
@@ -13,6 +15,8 @@ pub(crate) struct Shared {
     plan: Mutex<Arc<Plan>>,
     /// Grows with every plan, so that a worker sees a change without taking the lock.
     generation: AtomicU64,
+    /// For who sleeps until there is another plan.
+    swaps: watch::Sender<()>,
     draining: AtomicBool,
     next_connection: AtomicU64,
     open: AtomicU32,
@@ -24,6 +28,7 @@ impl Shared {
         Self {
             plan: Mutex::new(plan),
             generation: AtomicU64::new(1),
+            swaps: watch::Sender::default(),
             draining: AtomicBool::new(false),
             next_connection: AtomicU64::new(1),
             open: AtomicU32::new(0),
@@ -38,6 +43,11 @@ impl Shared {
     pub(crate) fn swap(&self, plan: Arc<Plan>) {
         *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
         self.generation.fetch_add(1, Ordering::Release);
+        self.swaps.send_replace(());
+    }
+
+    pub(crate) fn swaps(&self) -> watch::Receiver<()> {
+        self.swaps.subscribe()
     }
 
     pub(crate) fn generation(&self) -> u64 {

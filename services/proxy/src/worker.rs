@@ -33,6 +33,9 @@ use crate::udp;
 use crate::upstream::Pools;
 use crate::walk::{Arrival, Peer, arrive, canonical};
 
+/// How often what is idle is looked at.
+const SWEEP: Duration = Duration::from_secs(5);
+
 /// What a worker is told.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -186,16 +189,7 @@ pub(crate) fn run(
 async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
     let ticking = Rc::clone(&worker);
     tokio::task::spawn_local(async move { ticking.clock.run().await });
-    let sweeping = Rc::clone(&worker);
-    tokio::task::spawn_local(async move {
-        loop {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            sweeping.clock.update();
-            sweeping.pools.sweep();
-            // A worker without visitors lets go of the plan before, too, and of what its last requests called.
-            sweeping.plugins.sweep(&sweeping.plan().places);
-        }
-    });
+    tokio::task::spawn_local(sweep(Rc::clone(&worker)));
     let mut listeners: HashMap<ListenSpec, Vec<tokio::task::JoinHandle<()>>> = HashMap::new();
     while let Some(command) = commands.recv().await {
         match command {
@@ -228,6 +222,27 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
                 let _ = done.send(());
                 return;
             }
+        }
+    }
+}
+
+/// Closes what was idle for too long, every few seconds for as long as there are visitors and until what they left is too
+/// old to be kept. A worker that nobody visits sleeps; but for another plan: it lets go of the one before, and of what its
+/// last requests called.
+async fn sweep(worker: Rc<Worker>) {
+    let mut swaps = worker.shared.swaps();
+    loop {
+        tokio::select! {
+            () = worker.clock.visited() => {}
+            swapped = swaps.changed() => if swapped.is_err() { return },
+        }
+        let mut quiet = Duration::ZERO;
+        while quiet <= worker.settings.idle_upstream_time + SWEEP {
+            tokio::time::sleep(SWEEP).await;
+            quiet = if worker.clock.is_quiet() { quiet + SWEEP } else { Duration::ZERO };
+            worker.clock.update();
+            worker.pools.sweep();
+            worker.plugins.sweep(&worker.plan().places);
         }
     }
 }

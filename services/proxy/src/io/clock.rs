@@ -66,6 +66,8 @@ pub(crate) struct Clock {
     now: Rc<Cell<u64>>,
     slots: RefCell<Vec<Weak<Slot>>>,
     wake: tokio::sync::Notify,
+    /// As `wake`, for who sweeps.
+    visit: tokio::sync::Notify,
 }
 
 impl Clock {
@@ -75,6 +77,7 @@ impl Clock {
             now: Rc::new(Cell::new(0)),
             slots: RefCell::new(Vec::new()),
             wake: tokio::sync::Notify::new(),
+            visit: tokio::sync::Notify::new(),
         }
     }
 
@@ -90,6 +93,7 @@ impl Clock {
         if slots.is_empty() {
             self.update();
             self.wake.notify_one();
+            self.visit.notify_one();
         }
         slots.push(Rc::downgrade(&slot));
         slot
@@ -105,6 +109,16 @@ impl Clock {
     /// Milliseconds since the worker started, as of the last tick.
     pub(crate) fn coarse(&self) -> u64 {
         self.now.get()
+    }
+
+    /// Waits until somebody comes, or came since the last time.
+    pub(crate) async fn visited(&self) {
+        self.visit.notified().await;
+    }
+
+    /// Whether nobody is here.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.slots.borrow().is_empty()
     }
 
     /// Looks at the deadlines for as long as there are connections, and sleeps while there are none.
