@@ -95,7 +95,8 @@ with subtest("a killed service is back, and nothing of the former one is left"):
         machine.wait_for_unit(f"shipote-{service}.service", timeout=60)
         assert "running" in health(bus_name)
         for pid in before:
-            machine.fail(f"test -e /proc/{pid}")
+            # what was made ahead ends by itself
+            machine.wait_until_fails(f"test -e /proc/{pid}", timeout=60)
 
 with subtest("a reload is announced and answered"):
     for service in SERVICES:
