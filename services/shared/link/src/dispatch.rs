@@ -6,10 +6,9 @@ use std::sync::Arc;
 use wasmtime::component::{ComponentNamedList, Lift, Lower, ResourceAny, Val};
 
 use crate::error::DispatchError;
-use crate::instance::{Handed, Loaded};
-use crate::interface::{Cardinality, Interface, Kind};
-use crate::load::Provider;
-use crate::value_type::join;
+use crate::instance::Loaded;
+use crate::interface::{Cardinality, Interface};
+use crate::provider::Provider;
 
 /// One answer of each plugin, in the form that the interface's cardinality gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,19 +24,26 @@ pub enum Answers<A> {
 }
 
 /// The root interface with all that it reaches, loaded. Calls may come from any thread; one plugin serves one at a time.
-pub struct Head<T: 'static> {
-    provider: Arc<Provider<T>>,
+///
+/// `C` is how it is called: by threads that wait for the answer, or by tasks ([`AsyncHead`](crate::AsyncHead)).
+pub struct Head<T: 'static, C = Waiting> {
+    pub(crate) provider: Arc<Provider<T>>,
+    caller: PhantomData<fn() -> C>,
 }
 
-impl<T> std::fmt::Debug for Head<T> {
+/// Mark of a [`Head`] that threads call, which wait for the answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting;
+
+impl<T, C> std::fmt::Debug for Head<T, C> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Head").field("interface", &self.provider.interface.id).finish_non_exhaustive()
     }
 }
 
-impl<T: Send + 'static> Head<T> {
+impl<T: Send + 'static, C> Head<T, C> {
     pub(crate) fn new(provider: Arc<Provider<T>>) -> Self {
-        Self { provider }
+        Self { provider, caller: PhantomData }
     }
 
     /// The root interface.
@@ -48,17 +54,11 @@ impl<T: Send + 'static> Head<T> {
 
     /// Ids of the plugins that implement the root interface, sorted.
     pub fn plugins(&self) -> impl Iterator<Item = &str> {
-        self.provider.plugins.iter().map(|plugin| &*plugin.id)
+        self.provider.plugins.iter().map(|plugin| &**plugin.id())
     }
+}
 
-    fn position(&self, function: &str) -> Result<usize, DispatchError> {
-        let interface = self.interface();
-        interface.position(function).ok_or_else(|| DispatchError::UnknownFunction {
-            interface: interface.id.clone(),
-            function: function.to_owned(),
-        })
-    }
-
+impl<T: Send + 'static> Head<T> {
     /// Calls `function` of every plugin in the root interface. A method goes to the plugin that owns the handle in its
     /// first argument, and so does any call with handles; the others answer with an error.
     ///
@@ -72,27 +72,12 @@ impl<T: Send + 'static> Head<T> {
         function: &str,
         arguments: &[Val],
     ) -> Result<Answers<Result<Option<Val>, DispatchError>>, DispatchError> {
-        let index = self.position(function)?;
-        let known = &self.interface().functions[index];
-        if !known.signature.accepts(arguments) {
-            return Err(DispatchError::WrongArguments {
-                function: known.name.clone(),
-                expected: known.signature.to_string(),
-                given: format!("({})", join(arguments.iter().map(|value| format!("{value:?}")))),
-            });
-        }
-        let handles = if known.params_hold || known.result_holds { Handed::ByHost } else { Handed::None };
+        let provider = &self.provider;
+        let index = provider.position(function)?;
+        provider.accept(index, arguments)?;
+        let handles = provider.by_host(index);
         let call = |plugin: &Loaded<T>| plugin.call(index, arguments, u64::MAX, handles).map(|answer| answer.value);
-        if matches!(known.kind, Kind::Method(_)) {
-            let owner = self.provider.plugins.iter().find(|plugin| match arguments.first() {
-                Some(Val::Resource(handle)) => plugin.has_lent(handle),
-                _ => false,
-            });
-            let owner = owner.ok_or_else(|| DispatchError::Resource {
-                plugin: self.plugins().next().unwrap_or_default().to_owned(),
-                function: known.name.clone(),
-                reason: "no plugin owns it; it is dropped, or its plugin was started anew".to_owned(),
-            })?;
+        if let Some(owner) = provider.owner(index, arguments)? {
             return Ok(Answers::ExactlyOne(call(owner)));
         }
         Ok(self.each(|plugin| call(plugin)))
@@ -108,10 +93,7 @@ impl<T: Send + 'static> Head<T> {
         function: &str,
         arguments: &[Val],
     ) -> Result<Answers<Result<Option<Val>, DispatchError>>, DispatchError> {
-        let known = self.interface();
-        if known.id != interface && known.path != interface {
-            return Err(DispatchError::UnknownInterface { interface: interface.to_owned() });
-        }
+        self.provider.is(interface)?;
         self.dispatch(function, arguments)
     }
 
@@ -124,7 +106,7 @@ impl<T: Send + 'static> Head<T> {
         P: ComponentNamedList + Lower + Clone + 'static,
         R: ComponentNamedList + Lift + 'static,
     {
-        let index = self.position(function)?;
+        let index = self.provider.position(function)?;
         for plugin in &self.provider.plugins {
             plugin.check_types::<P, R>(index)?;
         }
@@ -133,15 +115,17 @@ impl<T: Send + 'static> Head<T> {
 
     /// Drops a handle that a dispatch returned. One that no plugin knows any more is ignored.
     pub fn drop_resource(&self, resource: ResourceAny) {
-        if let Some(owner) = self.provider.plugins.iter().find(|plugin| plugin.has_lent(&resource)) {
-            owner.drop_lent(resource);
+        for plugin in &self.provider.plugins {
+            if let Some(generation) = plugin.take_back(&resource) {
+                return plugin.drop_resource(generation, resource);
+            }
         }
     }
 
     #[inline]
     fn each<A>(&self, mut call: impl FnMut(&Loaded<T>) -> A) -> Answers<A> {
         let plugins = &self.provider.plugins;
-        let mut all = || plugins.iter().map(|plugin| (Arc::clone(&plugin.id), call(plugin))).collect();
+        let mut all = || plugins.iter().map(|plugin| (Arc::clone(plugin.id()), call(plugin))).collect();
         match (self.provider.interface.cardinality, plugins.first()) {
             (Cardinality::ExactlyOne, Some(plugin)) => Answers::ExactlyOne(call(plugin)),
             (Cardinality::AtMostOne, plugin) => Answers::AtMostOne(plugin.map(|plugin| call(plugin))),

@@ -40,14 +40,61 @@
 //! }
 //! # Ok(()) }
 //! ```
+//!
+//! # In an asynchronous host
+//!
+//! With the feature `async` (on by default) a tree is loaded by [`Tree::load_async`], and [`AsyncHead`] calls it from
+//! tasks: a plugin that computes for long does not hold up its thread, and the host's functions may wait. The plugins are
+//! the same; functions that WIT itself calls `async` are refused, as they need wasmtime's concurrency support.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use shipote_link::{Answers, Cardinality, Function, Interface, Limits, Plugin, Runtime, State, Tree, ValueType};
+//! use wasmtime::component::{Component, Linker};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+//! let runtime = Runtime::new(wasmtime::Config::new())?;
+//! let component = Component::new(runtime.engine(), wat::parse_str(r#"(component
+//!     (import "my:host/clock" (instance $clock (export "wait" (func (param "ms" u32)))))
+//!     (core func $wait (canon lower (func $clock "wait")))
+//!     (core module $m (import "clock" "wait" (func $wait (param i32)))
+//!         (func (export "f") (param i32) (result i32) (call $wait (local.get 0)) (local.get 0)))
+//!     (core instance $i (instantiate $m (with "clock" (instance (export "wait" (func $wait))))))
+//!     (func $f (param "ms" u32) (result u32) (canon lift (core func $i "f")))
+//!     (instance $e (export "nap" (func $f)))
+//!     (export "my:package/naps" (instance $e)))"#)?)?;
+//! let interface = Interface::new("naps", "my:package/naps", Cardinality::ExactlyOne)
+//!     .function(Function::new("nap", [ValueType::U32], Some(ValueType::U32)));
+//! let mut linker: Linker<State<()>> = Linker::new(runtime.engine());
+//! linker.instance("my:host/clock")?.func_wrap_async("wait", |_, (ms,): (u32,)| {
+//!     Box::new(async move { Ok(tokio::time::sleep(Duration::from_millis(ms.into())).await) })
+//! })?;
+//! let limits = Limits { deadline: Duration::from_secs(5), ..Limits::default() };
+//! let plugin = Plugin::new("sleeper", "naps", component, || ()).limits(limits);
+//! let (tree, _) = Tree::new("naps", [Ok(interface)], [Ok(plugin)]);
+//! let (head, _) = tree.load_async(&runtime, &linker).await.map_err(|(error, _)| error)?;
+//! let nap = head.typed::<(u32,), (u32,)>("nap").await?;
+//! match nap.call((1,)).await {
+//!     Answers::ExactlyOne(answer) => assert_eq!(answer?, (1,)),
+//!     other => panic!("{other:?}"),
+//! }
+//! # Ok::<_, Box<dyn std::error::Error>>(()) }) }
+//! ```
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod dispatch;
+#[cfg(feature = "async")]
+mod dispatch_async;
 mod error;
 mod instance;
 mod interface;
+mod live;
 mod load;
 mod plugin;
+mod provider;
 mod resource;
 mod runtime;
 mod signature;
@@ -58,8 +105,12 @@ mod tree;
 mod value_type;
 mod wire;
 mod wit;
+#[cfg(feature = "async")]
+mod yielding;
 
-pub use dispatch::{Answers, Head, Typed};
+pub use dispatch::{Answers, Head, Typed, Waiting};
+#[cfg(feature = "async")]
+pub use dispatch_async::{AsyncHead, AsyncTyped, Yielding};
 pub use error::{CallError, DispatchError, Failure, LoadError, PartialResult, TreeError};
 pub use interface::{Cardinality, Function, Interface, Kind};
 pub use plugin::{Limits, Plugin, SourceError};

@@ -1,36 +1,36 @@
 //! Loading a tree: from the leaves up, each interface and each plugin once.
 
 use std::collections::BTreeMap;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, ComponentExportIndex, Linker};
 
 use crate::dispatch::Head;
+#[cfg(feature = "async")]
+use crate::dispatch_async::AsyncHead;
 use crate::error::{LoadError, PartialResult};
-use crate::instance::{Loaded, Parts};
+use crate::instance::{Loaded, Mode, Parts};
 use crate::interface::Interface;
 use crate::plugin::{Plugin, SourceError};
+use crate::provider::Provider;
 use crate::runtime::Runtime;
 use crate::signature::{Signature, resources_of};
 use crate::socket;
 use crate::state::State;
 use crate::tree::Tree;
 
-/// An interface with the plugins that implement it.
-pub(crate) struct Provider<T: 'static> {
-    pub(crate) interface: Arc<Interface>,
-    pub(crate) plugins: Vec<Arc<Loaded<T>>>,
-    /// Numbers by which importers know the interface's resources.
-    pub(crate) kinds: Vec<(String, u32)>,
-}
+type Loading<T> = Result<Arc<Provider<T>>, LoadError>;
 
 struct Loader<'a, T: Send + 'static> {
     tree: Tree<T>,
+    mode: Mode,
     runtime: &'a Runtime,
     linker: &'a Linker<State<T>>,
     /// What became of each interface that was reached.
-    done: BTreeMap<String, Result<Arc<Provider<T>>, LoadError>>,
+    done: BTreeMap<String, Loading<T>>,
     errors: Vec<LoadError>,
     kinds: u32,
 }
@@ -42,10 +42,44 @@ impl<T: Send + 'static> Tree<T> {
     /// Why the root did not load, with everything that contributed.
     #[allow(clippy::result_large_err, reason = "happens once a tree, and is to be taken apart")]
     pub fn load(self, runtime: &Runtime, linker: &Linker<State<T>>) -> PartialResult<Head<T>, LoadError> {
+        let loaded = pin!(self.load_as(Mode::Blocking, runtime, linker));
+        match loaded.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(loaded) => loaded.map(|(provider, errors)| (Head::new(provider), errors)),
+            Poll::Pending => unreachable!("only plugins whose calls yield are awaited"),
+        }
+    }
+
+    /// Loads what the root reaches, for calls that yield instead of holding up their thread: see [`AsyncHead`]. The
+    /// functions that `linker` offers may be asynchronous.
+    ///
+    /// # Errors
+    /// As [`Tree::load`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with time.
+    #[cfg(feature = "async")]
+    #[allow(clippy::result_large_err, reason = "happens once a tree, and is to be taken apart")]
+    pub async fn load_async(
+        self,
+        runtime: &Runtime,
+        linker: &Linker<State<T>>,
+    ) -> PartialResult<AsyncHead<T>, LoadError> {
+        let loaded = self.load_as(Mode::Yielding, runtime, linker).await;
+        loaded.map(|(provider, errors)| (AsyncHead::new(provider), errors))
+    }
+
+    #[allow(clippy::result_large_err, reason = "happens once a tree, and is to be taken apart")]
+    async fn load_as(
+        self,
+        mode: Mode,
+        runtime: &Runtime,
+        linker: &Linker<State<T>>,
+    ) -> PartialResult<Arc<Provider<T>>, LoadError> {
         let root = self.root.clone();
-        let mut loader = Loader { tree: self, runtime, linker, done: BTreeMap::new(), errors: Vec::new(), kinds: 0 };
-        match loader.interface(&root) {
-            Ok(provider) => Ok((Head::new(provider), loader.errors)),
+        let (done, errors) = (BTreeMap::new(), Vec::new());
+        let mut loader = Loader { tree: self, mode, runtime, linker, done, errors, kinds: 0 };
+        match loader.interface(&root).await {
+            Ok(provider) => Ok((provider, loader.errors)),
             Err(error) => {
                 loader.errors.retain(|other| *other != error);
                 Err((error, loader.errors))
@@ -55,11 +89,16 @@ impl<T: Send + 'static> Tree<T> {
 }
 
 impl<T: Send + 'static> Loader<'_, T> {
-    fn interface(&mut self, id: &str) -> Result<Arc<Provider<T>>, LoadError> {
+    /// Loads an interface, unless that was done already. Boxed, as it leads back here.
+    fn interface<'a>(&'a mut self, id: &'a str) -> Pin<Box<dyn Future<Output = Loading<T>> + Send + 'a>> {
+        Box::pin(self.interface_once(id))
+    }
+
+    async fn interface_once(&mut self, id: &str) -> Loading<T> {
         if let Some(done) = self.done.get(id) {
             return done.clone();
         }
-        let outcome = self.interface_anew(id);
+        let outcome = self.interface_anew(id).await;
         if let Err(error) = &outcome {
             self.errors.push(error.clone());
         }
@@ -67,7 +106,7 @@ impl<T: Send + 'static> Loader<'_, T> {
         outcome
     }
 
-    fn interface_anew(&mut self, id: &str) -> Result<Arc<Provider<T>>, LoadError> {
+    async fn interface_anew(&mut self, id: &str) -> Loading<T> {
         let missing = || LoadError::MissingInterface { interface: id.to_owned() };
         let interface = Arc::clone(self.tree.interfaces.get(id).ok_or_else(missing)?);
         let mut kinds = Vec::new();
@@ -78,7 +117,7 @@ impl<T: Send + 'static> Loader<'_, T> {
         let mut plugins = Vec::new();
         for plugin in self.tree.plugged_into(id) {
             let Some(plugin) = self.tree.plugins.remove(&plugin) else { continue };
-            match self.plugin(&interface, &kinds, plugin) {
+            match self.plugin(&interface, &kinds, plugin).await {
                 Ok(loaded) => plugins.push(Arc::new(loaded)),
                 Err(error) => self.errors.push(error),
             }
@@ -90,7 +129,7 @@ impl<T: Send + 'static> Loader<'_, T> {
         Ok(Arc::new(Provider { interface, plugins, kinds }))
     }
 
-    fn plugin(
+    async fn plugin(
         &mut self,
         interface: &Arc<Interface>,
         kinds: &[(String, u32)],
@@ -103,7 +142,8 @@ impl<T: Send + 'static> Loader<'_, T> {
         }
         let mut providers = Vec::new();
         for socket in &plugin.sockets {
-            providers.push(self.interface(socket).map_err(|error| about.socket(socket, &error))?);
+            let provider = self.interface(socket).await;
+            providers.push(provider.map_err(|error| about.socket(socket, &error))?);
         }
         let component = (plugin.source)(self.runtime.engine()).map_err(|error| about.source(error))?;
         let path = plugin.export.clone().unwrap_or_else(|| exported_path(&component, &interface.path));
@@ -111,7 +151,7 @@ impl<T: Send + 'static> Loader<'_, T> {
         let resources = about.resources(&path, kinds, &component)?;
         let mut linker = self.linker.clone();
         for provider in &providers {
-            socket::offer(&mut linker, &component, provider, &self.tree.wires)
+            socket::offer(&mut linker, &component, provider, &self.tree.wires, self.mode)
                 .map_err(|(import, reason)| about.import(import, reason))?;
         }
         let pre = linker.instantiate_pre(&component).map_err(|error| {
@@ -119,6 +159,7 @@ impl<T: Send + 'static> Loader<'_, T> {
             about.import(import, format!("{error:#}"))
         })?;
         let parts = Parts {
+            mode: self.mode,
             id: plugin.id.into(),
             interface: Arc::clone(interface),
             runtime: self.runtime.clone(),
@@ -128,7 +169,12 @@ impl<T: Send + 'static> Loader<'_, T> {
             data: plugin.data,
             limits: plugin.limits,
         };
-        Loaded::start(parts).map_err(|reason| {
+        let started = match self.mode {
+            Mode::Blocking => Loaded::start(parts),
+            #[cfg(feature = "async")]
+            Mode::Yielding => Loaded::start_yielding(parts).await,
+        };
+        started.map_err(|reason| {
             let About { plugin, interface } = about;
             LoadError::Start { plugin, interface, reason }
         })

@@ -3,13 +3,14 @@
 //! A resource stays with the plugin that made it. Another plugin holds a number; this table says whose resource that is.
 //! Dropping the number drops the resource, also when the holder is dropped as a whole.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ResourceAny, ResourceDynamic, ResourceType, Val};
 
-use crate::instance::Loaded;
+use crate::instance::{Loaded, Mode};
 use crate::state::State;
 use crate::value_type::ValueType;
 
@@ -26,8 +27,21 @@ pub(crate) struct Held<T: 'static> {
 
 impl<T> Drop for Held<T> {
     fn drop(&mut self) {
+        let Some(resource) = self.resource.take() else { return };
+        match self.owner.parts.mode {
+            Mode::Blocking => self.owner.drop_resource(self.generation, resource),
+            #[cfg(feature = "async")]
+            Mode::Yielding => self.owner.leave(self.generation, resource),
+        }
+    }
+}
+
+#[cfg(feature = "async")]
+impl<T: Send> Held<T> {
+    /// Drops the resource now.
+    pub(crate) async fn release(mut self) {
         if let Some(resource) = self.resource.take() {
-            self.owner.drop_resource(self.generation, resource);
+            self.owner.drop_resource_yielding(self.generation, resource).await;
         }
     }
 }
@@ -64,9 +78,9 @@ impl<T> Handles<T> {
 }
 
 /// Arguments on their way to the plugin that owns the handles among them.
-pub(crate) struct Passing<T: 'static> {
+pub(crate) struct Passing<'a, T: 'static> {
     /// What the owner is handed.
-    pub(crate) values: Vec<Val>,
+    pub(crate) values: Cow<'a, [Val]>,
     /// Who that is, and which instance of it; `None` if there was no handle.
     pub(crate) owner: Option<(Arc<Loaded<T>>, u64)>,
 }
@@ -77,7 +91,7 @@ pub(crate) fn pass<T>(
     store: &mut StoreContextMut<'_, State<T>>,
     types: &[ValueType],
     values: &[Val],
-) -> Result<Passing<T>, String> {
+) -> Result<Passing<'static, T>, String> {
     let mut owner: Option<(Arc<Loaded<T>>, u64)> = None;
     let mut handle = |any: &ResourceAny| {
         let owned = any.owned();
@@ -87,7 +101,7 @@ pub(crate) fn pass<T>(
         let entry = held.get(&number).ok_or_else(|| format!("unknown handle {number}"))?;
         let (known, generation) = owner.get_or_insert_with(|| (Arc::clone(&entry.owner), entry.generation));
         if !Arc::ptr_eq(known, &entry.owner) || *generation != entry.generation {
-            return Err(format!("handles of two owners, {:?} and {:?}, in one call", known.id, entry.owner.id));
+            return Err(format!("handles of two owners, {:?} and {:?}, in one call", known.id(), entry.owner.id()));
         }
         let resource = entry.resource;
         if owned && let Some(mut given) = held.remove(&number) {
@@ -99,7 +113,7 @@ pub(crate) fn pass<T>(
     for (ty, value) in types.iter().zip(values) {
         passed.push(if ty.has_resources() { map_handles(value, &mut handle)? } else { value.clone() });
     }
-    Ok(Passing { values: passed, owner })
+    Ok(Passing { values: passed.into(), owner })
 }
 
 /// Turns an owner's answer into the caller's: the owner's handles become numbers. `kinds` says under which number the

@@ -1,5 +1,6 @@
 //! Offering an interface to a component that imports it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -8,10 +9,10 @@ use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Linker, LinkerInstance, ResourceType, Val};
 
 use crate::error::{CallError, DispatchError};
-use crate::instance::{Answer, Handed, Loaded};
+use crate::instance::{Answer, Handed, Loaded, Mode};
 use crate::interface::{Cardinality, Kind};
-use crate::load::Provider;
-use crate::resource::{pass, receive};
+use crate::provider::Provider;
+use crate::resource::{Passing, pass, receive};
 use crate::signature::{Signature, resources_of};
 use crate::state::State;
 use crate::wire::Wire;
@@ -24,6 +25,7 @@ pub(crate) fn offer<T: Send + 'static>(
     component: &Component,
     provider: &Arc<Provider<T>>,
     wires: &Wires<T>,
+    mode: Mode,
 ) -> Result<(), (String, String)> {
     let engine = component.engine().clone();
     let interface = &provider.interface;
@@ -52,20 +54,15 @@ pub(crate) fn offer<T: Send + 'static>(
                 let wire = wires.get(&(interface.id.clone(), name.to_owned()));
                 let wire = wire.filter(|_| !function.params_hold && !function.result_holds);
                 match wire {
-                    Some(wire) => wire.define(&mut instance, name, provider, index),
-                    None => define(&mut instance, name, provider, index),
+                    Some(wire) => wire.define(&mut instance, name, provider, index, mode),
+                    None => define(&mut instance, name, provider, index, mode),
                 }
                 .map_err(|error| refuse(format!("{error:#}")))?;
             }
             ComponentItem::Resource(_) => {
                 let kind = provider.kinds.iter().find(|(known, _)| known == name).map(|(_, kind)| *kind);
                 let kind = kind.ok_or_else(|| refuse("the interface has no such resource".to_owned()))?;
-                let dropped = |mut store: StoreContextMut<'_, State<T>>, number: u32| {
-                    drop(store.data_mut().handles.remove(number));
-                    Ok(())
-                };
-                instance
-                    .resource(name, ResourceType::host_dynamic(kind), dropped)
+                define_resource(&mut instance, name, ResourceType::host_dynamic(kind), mode)
                     .map_err(|error| refuse(format!("{error:#}")))?;
             }
             ComponentItem::Type(_) => {}
@@ -75,89 +72,165 @@ pub(crate) fn offer<T: Send + 'static>(
     Ok(())
 }
 
+/// Defines a resource: dropping the number drops what it stands for.
+fn define_resource<T: Send + 'static>(
+    instance: &mut LinkerInstance<'_, State<T>>,
+    name: &str,
+    ty: ResourceType,
+    mode: Mode,
+) -> wasmtime::Result<()> {
+    match mode {
+        Mode::Blocking => instance.resource(name, ty, |mut store, number| {
+            drop(store.data_mut().handles.remove(number));
+            Ok(())
+        }),
+        #[cfg(feature = "async")]
+        Mode::Yielding => instance.resource_async(name, ty, |mut store, number| {
+            let held = store.data_mut().handles.remove(number);
+            Box::new(async move {
+                if let Some(held) = held {
+                    held.release().await;
+                }
+                Ok(())
+            })
+        }),
+    }
+}
+
 /// Defines one function, for values of any type.
 fn define<T: Send + 'static>(
     instance: &mut LinkerInstance<'_, State<T>>,
     name: &str,
     provider: &Arc<Provider<T>>,
     index: usize,
+    mode: Mode,
 ) -> wasmtime::Result<()> {
     let provider = Arc::clone(provider);
-    let function = &provider.interface.functions[index];
-    let method = matches!(function.kind, Kind::Method(_));
-    let (params_hold, result_holds) = (function.params_hold, function.result_holds);
-    instance.func_new(name, move |mut store, _, arguments, results| {
-        results[0] = if params_hold {
-            with_handles(&mut store, &provider, index, arguments, method, result_holds)
-        } else {
-            let mut answer = |plugin: &Arc<Loaded<T>>| {
-                let caller = store.data().deadline;
-                let outcome = plugin.call(index, arguments, caller, Handed::None);
-                finish(&mut store, plugin, index, outcome, result_holds)
-            };
-            shape(provider.interface.cardinality, provider.plugins.iter().map(&mut answer))
-        };
-        Ok(())
-    })
+    match mode {
+        Mode::Blocking => instance.func_new(name, move |mut store, _, arguments, results| {
+            results[0] = answer(&mut store, &provider, index, arguments);
+            Ok(())
+        }),
+        #[cfg(feature = "async")]
+        Mode::Yielding => instance.func_new_async(name, move |mut store, _, arguments, results| {
+            let provider = Arc::clone(&provider);
+            Box::new(async move {
+                results[0] = answer_yielding(&mut store, &provider, index, arguments).await;
+                Ok(())
+            })
+        }),
+    }
 }
 
-/// A call with handles goes to their owner. What others would have to answer is an error: the handles are not theirs.
-fn with_handles<T: Send + 'static>(
+fn answer<T: Send + 'static>(
     store: &mut StoreContextMut<'_, State<T>>,
     provider: &Provider<T>,
     index: usize,
     arguments: &[Val],
-    method: bool,
-    result_holds: bool,
 ) -> Val {
-    let passing = pass(store, &provider.interface.functions[index].signature.params, arguments);
-    let caller = store.data().deadline;
-    let mut answer = |plugin: &Arc<Loaded<T>>| {
-        let outcome = match &passing {
-            Err(reason) => Err(plugin.resource_error(index, reason.clone())),
-            Ok(passing) => match &passing.owner {
-                Some((owner, _)) if !Arc::ptr_eq(owner, plugin) => {
-                    Err(plugin.resource_error(index, format!("it belongs to plugin {:?}", owner.id)))
-                }
-                owner => {
-                    let handles = owner.as_ref().map_or(Handed::None, |(_, generation)| Handed::Passed(*generation));
-                    plugin.call(index, &passing.values, caller, handles)
-                }
-            },
-        };
-        finish(store, plugin, index, outcome, result_holds)
+    let call = match Call::new(store, provider, index, arguments) {
+        Ok(call) => call,
+        Err(failed) => return error(failed),
     };
-    if !method {
-        return shape(provider.interface.cardinality, provider.plugins.iter().map(answer));
-    }
-    match &passing {
-        Ok(passing) => match &passing.owner {
-            Some((owner, _)) => answer(owner),
-            None => error(CallError::Resource("a method's first argument is no handle".to_owned())),
-        },
-        Err(reason) => error(CallError::Resource(reason.clone())),
-    }
+    let caller = store.data().deadline;
+    let answers = call.receivers.iter().map(|plugin| {
+        let outcome = call.handles(plugin).and_then(|h| plugin.call(index, &call.passing.values, caller, h));
+        call.finish(store, plugin, outcome)
+    });
+    shape(call.cardinality, answers)
 }
 
-/// One plugin's outcome as its caller sees it.
-fn finish<T: Send + 'static>(
+/// The same where calls yield: the providers work at the same time.
+#[cfg(feature = "async")]
+async fn answer_yielding<T: Send + 'static>(
     store: &mut StoreContextMut<'_, State<T>>,
-    plugin: &Arc<Loaded<T>>,
+    provider: &Provider<T>,
     index: usize,
-    outcome: Result<Answer, DispatchError>,
-    result_holds: bool,
+    arguments: &[Val],
 ) -> Val {
-    let answer = outcome.and_then(|answer| match answer.value {
-        Some(value) if result_holds => {
-            receive(store, plugin, answer.generation, answer.kinds.as_deref().unwrap_or_default(), &value)
-                .map(Some)
-                .map_err(|reason| plugin.resource_error(index, reason))
-        }
-        value => Ok(value),
+    let call = match Call::new(store, provider, index, arguments) {
+        Ok(call) => call,
+        Err(failed) => return error(failed),
+    };
+    let caller = store.data().deadline;
+    let known = &call;
+    let outcomes = known.receivers.iter().map(|plugin| async move {
+        let handles = known.handles(plugin)?;
+        plugin.call_yielding(index, &known.passing.values, caller, handles).await
     });
-    match answer {
-        Ok(value) => Val::Result(Ok(value.map(Box::new))),
-        Err(failed) => error(failed.into()),
+    let outcomes = futures_util::future::join_all(outcomes).await;
+    let answers = call.receivers.iter().zip(outcomes);
+    shape(call.cardinality, answers.map(|(plugin, outcome)| call.finish(store, plugin, outcome)))
+}
+
+/// A call through a socket: whom it goes to, and with what.
+struct Call<'a, T: 'static> {
+    index: usize,
+    passing: Passing<'a, T>,
+    receivers: Cow<'a, [Arc<Loaded<T>>]>,
+    cardinality: Cardinality,
+    result_holds: bool,
+}
+
+impl<'a, T: Send + 'static> Call<'a, T> {
+    /// Turns handles among the arguments into those of their owner, to which a method goes alone.
+    fn new(
+        store: &mut StoreContextMut<'_, State<T>>,
+        provider: &'a Provider<T>,
+        index: usize,
+        arguments: &'a [Val],
+    ) -> Result<Self, CallError> {
+        let function = &provider.interface.functions[index];
+        let mut call = Self {
+            index,
+            passing: Passing { values: arguments.into(), owner: None },
+            receivers: Cow::Borrowed(&provider.plugins),
+            cardinality: provider.interface.cardinality,
+            result_holds: function.result_holds,
+        };
+        if function.params_hold {
+            call.passing = pass(store, &function.signature.params, arguments).map_err(CallError::Resource)?;
+        }
+        if matches!(function.kind, Kind::Method(_)) {
+            let owner = call.passing.owner.as_ref().map(|(owner, _)| Arc::clone(owner));
+            let owner =
+                owner.ok_or_else(|| CallError::Resource("a method's first argument is no handle".to_owned()))?;
+            call.receivers = Cow::Owned(vec![owner]);
+            call.cardinality = Cardinality::ExactlyOne;
+        }
+        Ok(call)
+    }
+
+    /// What `plugin` is to know of the handles. Those of another plugin are not its.
+    fn handles(&self, plugin: &Arc<Loaded<T>>) -> Result<Handed, DispatchError> {
+        match &self.passing.owner {
+            Some((owner, _)) if !Arc::ptr_eq(owner, plugin) => {
+                Err(plugin.resource_error(self.index, format!("it belongs to plugin {:?}", owner.id())))
+            }
+            Some((_, generation)) => Ok(Handed::Passed(*generation)),
+            None => Ok(Handed::None),
+        }
+    }
+
+    /// One plugin's outcome as its caller sees it.
+    fn finish(
+        &self,
+        store: &mut StoreContextMut<'_, State<T>>,
+        plugin: &Arc<Loaded<T>>,
+        outcome: Result<Answer, DispatchError>,
+    ) -> Val {
+        let answer = outcome.and_then(|answer| match answer.value {
+            Some(value) if self.result_holds => {
+                receive(store, plugin, answer.generation, answer.kinds.as_deref().unwrap_or_default(), &value)
+                    .map(Some)
+                    .map_err(|reason| plugin.resource_error(self.index, reason))
+            }
+            value => Ok(value),
+        });
+        match answer {
+            Ok(value) => Val::Result(Ok(value.map(Box::new))),
+            Err(failed) => error(failed.into()),
+        }
     }
 }
 

@@ -7,8 +7,9 @@ use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentNamedList, ComponentType, Lift, LinkerInstance, Lower};
 
 use crate::error::CallError;
+use crate::instance::{Loaded, Mode};
 use crate::interface::Cardinality;
-use crate::load::Provider;
+use crate::provider::Provider;
 use crate::state::State;
 
 /// Defines a function in an importer's linker.
@@ -21,6 +22,7 @@ pub trait Wire<T: 'static>: Send + Sync {
         name: &str,
         provider: &Arc<Provider<T>>,
         index: usize,
+        mode: Mode,
     ) -> wasmtime::Result<()>;
 }
 
@@ -47,47 +49,105 @@ where
         name: &str,
         provider: &Arc<Provider<T>>,
         index: usize,
+        mode: Mode,
     ) -> wasmtime::Result<()> {
-        let provider = Arc::clone(provider);
+        #[cfg(feature = "async")]
+        if mode == Mode::Yielding {
+            return define_yielding::<T, P, R>(instance, name, provider, index);
+        }
+        debug_assert_eq!(mode, Mode::Blocking);
+        let plugins: Arc<[Arc<Loaded<T>>]> = provider.plugins.as_slice().into();
+        let first = plugins.first().cloned();
         match provider.interface.cardinality {
-            Cardinality::ExactlyOne => {
-                instance.func_wrap(name, move |store: StoreContextMut<'_, State<T>>, arguments: P| {
-                    let caller = store.data().deadline;
-                    Ok((one::<T, P, R>(&provider, index, arguments, caller, 0)
-                        .unwrap_or_else(|| Err(CallError::Unavailable("no plugin".to_owned()))),))
-                })
-            }
-            Cardinality::AtMostOne => {
-                instance.func_wrap(name, move |store: StoreContextMut<'_, State<T>>, arguments: P| {
-                    let caller = store.data().deadline;
-                    Ok((one::<T, P, R>(&provider, index, arguments, caller, 0),))
-                })
-            }
+            Cardinality::ExactlyOne => instance.func_wrap(name, move |store: Caller<'_, T>, arguments: P| {
+                let caller = store.data().deadline;
+                Ok((first
+                    .as_deref()
+                    .map_or_else(nobody::<R>, |plugin| one::<T, P, R>(plugin, index, arguments, caller)),))
+            }),
+            Cardinality::AtMostOne => instance.func_wrap(name, move |store: Caller<'_, T>, arguments: P| {
+                let caller = store.data().deadline;
+                Ok((first.as_deref().map(|plugin| one::<T, P, R>(plugin, index, arguments, caller)),))
+            }),
             Cardinality::AtLeastOne | Cardinality::Any => {
-                instance.func_wrap(name, move |store: StoreContextMut<'_, State<T>>, arguments: P| {
+                instance.func_wrap(name, move |store: Caller<'_, T>, arguments: P| {
                     let caller = store.data().deadline;
-                    let answers = (0..provider.plugins.len())
-                        .filter_map(|at| one::<T, P, R>(&provider, index, arguments.clone(), caller, at));
-                    Ok((answers.collect::<Vec<_>>(),))
+                    let answer = |plugin: &Arc<Loaded<T>>| one::<T, P, R>(plugin, index, arguments.clone(), caller);
+                    Ok((plugins.iter().map(answer).collect::<Vec<_>>(),))
                 })
             }
         }
     }
 }
 
+type Caller<'a, T> = StoreContextMut<'a, State<T>>;
+
 #[inline]
-fn one<T, P, R>(
-    provider: &Provider<T>,
-    index: usize,
-    arguments: P,
-    caller: u64,
-    at: usize,
-) -> Option<Result<R, CallError>>
+fn one<T, P, R>(plugin: &Loaded<T>, index: usize, arguments: P, caller: u64) -> Result<R, CallError>
 where
     T: Send + 'static,
     P: ComponentNamedList + Lower + 'static,
     R: ComponentType + Lift + 'static,
 {
-    let plugin = provider.plugins.get(at)?;
-    Some(plugin.call_typed::<P, (R,)>(index, arguments, caller).map(|(result,)| result).map_err(CallError::from))
+    plugin.call_typed::<P, (R,)>(index, arguments, caller).map(|(result,)| result).map_err(CallError::from)
+}
+
+/// What an interface of exactly one plugin answers without it; it does not load then.
+#[cold]
+fn nobody<R>() -> Result<R, CallError> {
+    Err(CallError::Unavailable("no plugin".to_owned()))
+}
+
+/// The same where calls yield: the providers work at the same time.
+#[cfg(feature = "async")]
+fn define_yielding<T, P, R>(
+    instance: &mut LinkerInstance<'_, State<T>>,
+    name: &str,
+    provider: &Provider<T>,
+    index: usize,
+) -> wasmtime::Result<()>
+where
+    T: Send + 'static,
+    P: ComponentNamedList + Lift + Lower + Clone + Send + Sync + 'static,
+    R: ComponentType + Lift + Lower + Send + Sync + 'static,
+{
+    let plugins: Arc<[Arc<Loaded<T>>]> = provider.plugins.as_slice().into();
+    let first = plugins.first().cloned();
+    match provider.interface.cardinality {
+        Cardinality::ExactlyOne => instance.func_wrap_async(name, move |store: Caller<'_, T>, arguments: P| {
+            let (first, caller) = (first.clone(), store.data().deadline);
+            Box::new(async move {
+                let Some(plugin) = first else { return Ok((nobody(),)) };
+                Ok((one_yielding::<T, P, R>(&plugin, index, arguments, caller).await,))
+            })
+        }),
+        Cardinality::AtMostOne => instance.func_wrap_async(name, move |store: Caller<'_, T>, arguments: P| {
+            let (first, caller) = (first.clone(), store.data().deadline);
+            Box::new(async move {
+                let Some(plugin) = first else { return Ok((None,)) };
+                Ok((Some(one_yielding::<T, P, R>(&plugin, index, arguments, caller).await),))
+            })
+        }),
+        Cardinality::AtLeastOne | Cardinality::Any => {
+            instance.func_wrap_async(name, move |store: Caller<'_, T>, arguments: P| {
+                let (plugins, caller) = (Arc::clone(&plugins), store.data().deadline);
+                Box::new(async move {
+                    let answers =
+                        plugins.iter().map(|plugin| one_yielding::<T, P, R>(plugin, index, arguments.clone(), caller));
+                    Ok((futures_util::future::join_all(answers).await,))
+                })
+            })
+        }
+    }
+}
+
+#[cfg(feature = "async")]
+async fn one_yielding<T, P, R>(plugin: &Loaded<T>, index: usize, arguments: P, caller: u64) -> Result<R, CallError>
+where
+    T: Send + 'static,
+    P: ComponentNamedList + Lower + Send + Sync + 'static,
+    R: ComponentType + Lift + Send + Sync + 'static,
+{
+    let answer = plugin.call_typed_yielding::<P, (R,)>(index, arguments, caller).await;
+    answer.map(|(result,)| result).map_err(CallError::from)
 }

@@ -1,9 +1,10 @@
-//! Every cardinality × {0, 1, 2 plugins} × {all good, one fails to load, one traps}, called by the host and by a plugin.
+//! Every cardinality × {0, 1, 2 plugins} × {all good, one fails to load, one traps}, called by the host and by a plugin,
+//! typed and untyped, by a thread that waits and by a task that yields.
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 mod common;
 
-use common::{Does, caller, leaf, leaf_interface, plugin, root_interface, runtime, value};
+use common::{Does, WAYS, Way, caller, leaf, leaf_interface, load, plugin, root_interface, runtime, value};
 use shipote_link::Cardinality::{Any, AtLeastOne, AtMostOne, ExactlyOne};
 use shipote_link::{Answers, Cardinality, DispatchError, Failure, LoadError, Plugin, SourceError, Tree};
 use wasmtime::component::{Linker, Val};
@@ -82,14 +83,18 @@ fn unread(errors: &[LoadError]) -> Vec<&str> {
 
 #[test]
 fn called_by_the_host() {
+    WAYS.into_iter().for_each(called_by_the_host_that);
+}
+
+fn called_by_the_host_that(way: Way) {
     let runtime = runtime();
     let linker = Linker::new(runtime.engine());
     for (cardinality, count, fault) in cases() {
-        let case = format!("{cardinality:?} × {count} × {fault:?}");
+        let case = format!("{cardinality:?} × {count} × {fault:?}, {way:?}");
         let (tree, errors) =
             Tree::new("leaf", [Ok(leaf_interface(cardinality))], leaves(count, fault).into_iter().map(Ok));
         assert_eq!(errors, [], "{case}");
-        let loaded = tree.load(&runtime, &linker);
+        let loaded = load(tree, way, &runtime, &linker);
         let (serving, left_out) = match (expected(cardinality, count, fault), loaded) {
             (Refused(found, left_out), Err((error, errors))) => {
                 let interface = "leaf".to_owned();
@@ -101,8 +106,11 @@ fn called_by_the_host() {
             (Loads(serving, left_out), Ok((head, errors))) => {
                 assert_eq!(unread(&errors), left_out, "{case}");
                 assert_eq!(errors.len(), left_out.len(), "{case}: {errors:?}");
-                assert_eq!(head.plugins().collect::<Vec<_>>(), serving, "{case}");
-                (answers_of(head.dispatch("value", &[Val::U32(40)]).unwrap(), cardinality, &case), serving)
+                assert_eq!(head.plugins(), serving, "{case}");
+                let answers = answers_of(head.dispatch("value", &[Val::U32(40)]).unwrap(), cardinality, &case);
+                let typed = answers_of(head.dispatch_typed("value", 40).unwrap(), cardinality, &case);
+                assert_eq!(answers, typed, "{case}");
+                (answers, serving)
             }
             (expected, loaded) => panic!("{case}: expected {expected:?}, loaded {loaded:?}"),
         };
@@ -146,25 +154,25 @@ fn answers_of(
 
 #[test]
 fn called_by_a_plugin_untyped() {
-    called_by_a_plugin(false);
+    WAYS.into_iter().for_each(|way| called_by_a_plugin(false, way));
 }
 
 #[test]
 fn called_by_a_plugin_typed() {
-    called_by_a_plugin(true);
+    WAYS.into_iter().for_each(|way| called_by_a_plugin(true, way));
 }
 
-fn called_by_a_plugin(typed: bool) {
+fn called_by_a_plugin(typed: bool, way: Way) {
     let runtime = runtime();
     let linker = Linker::new(runtime.engine());
     for (cardinality, count, fault) in cases() {
-        let case = format!("{cardinality:?} × {count} × {fault:?}, typed: {typed}");
+        let case = format!("{cardinality:?} × {count} × {fault:?}, typed: {typed}, {way:?}");
         let root = plugin("app", "root", caller(cardinality)).socket("leaf");
         let plugins = leaves(count, fault).into_iter().chain([root]).map(Ok);
         let (tree, errors) = Tree::new("root", [Ok(root_interface()), Ok(leaf_interface(cardinality))], plugins);
         assert_eq!(errors, [], "{case}");
         let tree = if typed { tree.typed::<(u32,), u32>("leaf", "value") } else { tree };
-        match (expected(cardinality, count, fault), tree.load(&runtime, &linker)) {
+        match (expected(cardinality, count, fault), load(tree, way, &runtime, &linker)) {
             (Refused(found, left_out), Err((error, errors))) => {
                 // The root wants its one plugin, which wants its socket, which has the wrong count.
                 assert!(matches!(error, LoadError::Cardinality { found: 0, .. }), "{case}: {error:?}");

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{encode, one, plugin, root_interface, runtime};
+use common::{WAYS, Way, encode, load, one, plugin, root_interface, runtime};
 use shipote_link::Cardinality::{AtLeastOne, ExactlyOne};
 use shipote_link::{Answers, Cardinality, DispatchError, Interface, Tree};
 use wasmtime::component::{Linker, Val};
@@ -86,62 +86,70 @@ const LIVE: u32 = 3;
 const TRAP: u32 = 4;
 const RESOURCE_ERROR: u32 = 1004;
 
-fn between_plugins() -> impl Fn(u32) -> Result<u32, DispatchError> {
+fn between_plugins(way: Way) -> impl Fn(u32) -> Result<u32, DispatchError> {
     let runtime = runtime();
     let plugins = [Ok(plugin("app", "root", user()).socket("counters")), Ok(plugin("owner", "counters", owner()))];
     let (tree, errors) = Tree::new("root", [Ok(root_interface()), Ok(interface(ExactlyOne))], plugins);
     assert_eq!(errors, []);
-    let (head, errors) = tree.load(&runtime, &Linker::new(runtime.engine())).unwrap();
+    let (head, errors) = load(tree, way, &runtime, &Linker::new(runtime.engine())).unwrap();
     assert_eq!(errors, []);
     move |n| one(head.dispatch("run", &[Val::U32(n)]).unwrap())
 }
 
 #[test]
 fn a_plugin_uses_and_drops_what_another_made() {
-    let run = between_plugins();
-    assert_eq!(run(OPEN), Ok(0));
-    assert_eq!((run(10), run(20)), (Ok(15), Ok(35)));
-    assert_eq!(run(LIVE), Ok(1));
-    assert_eq!(run(DROP), Ok(0));
-    assert_eq!(run(LIVE), Ok(0), "dropping the handle dropped the resource");
+    for run in WAYS.map(between_plugins) {
+        assert_eq!(run(OPEN), Ok(0));
+        assert_eq!((run(10), run(20)), (Ok(15), Ok(35)));
+        assert_eq!(run(LIVE), Ok(1));
+        assert_eq!(run(DROP), Ok(0));
+        assert_eq!(run(LIVE), Ok(0), "dropping the handle dropped the resource");
+    }
 }
 
 #[test]
 fn a_plugin_gives_back_what_another_made() {
-    let run = between_plugins();
-    run(OPEN).unwrap();
-    run(10).unwrap();
-    assert_eq!(run(CLOSE), Ok(15));
-    assert_eq!(run(LIVE), Ok(0));
-    assert!(run(10).is_err(), "the handle is gone; using it is the caller's own trap");
+    for run in WAYS.map(between_plugins) {
+        run(OPEN).unwrap();
+        run(10).unwrap();
+        assert_eq!(run(CLOSE), Ok(15));
+        assert_eq!(run(LIVE), Ok(0));
+        assert!(run(10).is_err(), "the handle is gone; using it is the caller's own trap");
+    }
 }
 
 #[test]
 fn what_a_failed_holder_held_is_dropped() {
-    let run = between_plugins();
-    run(OPEN).unwrap();
-    assert_eq!(run(LIVE), Ok(1));
-    assert!(run(TRAP).is_err());
-    assert_eq!(run(LIVE), Ok(0));
+    for run in WAYS.map(between_plugins) {
+        run(OPEN).unwrap();
+        assert_eq!(run(LIVE), Ok(1));
+        assert!(run(TRAP).is_err());
+        assert_eq!(run(LIVE), Ok(0));
+    }
 }
 
 #[test]
 fn handles_of_a_failed_owner_are_errors() {
-    let run = between_plugins();
-    run(OPEN).unwrap();
-    assert_eq!(run(666), Ok(1000), "the owner traps");
-    assert_eq!(run(10), Ok(RESOURCE_ERROR), "its resources went with it");
-    assert_eq!(run(DROP), Ok(0));
-    run(OPEN).unwrap();
-    assert_eq!(run(10), Ok(15));
+    for run in WAYS.map(between_plugins) {
+        run(OPEN).unwrap();
+        assert_eq!(run(666), Ok(1000), "the owner traps");
+        assert_eq!(run(10), Ok(RESOURCE_ERROR), "its resources went with it");
+        assert_eq!(run(DROP), Ok(0));
+        run(OPEN).unwrap();
+        assert_eq!(run(10), Ok(15));
+    }
 }
 
 #[test]
 fn the_host_routes_handles_to_their_owners() {
+    WAYS.into_iter().for_each(routed_by_a_host_that);
+}
+
+fn routed_by_a_host_that(way: Way) {
     let runtime = runtime();
     let plugins = ["a", "b"].map(|id| Ok(plugin(id, "counters", owner())));
     let (tree, _) = Tree::new("counters", [Ok(interface(AtLeastOne))], plugins);
-    let (head, _) = tree.load(&runtime, &Linker::new(runtime.engine())).unwrap();
+    let (head, _) = load(tree, way, &runtime, &Linker::new(runtime.engine())).unwrap();
     let all = |answers| match answers {
         Answers::AtLeastOne(answers) => answers.into_iter().map(|(_, answer)| answer).collect::<Vec<_>>(),
         other => panic!("{other:?}"),

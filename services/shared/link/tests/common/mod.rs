@@ -3,9 +3,12 @@
 
 use std::time::Duration;
 
-use shipote_link::{Answers, Cardinality, DispatchError, Interface, Limits, Plugin, Runtime, SourceError};
+use shipote_link::{
+    Answers, AsyncHead, Cardinality, DispatchError, Head, Interface, Limits, LoadError, PartialResult, Plugin, Runtime,
+    SourceError, State, Tree,
+};
 use wasmtime::Config;
-use wasmtime::component::{Component, Val};
+use wasmtime::component::{Component, Linker, ResourceAny, Val};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
@@ -15,6 +18,88 @@ pub(crate) const ROOT: &str = "package my:app; interface root { run: func(n: u32
 
 pub(crate) fn runtime() -> Runtime {
     Runtime::new(Config::new()).unwrap()
+}
+
+/// How a tree is loaded and called.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Way {
+    Blocking,
+    Yielding,
+}
+
+pub(crate) const WAYS: [Way; 2] = [Way::Blocking, Way::Yielding];
+
+/// A loaded tree, called either way.
+#[derive(Debug)]
+pub(crate) enum Loaded<T: 'static> {
+    Blocking(Head<T>),
+    Yielding(AsyncHead<T>, tokio::runtime::Runtime),
+}
+
+pub(crate) fn load<T: Send + 'static>(
+    tree: Tree<T>,
+    way: Way,
+    runtime: &Runtime,
+    linker: &Linker<State<T>>,
+) -> PartialResult<Loaded<T>, LoadError> {
+    match way {
+        Way::Blocking => tree.load(runtime, linker).map(|(head, errors)| (Loaded::Blocking(head), errors)),
+        Way::Yielding => {
+            let tasks = tasks();
+            let loaded = tasks.block_on(tree.load_async(runtime, linker));
+            loaded.map(|(head, errors)| (Loaded::Yielding(head, tasks), errors))
+        }
+    }
+}
+
+pub(crate) fn tasks() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+type Dispatched<R> = Result<Answers<Result<R, DispatchError>>, DispatchError>;
+
+impl<T: Send + 'static> Loaded<T> {
+    pub(crate) fn dispatch(&self, function: &str, arguments: &[Val]) -> Dispatched<Option<Val>> {
+        match self {
+            Self::Blocking(head) => head.dispatch(function, arguments),
+            Self::Yielding(head, tasks) => tasks.block_on(head.dispatch(function, arguments)),
+        }
+    }
+
+    /// The same for a function from number to number, by a typed call.
+    pub(crate) fn dispatch_typed(&self, function: &str, n: u32) -> Dispatched<Option<Val>> {
+        let answers = match self {
+            Self::Blocking(head) => head.typed::<(u32,), (u32,)>(function)?.call((n,)),
+            Self::Yielding(head, tasks) => {
+                tasks.block_on(async { Ok(head.typed::<(u32,), (u32,)>(function).await?.call((n,)).await) })?
+            }
+        };
+        let value = |answer: Result<(u32,), DispatchError>| answer.map(|(n,)| Some(Val::U32(n)));
+        Ok(match answers {
+            Answers::ExactlyOne(answer) => Answers::ExactlyOne(value(answer)),
+            Answers::AtMostOne(answer) => Answers::AtMostOne(answer.map(value)),
+            Answers::AtLeastOne(answers) => {
+                Answers::AtLeastOne(answers.into_iter().map(|(id, answer)| (id, value(answer))).collect())
+            }
+            Answers::Any(answers) => {
+                Answers::Any(answers.into_iter().map(|(id, answer)| (id, value(answer))).collect())
+            }
+        })
+    }
+
+    pub(crate) fn plugins(&self) -> Vec<&str> {
+        match self {
+            Self::Blocking(head) => head.plugins().collect(),
+            Self::Yielding(head, _) => head.plugins().collect(),
+        }
+    }
+
+    pub(crate) fn drop_resource(&self, resource: ResourceAny) {
+        match self {
+            Self::Blocking(head) => head.drop_resource(resource),
+            Self::Yielding(head, tasks) => tasks.block_on(head.drop_resource(resource)),
+        }
+    }
 }
 
 /// Encodes a core module as a component of the world `my:fixture/it`.

@@ -1,0 +1,26 @@
+;; `repeat` calls the leaf through its socket, `n` times, and returns what it said last; an error traps.
+(component
+  (type $call-error (variant (case "trap" string) (case "deadline") (case "memory-limit") (case "busy") (case "resource" string) (case "unavailable" string)))
+  (import "my:leaf/root" (instance $leaf
+    (type $e' (variant (case "trap" string) (case "deadline") (case "memory-limit") (case "busy") (case "resource" string) (case "unavailable" string)))
+    (export "call-error" (type $e (eq $e')))
+    (type $r (result u32 (error $e)))
+    (export "value" (func (param "n" u32) (result $r)))))
+  (core module $memory (memory (export "memory") 1)
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 4096)))
+  (core instance $mem (instantiate $memory))
+  (alias core export $mem "memory" (core memory $memory))
+  (alias core export $mem "realloc" (core func $realloc))
+  (core func $value (canon lower (func $leaf "value") (memory $memory) (realloc $realloc)))
+  (core module $m (import "leaf" "value" (func $value (param i32 i32))) (import "mem" "memory" (memory 1))
+    (func (export "repeat") (param $n i32) (result i32) (local $at i32)
+      (loop $again
+        (call $value (local.get $at) (i32.const 16))
+        (if (i32.load8_u (i32.const 16)) (then unreachable))
+        (local.set $at (i32.add (local.get $at) (i32.const 1)))
+        (br_if $again (i32.lt_u (local.get $at) (local.get $n))))
+      (i32.load offset=4 (i32.const 16))))
+  (core instance $i (instantiate $m (with "leaf" (instance (export "value" (func $value)))) (with "mem" (instance $mem))))
+  (func $repeat (param "n" u32) (result u32) (canon lift (core func $i "repeat")))
+  (instance $e (export "repeat" (func $repeat)))
+  (export "my:app/root" (instance $e)))
