@@ -35,18 +35,25 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
 /// Compiles a part of it.
 pub(crate) fn build_packages(packages: &[&str]) -> anyhow::Result<PathBuf> {
     host::require("appliance", TOOLS, None)?;
-    let root = repository()?;
+    cargo_build(|cargo| cargo.args(packages.iter().flat_map(|package| ["--package", package])))?;
+    Ok(target()?.join("release"))
+}
+
+/// Runs `cargo build` with optimisation and what else is said.
+pub(crate) fn cargo_build(what: impl FnOnce(&mut Command) -> &mut Command) -> anyhow::Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(&root).args(["build", "--release", "--locked"]);
-    for package in packages {
-        cargo.args(["--package", package]);
-    }
-    let status = cargo.status().context("run cargo build")?;
+    cargo.current_dir(repository()?).args(["build", "--release", "--locked"]);
+    let status = what(&mut cargo).status().context("run cargo build")?;
     if !status.success() {
         bail!("cargo build failed: {status}");
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("release"))
+    Ok(())
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> anyhow::Result<PathBuf> {
+    let root = repository()?;
+    Ok(std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from))
 }
 
 impl Appliance {

@@ -22,6 +22,7 @@ mod flow;
 mod grown;
 mod harness;
 mod living;
+mod plugins;
 mod proxy;
 mod report;
 mod run;
@@ -103,6 +104,11 @@ const ENTRIES: &[Entry] = &[
         measure: living::measure,
     },
     Entry { name: "flow", about: "a tapped edge of a pipeline, against a plain pipe", measure: flow::measure },
+    Entry {
+        name: "plugins",
+        about: "linked plugins, against wasmtime alone and wasm-link 0.1; the registry's start",
+        measure: plugins::measure,
+    },
     Entry { name: "proxy", about: "the proxy, against nginx, haproxy and vaned", measure: proxy::measure },
     Entry {
         name: "boot",
