@@ -17,10 +17,9 @@
 //! nor cheaply fork once it has grown. Forking a small single-threaded process costs the same however
 //! large the service is.
 //!
-//! What it costs, as CPU time against `posix_spawn` of `/bin/true` (`cargo xtask bench sandbox`, two busy
-//! cores, medians of interleaved rounds): a command in a living workspace 1.3, a workspace made for one
-//! command and ended 4.0, bubblewrap without landlock and seccomp 2.7; in wall time the second takes 0.6
-//! of what bubblewrap takes. About a quarter of making a workspace is its network namespace.
+//! What most workspaces have in common is made once: their root, in a mount namespace of which each gets a copy. What is
+//! dear and the same for all is made ahead: a network namespace. `docs/speed.md` has what a command and a workspace cost beside
+//! a plain child process and bubblewrap (`cargo xtask bench sandbox`).
 //!
 //! Not for: cgroup hierarchies and limits (a workspace is put into a cgroup it is given), policy on who
 //! may run what, and restarting.
