@@ -40,6 +40,8 @@ CALLS = [
     (WORKSPACES, "Manager.StopPipeline", "sta{sv} {pipeline} 0 0", MANAGE),
     (WORKSPACES, "Manager.ListPipelines", "a{sv} 0", OPEN),
     (WORKSPACES, "Manager.ListFlows", "a{sv} 0", OPEN),
+    (WORKSPACES, "Manager.DropFlows", "sa{sv} victim 0", MANAGE),
+    (WORKSPACES, "Manager.DropFlows", "sa{sv} {pipeline} 0", MANAGE),
     (WORKSPACES, "Manager.Discern", 'aysb 2 35 33 "" true', OPEN),
     (WORKSPACES, "Manager.Connect", "sqa{sv} victim 8080 0", REACH),
     (WORKSPACES, "Manager.Capabilities", "", OPEN),
@@ -47,6 +49,10 @@ CALLS = [
     (WORKSPACES, "Figures.Stats", 'sa{sv} "" 0', RUN),
     (WORKSPACES, "Figures.History", "sua{sv} victim 0 0", MANAGE),
     (WORKSPACES, "Figures.Quota", "sa{sv} victim 0", MANAGE),
+    (WORKSPACES, "Saved.Save", "ssa{sv} victim 'label = \"p\"' 0", MANAGE),
+    (WORKSPACES, "Saved.List", "a{sv} 0", OPEN),
+    (WORKSPACES, "Saved.Get", "sa{sv} victim 0", RUN),
+    (WORKSPACES, "Saved.Drop", "sa{sv} victim 0", MANAGE),
     (WORKSPACES, "Egress.Change", "sasasa{sv} victim 1 example.com 0 0", WORKSPACE_EGRESS),
     (WORKSPACES, "Egress.List", "a{sv} 0", OPEN),
     (WORKSPACES, "Egress.Open", "s {workspace}", REACH),
@@ -103,7 +109,7 @@ CALLS += [(service, "Service1.Health", "", OPEN) for service in (WORKSPACES, MAC
 # What a member of the group may do without a session: org.shipote.workspaces.run, in what is its own or nobody's.
 GROUP = {RUN}
 # Root would end what the others are tried on.
-NOT_AS_ROOT = {"StopWorkspace", "Stop", "Signal", "SignalCommand", "StopPipeline", "Reload", "Delete"}
+NOT_AS_ROOT = {"StopWorkspace", "Stop", "Signal", "SignalCommand", "StopPipeline", "DropFlows", "Reload", "Delete"}
 # The service's own error for what is not there, and the like, is an answer; these are not.
 WRONG = ("unknown method", "unknown interface", "unknown object", "invalid argument", "invalid signature", "too few", "too many")
 REFUSED = "is refused to uid"
@@ -151,6 +157,7 @@ machine.succeed("printf '\\0asm\\r\\0\\1\\0' > /tmp/plugin.wasm && chmod 644 /tm
 
 # What is root's: a workspace with a command in it, a tapped pipeline.
 machine.succeed("shipote workspace list | grep -qw victim || shipote workspace create victim")
+machine.succeed("echo 'label = \"p\"' | shipote pipeline save victim -")
 command = machine.succeed("shipote run -w victim --detach -- sleep 4321").strip()
 machine.succeed(
     "cat > /tmp/hostile.toml <<'EOF'\n"

@@ -40,7 +40,8 @@ with subtest("a workspace has a group, its first process a leaf, each command an
         "printf '%s\\n' '[soma.cgroup]' 'memory_max = 134217728' 'pids_max = 20' 'cpu_weight = 50' > /tmp/w.toml",
         "shipote workspace create limited -f /tmp/w.toml",
     )
-    group = f"{TREE}/{workspace_id('limited')}"
+    # of root, who made it
+    group = f"{TREE}/u0/{workspace_id('limited')}"
     command = json.loads(machine.succeed("shipote run -w limited --detach --json -- sleep 300"))["id"]
     assert machine.succeed(f"wc -l < '{group}/keeper/cgroup.procs'").strip() == "1"
     assert machine.succeed(f"wc -l < '{group}/{command}/cgroup.procs'").strip() == "1"
@@ -57,7 +58,7 @@ with subtest("every other limit is the kernel's too"):
         "'[[soma.cgroup.io_max]]' \"device = \\\"$(lsblk -dno MAJ:MIN /dev/nvme0n1 | tr -d ' ')\\\"\" 'wbps = 1048576' > /tmp/o.toml",
         "shipote workspace create other -f /tmp/o.toml",
     )
-    other = f"{TREE}/{workspace_id('other')}"
+    other = f"{TREE}/u0/{workspace_id('other')}"
     for name, value in {"memory.high": "67108864", "cpu.max": "50000 100000", "cpuset.cpus": "0"}.items():
         assert read(f"{other}/{name}") == value, name
     assert "wbps=1048576" in read(f"{other}/io.max")
@@ -100,7 +101,7 @@ with subtest("a fork bomb is held, and its result says why"):
 with subtest("processor time is held"):
     spin = "sh -c 'end=$(($(date +%s) + 4)); while [ $(date +%s) -lt $end ]; do :; done'"
     machine.succeed("shipote workspace create slow")
-    slow = f"{TREE}/{workspace_id('slow')}"
+    slow = f"{TREE}/u0/{workspace_id('slow')}"
     status, result = run(spin, "-w", "slow", "--cpus", "0.1")
     assert status == 0, result
     usage = dict(line.split() for line in read(f"{slow}/cpu.stat").splitlines())
@@ -149,6 +150,32 @@ with subtest("whoever may only run is given a limit of memory, and none beyond i
     assert "soma.cgroup.memory_max" in refused, refused
     machine.succeed(f"shipote workspace stop {own[0]['name']} --grace 0")
 
+with subtest("all workspaces of one user are bounded together, and no other user is"):
+    machine.succeed(
+        "mkdir -p /etc/shipote/shipote.toml.d",
+        "printf '%s\\n' '[workspaces]' 'user_memory_max = 100663296' > /etc/shipote/shipote.toml.d/50-limits.toml",
+        f"systemctl restart {UNIT}",
+    )
+    machine.wait_until_succeeds("shipote run -- true", timeout=60)
+    runner = machine.succeed("id -u runner").strip()
+    hog = "perl -e '\\''$x = \"a\" x (70 << 20); sleep 60'\\''"
+    for name in ("one", "two"):
+        machine.succeed(f"{as_runner} 'shipote run --json --memory 90M -- {hog} > /tmp/{name}.json 2>/dev/null & true'")
+    machine.wait_until_succeeds("grep -lh out-of-memory /tmp/one.json /tmp/two.json", timeout=60)
+    text = machine.succeed("cat /tmp/one.json /tmp/two.json")
+    assert f"all workspaces of user {runner} reached their limit of 100663296" in text, text
+    stats = json.loads(machine.succeed(f"{as_runner} 'shipote workspace stats --json'"))["stats"]
+    assert len(stats) == 1 and stats[0]["user_memory_limit_bytes"] == 100663296, stats
+    assert 70 << 20 <= stats[0]["user_memory_bytes"] <= 100663296, stats
+    quota = json.loads(machine.succeed(f"shipote workspace quota {stats[0]['name']} --json"))
+    assert any(f"all workspaces of user {runner}" in breach for breach in quota["breaches"]), quota
+    # root needs as much again, and has it
+    assert machine.succeed("shipote run -- perl -e '$x = \"a\" x (110 << 20); print length $x'") == str(110 << 20)
+    machine.succeed(f"shipote workspace stop {stats[0]['name']} --grace 0")
+    machine.succeed("rm /etc/shipote/shipote.toml.d/50-limits.toml", f"systemctl restart {UNIT}")
+    machine.wait_until_succeeds("shipote run -- true", timeout=60)
+    machine.wait_until_fails(f"test -e '{TREE}/u{runner}'", timeout=30)
+
 with subtest("the figures come from the control group"):
     machine.succeed(
         "printf '%s\\n' '[soma.cgroup]' 'memory_max = 134217728' 'pids_max = 50' > /tmp/f.toml",
@@ -175,6 +202,7 @@ with subtest("the figures come from the control group"):
     )
     assert 'shipote_workspace_memory_bytes{workspace="seen"}' in page and page.rstrip().endswith("# EOF"), page
     assert 'shipote_workspace_cpu_seconds_total{workspace="seen"}' in page, page
+    assert 'shipote_user_memory_bytes{uid="0"}' in page, page
     machine.succeed("shipote run -w seen --memory 16M -- sh -c 'x=$(head -c 100M /dev/zero | tr \"\\\\0\" a)' || true")
     quota = json.loads(machine.succeed("shipote workspace quota seen --json"))
     assert any(breach.startswith("memory:") for breach in quota["breaches"]), quota

@@ -113,6 +113,59 @@ EOF"""
     assert machine.succeed("shipote pipeline run --tap /tmp/pipeline.toml < /etc/passwd 2> /tmp/table") == expected
     print(machine.succeed("cat /tmp/table"))
 
+with subtest("a detached command is attached to, and its input ends with the last who attaches"):
+    command = machine.succeed("shipote run --detach --interactive -- sed -u s/^/got:/").strip()
+    machine.succeed(f"echo hello | shipote attach {command} > /tmp/attached")
+    assert machine.succeed("cat /tmp/attached").strip() == "got:hello"
+    machine.wait_until_succeeds(f"shipote ps --all --json | grep -q '\"exit_status\":0'", timeout=30)
+
+with subtest("a workspace shares flows: with itself and its owner, or with everybody"):
+    machine.succeed(
+        "printf '%s\\n' '[[flow_dirs]]' 'name = \"own\"' 'direction = \"output\"' "
+        "'[[flow_dirs]]' 'name = \"open\"' 'direction = \"output\"' 'scope = \"public\"' > /tmp/flows.toml",
+        "shipote workspace create flows -f /tmp/flows.toml",
+        "shipote run -w flows -- sh -c 'echo mine >&$SHIPOTE_FLOW_OWN; echo all >&$SHIPOTE_FLOW_OPEN'",
+    )
+    listed = json.loads(machine.succeed("shipote flow list --json"))["flows"]
+    sockets = {flow["from_output"]: flow["socket"] for flow in listed}
+    read = "timeout 5 perl -MIO::Socket::UNIX -e '$s = IO::Socket::UNIX->new($ARGV[0]) or die $!; print scalar <$s>'"
+    assert machine.succeed(f"{read} {sockets['own']}") == "mine\n"
+    for user, seen in (("mallory", ""), ("runner", ""), ("root", "mine\n")):
+        assert machine.execute(f"runuser -u {user} -- {read} {sockets['own']}")[1] == seen, user
+        assert machine.execute(f"runuser -u {user} -- {read} {sockets['open']}")[1] == "all\n", user
+    inside = read.replace("'", "'\\''")
+    assert machine.succeed(f"shipote run -w flows -- sh -c '{inside} /run/flows/own'") == "mine\n"
+    machine.fail(f"shipote run -- test -e /run/flows")
+    machine.succeed("shipote workspace stop flows --grace 0")
+
+with subtest("what an overlay changes is the workspace's own, and is kept if that is asked for"):
+    machine.succeed(
+        "mkdir -p /srv/source && echo host > /srv/source/file && chown -R shipote-workspaces: /srv/source",
+        "printf '%s\\n' 'on_exit = \"snapshot\"' '[[paths]]' 'path = \"/srv/source\"' 'access = \"overlay\"' > /tmp/overlay.toml",
+        "shipote workspace create layered -f /tmp/overlay.toml",
+        "shipote run -w layered -- sh -c 'echo changed > /srv/source/file; echo x > /srv/source/new'",
+        "shipote workspace stop layered",
+        "shipote workspace create layered -f /tmp/overlay.toml",
+    )
+    assert machine.succeed("shipote run -w layered -- cat /srv/source/file /srv/source/new") == "changed\nx\n"
+    assert machine.succeed("cat /srv/source/file") == "host\n"
+    machine.fail("test -e /srv/source/new")
+    machine.succeed("shipote workspace stop layered")
+
+with subtest("what a workspace keeps on the disk is bounded, and a disk filler is ended"):
+    machine.succeed(
+        "printf '%s\\n' 'on_exit = \"snapshot\"' 'scratch_bytes = 2097152' > /tmp/full.toml",
+        "shipote workspace create full -f /tmp/full.toml",
+        "shipote run -w full -- sh -c 'head -c 1000000 /dev/urandom > fits'",
+    )
+    filler = "mkdir -p a/b; while :; do head -c 1000000 /dev/urandom >> a/b/more; sleep 0.2; done"
+    status, text = machine.execute(f"shipote run -w full --json -- sh -c '{filler}' 2>/dev/null", timeout=120)
+    result = json.loads(text)
+    assert result["reason"] == "quota" and "more than 2097152 bytes" in result["message"], result
+    machine.succeed("shipote workspace stop full")
+    refused = machine.fail("shipote workspace create full -f /tmp/full.toml 2>&1")
+    assert "remove some of /" in refused and "scratch_bytes" in refused, refused
+
 with subtest("who is neither an administrator nor of the group shipote may not run anything"):
     machine.fail("runuser -u mallory -- shipote run -- true")
     machine.fail("runuser -u mallory -- shipote workspace create taken")

@@ -229,14 +229,14 @@ impl<E: Effects> Actor<E> {
                 Input::Create { request, id: Ulid::generate(), spec, strict, uid, numbered }
             }
             Call::Run { mut target, strict, uid, mut command, handed } => {
-                self.effects.lend(&mut target, strict);
+                self.effects.lend(&mut target, strict, uid);
                 command.foreground = handed.stdio.is_some() || command.terminal.is_some();
                 handed_for = Some(command.id);
                 self.effects.hand_over(command.id, handed);
                 Input::Run { request, target, strict, uid, commands: vec![*command], pipeline: None }
             }
             Call::RunPipeline { mut target, strict, uid, tap, pipeline, id, handed } => {
-                self.effects.lend(&mut target, strict);
+                self.effects.lend(&mut target, strict, uid);
                 handed_for = Some(id);
                 let foreground = handed.stdio.is_some();
                 self.effects.hand_over(id, handed);
@@ -248,6 +248,7 @@ impl<E: Effects> Actor<E> {
                         label: node.label,
                         command: node.command,
                         foreign: node.foreign,
+                        further: node.further,
                         soma: node.soma,
                         cwd: None,
                         terminal: None,

@@ -1,4 +1,4 @@
-//! The memory of a workspace that nobody with the right to manage has set a limit for.
+//! The memory of a workspace that nobody with the right to manage has set a limit for, and of all that one user has.
 
 use shipote_bus::spec::WorkspaceSpec;
 
@@ -8,6 +8,8 @@ use crate::state::manages;
 
 /// The part of the host's memory that one such workspace may use, where the configuration does not say.
 const PART: u64 = 4;
+/// The part of it that all workspaces of one user may use together.
+const USER_PART: u64 = 2;
 
 /// What is allowed. Cheap to clone.
 #[derive(Debug, Clone, Copy, Default)]
@@ -20,10 +22,13 @@ impl Allowance {
     /// As configured. Nothing where there is no control group to hold it for a workspace as a whole: what would be
     /// held for each process instead, its address space, is not what it uses, and many a program reserves more.
     pub(crate) fn new(section: &Section, cgroups: &Cgroups) -> Self {
-        let info = rustix::system::sysinfo();
-        let host = info.totalram.saturating_mul(info.mem_unit.into());
         let held = cgroups.controllers().has(shipote_cgroup::Controller::Memory);
-        Self { memory: held.then(|| memory(section.run_memory_max, host)).flatten() }
+        Self { memory: held.then(|| part(section.run_memory_max, host(), PART)).flatten() }
+    }
+
+    /// Bytes of memory of all workspaces of one user, where a control group can hold it; None: whatever the host has.
+    pub(crate) fn of_user(section: &Section) -> Option<u64> {
+        part(section.user_memory_max, host(), USER_PART)
     }
 
     /// Sets the limit of a workspace that has none and whose user may only run.
@@ -34,11 +39,17 @@ impl Allowance {
     }
 }
 
-fn memory(configured: Option<u64>, host: u64) -> Option<u64> {
+/// Bytes of memory that the host has.
+fn host() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(info.mem_unit.into())
+}
+
+fn part(configured: Option<u64>, host: u64, part: u64) -> Option<u64> {
     match configured {
         Some(0) => None,
         Some(bytes) => Some(bytes),
-        None => Some(host / PART),
+        None => Some(host / part),
     }
 }
 
@@ -48,8 +59,8 @@ mod tests {
 
     #[test]
     fn what_is_set_stays_and_what_is_not_set_is_bounded_for_those_who_only_run() {
-        assert_eq!((memory(None, 8 << 30), memory(Some(0), 8 << 30)), (Some(2 << 30), None));
-        let allowance = Allowance { memory: memory(Some(1 << 20), 8 << 30) };
+        assert_eq!((part(None, 8 << 30, PART), part(Some(0), 8 << 30, PART)), (Some(2 << 30), None));
+        let allowance = Allowance { memory: part(Some(1 << 20), 8 << 30, PART) };
         let limit = |text: &str, uid| {
             let mut spec: WorkspaceSpec = toml::from_str(text).unwrap();
             allowance.apply(&mut spec, uid);

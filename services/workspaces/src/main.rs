@@ -37,7 +37,7 @@ use ulid::Ulid;
 
 use crate::actor::{Actor, Call, Handle, figures};
 use crate::allowance::Allowance;
-use crate::bus::{Doors, Egress, Figures, Manager, publish};
+use crate::bus::{Doors, Egress, Figures, Manager, SavedPipelines, publish};
 use crate::config::Section;
 use crate::effects::{Ahead, Cgroups, Foreigners, Journal, KeptFolders, Live, LogStore, Means, Runner};
 use crate::figures::{Meter, run_sampler};
@@ -144,7 +144,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
         audit: Arc::clone(&context.audit),
         logs: logs.clone(),
         meter: meter.clone(),
-        saved,
+        saved: saved.clone(),
         protected: protected.clone(),
         allowance: early.allowance,
         capabilities: capabilities.clone(),
@@ -167,6 +167,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let server = context.connection.object_server();
     server.at(Service::Workspaces.path(), Egress { doors: manager.doors.clone() }).await?;
     server.at(Service::Workspaces.path(), Figures { doors: manager.doors.clone(), meter }).await?;
+    server.at(Service::Workspaces.path(), SavedPipelines { doors: manager.doors.clone(), saved }).await?;
     server.at(Service::Workspaces.path(), manager).await?;
     let outlived = context.store.is_available();
     Ok(Workspaces { actor: handle, ahead, cgroups: early.cgroups, _socket: socket, outlived })
@@ -179,7 +180,7 @@ fn main() -> ExitCode {
         |paths| {
             let section = Section::load(&paths.config).context("read the configuration")?;
             let admin = section.admin(paths).context("read the configuration: workspaces.admin")?;
-            let cgroups = Cgroups::open(&paths.runtime);
+            let cgroups = Cgroups::open(&paths.runtime, Allowance::of_user(&section));
             let mut probed =
                 shipote_sandbox::probe(SpawnerConfig::default()).context("probe what the host isolates")?;
             if let Some(known) = probed.iter_mut().find(|m| m.name == "cgroup") {

@@ -4,6 +4,7 @@
 //! others share one, and so do the workspaces that were made for one command, whose names nobody sees twice. A row that is
 //! shared has gauges only: a sum over workspaces that come and go is no counter.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -13,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::actor::Handle;
+use crate::effects::Share;
 use crate::figures::{Meter, Standing};
 
 /// Workspaces with a row of their own.
@@ -31,6 +33,11 @@ struct Row {
 struct Hit {
     workspace: String,
     resource: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct User {
+    uid: u32,
 }
 
 /// The page.
@@ -56,6 +63,18 @@ fn render(mut standings: Vec<Standing>, totals: [usize; 4]) -> Result<String, St
         gauge.set(i64::try_from(total).unwrap_or(i64::MAX));
         registry.register(name, help, gauge);
     }
+    let (used, limit): (Family<User, Gauge>, Family<User, Gauge>) = Default::default();
+    let shares: BTreeMap<u32, &Share> =
+        standings.iter().filter_map(|s| s.subject.share.as_ref()).map(|share| (share.uid, share)).collect();
+    for (uid, share) in shares.into_iter().take(ROWS) {
+        for (family, bytes) in [(&used, share.cgroup.figures().memory), (&limit, share.memory)] {
+            if let Some(bytes) = bytes {
+                family.get_or_create(&User { uid }).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            }
+        }
+    }
+    registry.register_with_unit("user_memory", "Memory in use by all workspaces of a user", Unit::Bytes, used);
+    registry.register_with_unit("user_memory_limit", "The most that it may be", Unit::Bytes, limit);
     standings.sort_by_key(|s| (s.subject.ephemeral, std::cmp::Reverse(s.sample.memory)));
     let memory: Family<Row, Gauge> = Family::default();
     let processes: Family<Row, Gauge> = Family::default();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use shipote_bus::spec::{NodeCommand, Soma, check_label};
+use shipote_bus::spec::{FurtherFlows, NodeCommand, Soma, check_label};
 use ulid::Ulid;
 
 use crate::error::Error;
@@ -39,10 +39,23 @@ pub(crate) fn new_command(command: NodeCommand, label: Option<String>) -> Result
         name.chars().take(64).collect()
     });
     check_label("label", &label).map_err(|e| Error::InvalidArgument(format!("run: {e}")))?;
-    let soma = Soma::default();
+    let (soma, further) = (Soma::default(), FurtherFlows::default());
     let (id, foreign, cwd, terminal) = (Ulid::generate(), None, None, None);
     let (timeout, restart, attachable, foreground) = (None, None, false, false);
-    Ok(NewCommand { id, label, command, foreign, soma, cwd, terminal, timeout, restart, attachable, foreground })
+    Ok(NewCommand {
+        id,
+        label,
+        command,
+        foreign,
+        further,
+        soma,
+        cwd,
+        terminal,
+        timeout,
+        restart,
+        attachable,
+        foreground,
+    })
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! disk, the present one becomes the previous one, the new one takes its name, and the folder is forced to the disk.
 //! Whatever cuts that short, a whole file is left; a file that is torn all the same (a disk that lied) is recovered
 //! from the previous one, with a warning.
+//!
+//! Each is its user's: others may run it, and neither replace nor drop it, or they would choose what that user runs.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,29 +13,58 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use shipote_bus::spec::check_label;
 use shipote_state::{Format, Refused};
 use shipote_workspace_protocol::spec::PipelineSpec;
 use tokio::sync::Mutex;
 
 use crate::error::Error;
+use crate::state::manages;
 
 /// Versions of the file.
-const FORMAT: Format = Format { key: "version", first: 1, steps: &[] };
+const FORMAT: Format = Format { key: "version", first: 1, steps: &[owned] };
 const NAME: &str = "pipelines.json";
 /// Most bytes of the file: so many small pipelines or a few large ones.
 const BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// From version 1: pipelines that are nobody's were saved by whoever the service was for.
+fn owned(fields: &mut Map<String, Value>) -> Result<(), String> {
+    let uid = rustix::process::geteuid().as_raw();
+    let Some(Value::Object(pipelines)) = fields.get_mut("pipelines") else { return Ok(()) };
+    for pipeline in pipelines.values_mut() {
+        *pipeline = json!({"uid": uid, "what": {"spec": pipeline.take()}});
+    }
+    Ok(())
+}
+
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Document {
-    pipelines: BTreeMap<String, PipelineSpec>,
+    pipelines: BTreeMap<String, Pipeline>,
+}
+
+/// A kept pipeline.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Pipeline {
+    uid: u32,
+    what: Kept,
+}
+
+/// A pipeline in the form in which it came.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kept {
+    /// By the socket.
+    Spec(PipelineSpec),
+    /// By the bus: TOML.
+    Text(String),
 }
 
 /// The kept pipelines. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Saved {
     path: PathBuf,
-    pipelines: Arc<Mutex<BTreeMap<String, PipelineSpec>>>,
+    pipelines: Arc<Mutex<BTreeMap<String, Pipeline>>>,
 }
 
 impl Saved {
@@ -62,30 +93,62 @@ impl Saved {
         self.pipelines.lock().await.keys().cloned().collect()
     }
 
-    pub(crate) async fn get(&self, name: &str) -> Result<PipelineSpec, Error> {
-        self.pipelines.lock().await.get(name).cloned().ok_or_else(|| Error::NoSuchPipeline(format!("{name} (saved)")))
+    pub(crate) async fn get(&self, name: &str) -> Result<Kept, Error> {
+        let found = self.pipelines.lock().await.get(name).map(|pipeline| pipeline.what.clone());
+        found.ok_or_else(|| Error::NoSuchPipeline(format!("{name} (saved)")))
+    }
+
+    /// Whose a pipeline is.
+    pub(crate) async fn owner(&self, name: &str) -> Option<u32> {
+        self.pipelines.lock().await.get(name).map(|pipeline| pipeline.uid)
+    }
+
+    /// Refuses what is another user's, but for that one's which `uid` was found to have the right to.
+    fn check(pipelines: &BTreeMap<String, Pipeline>, name: &str, uid: u32, granted: Option<u32>) -> Result<(), Error> {
+        match pipelines.get(name) {
+            Some(pipeline) if pipeline.uid != uid && Some(pipeline.uid) != granted && !manages(uid) => {
+                Err(Error::NotAuthorized(format!(
+                    "the saved pipeline {name:?} is another user's (uid {}); choose another name",
+                    pipeline.uid
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Keeps a pipeline; it is on the disk when this returns.
-    pub(crate) async fn save(&self, name: &str, spec: PipelineSpec) -> Result<(), Error> {
+    pub(crate) async fn save(&self, name: &str, uid: u32, granted: Option<u32>, what: Kept) -> Result<(), Error> {
         check_label("name", name).map_err(|e| Error::InvalidArgument(format!("save pipeline: {e}")))?;
-        self.change(|pipelines| pipelines.insert(name.to_owned(), spec)).await.map(drop)
+        let pipeline = Pipeline { uid, what };
+        let insert = |pipelines: &mut BTreeMap<String, Pipeline>| {
+            Self::check(pipelines, name, uid, granted)?;
+            pipelines.insert(name.to_owned(), pipeline);
+            Ok(())
+        };
+        self.change(insert).await
     }
 
     /// Forgets a pipeline; says whether there was one.
-    pub(crate) async fn remove(&self, name: &str) -> Result<bool, Error> {
+    pub(crate) async fn remove(&self, name: &str, uid: u32, granted: Option<u32>) -> Result<bool, Error> {
         if !self.pipelines.lock().await.contains_key(name) {
             return Ok(false);
         }
-        self.change(|pipelines| pipelines.remove(name)).await.map(|old| old.is_some())
+        let remove = |pipelines: &mut BTreeMap<String, Pipeline>| {
+            Self::check(pipelines, name, uid, granted)?;
+            Ok(pipelines.remove(name).is_some())
+        };
+        self.change(remove).await
     }
 
     /// Changes a copy, writes that, and only then takes it for the truth.
-    async fn change<T>(&self, change: impl FnOnce(&mut BTreeMap<String, PipelineSpec>) -> T) -> Result<T, Error> {
+    async fn change<T>(
+        &self,
+        change: impl FnOnce(&mut BTreeMap<String, Pipeline>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let failed = |error: io::Error| Error::Failed(format!("write {}: {error}", self.path.display()));
         let mut pipelines = self.pipelines.lock().await;
         let mut changed = pipelines.clone();
-        let result = change(&mut changed);
+        let result = change(&mut changed)?;
         let document = Document { pipelines: changed };
         let bytes = FORMAT.write(&document).map_err(|e| failed(e.into()))?.to_string().into_bytes();
         if bytes.len() > BYTES_MAX {
@@ -133,7 +196,11 @@ mod tests {
 
     use super::*;
 
-    fn spec(label: &str) -> PipelineSpec {
+    fn spec(label: &str) -> Kept {
+        Kept::Spec(seed(label))
+    }
+
+    fn seed(label: &str) -> PipelineSpec {
         PipelineSpec {
             label: label.to_owned(),
             workspace: WorkspaceId(ulid::Ulid::default()),
@@ -156,16 +223,46 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         run(async {
             let saved = Saved::open(folder.path()).unwrap();
-            saved.save("b", spec("1")).await.unwrap();
-            saved.save("a", spec("2")).await.unwrap();
-            saved.save("b", spec("3")).await.unwrap();
-            assert!(saved.save("a/b", spec("4")).await.is_err());
+            saved.save("b", 7, None, spec("1")).await.unwrap();
+            saved.save("a", 7, None, spec("2")).await.unwrap();
+            saved.save("b", 7, None, spec("3")).await.unwrap();
+            assert!(saved.save("a/b", 7, None, spec("4")).await.is_err());
             let saved = Saved::open(folder.path()).unwrap();
             assert_eq!(saved.names().await, ["a", "b"]);
-            assert_eq!(saved.get("b").await.unwrap().label, "3");
+            assert_eq!(saved.get("b").await.unwrap(), spec("3"));
             assert!(saved.get("c").await.is_err());
-            assert!(saved.remove("a").await.unwrap() && !saved.remove("a").await.unwrap());
+            assert!(saved.remove("a", 7, None).await.unwrap() && !saved.remove("a", 7, None).await.unwrap());
             assert_eq!(Saved::open(folder.path()).unwrap().names().await, ["b"]);
+        });
+    }
+
+    #[test]
+    fn what_another_user_saved_is_neither_replaced_nor_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        run(async {
+            let (one, other) = (rustix::process::geteuid().as_raw() + 71, rustix::process::geteuid().as_raw() + 72);
+            let saved = Saved::open(folder.path()).unwrap();
+            let text = Kept::Text("label = \"p\"".to_owned());
+            saved.save("a", one, None, text.clone()).await.unwrap();
+            let refused = saved.save("a", other, None, spec("2")).await.unwrap_err();
+            assert!(matches!(refused, Error::NotAuthorized(_)), "{refused}");
+            assert!(saved.remove("a", other, None).await.is_err());
+            assert_eq!(Saved::open(folder.path()).unwrap().get("a").await.unwrap(), text);
+            saved.save("a", other, Some(one), text.clone()).await.unwrap();
+            saved.save("a", 0, None, spec("3")).await.unwrap();
+            saved.save("a", one, None, spec("4")).await.unwrap_err();
+        });
+    }
+
+    #[test]
+    fn the_first_versions_file_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        run(async {
+            let old = json!({"version": 1, "pipelines": {"a": seed("1")}});
+            std::fs::write(folder.path().join(NAME), old.to_string()).unwrap();
+            let saved = Saved::open(folder.path()).unwrap();
+            assert_eq!(saved.get("a").await.unwrap(), spec("1"));
+            assert!(saved.remove("a", rustix::process::geteuid().as_raw(), None).await.unwrap());
         });
     }
 
@@ -174,8 +271,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         run(async {
             let saved = Saved::open(folder.path()).unwrap();
-            saved.save("a", spec("1")).await.unwrap();
-            saved.save("b", spec("2")).await.unwrap();
+            saved.save("a", 7, None, spec("1")).await.unwrap();
+            saved.save("b", 7, None, spec("2")).await.unwrap();
             let file = folder.path().join(NAME);
             let bytes = std::fs::read(&file).unwrap();
             std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
@@ -191,13 +288,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         run(async {
             let saved = Saved::open(folder.path()).unwrap();
-            saved.save("a", spec("1")).await.unwrap();
-            saved.save("b", spec("2")).await.unwrap();
+            saved.save("a", 7, None, spec("1")).await.unwrap();
+            saved.save("b", 7, None, spec("2")).await.unwrap();
             let file = folder.path().join(NAME);
             assert!(previous(&file).exists());
-            std::fs::write(&file, r#"{"version": 2, "pipelines": {}}"#).unwrap();
+            std::fs::write(&file, r#"{"version": 3, "pipelines": {}}"#).unwrap();
             let error = Saved::open(folder.path()).unwrap_err().to_string();
-            assert!(error.contains("version 2") && error.contains("install the release that wrote it"), "{error}");
+            assert!(error.contains("version 3") && error.contains("install the release that wrote it"), "{error}");
         });
     }
 }

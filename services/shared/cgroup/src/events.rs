@@ -34,17 +34,21 @@ impl Events {
         let file = |name: &str| fs::read_to_string(group.join(name)).unwrap_or_default();
         let memory = file("memory.events");
         let of = |name: &str| value(&memory, name).unwrap_or_default();
-        // Linux 5.2 brought the file: without it nothing is known of this group alone
-        let oom_here = value(&file("memory.events.local"), "oom").unwrap_or_default();
         Events {
             memory_max: of("max"),
             oom: of("oom"),
             oom_kill: of("oom_kill"),
             pids_max: pids_max(group),
-            oom_here,
+            oom_here: oom_here(group),
             pids_max_here: pids_max_here(group),
         }
     }
+}
+
+/// Times that memory ran out at this group's own limit. Linux 5.2 brought the file: without it nothing is known.
+pub(crate) fn oom_here(group: &Path) -> u64 {
+    let text = fs::read_to_string(group.join("memory.events.local")).unwrap_or_default();
+    value(&text, "oom").unwrap_or_default()
 }
 
 /// Processes that this group's own limit refused, as far as the kernel tells.

@@ -175,6 +175,24 @@ impl Cgroup {
         }
     }
 
+    /// Removes it alone, where it has neither processes nor groups below it; false: it has.
+    ///
+    /// # Errors
+    /// The kernel refuses for another reason.
+    pub fn discard(&self) -> Result<bool, Error> {
+        match rustix::fs::rmdir(&self.path) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(true),
+            Err(rustix::io::Errno::BUSY | rustix::io::Errno::NOTEMPTY) => Ok(false),
+            Err(error) => Err(Error::io("remove", &self.path)(error.into())),
+        }
+    }
+
+    /// How often the memory of this group as a whole ran out at its own limit: [`Events::oom_here`] alone, for less.
+    #[must_use]
+    pub fn ran_out(&self) -> u64 {
+        events::oom_here(&self.path)
+    }
+
     /// Kills what is in it and removes it. Blocks until the kernel has ended all, which takes milliseconds.
     ///
     /// # Errors

@@ -4,8 +4,9 @@
 //! <delegated>/           made by the service manager, owned by the service's user
 //!   service/             the service itself, and what it starts for itself
 //!   <name>/              the folder: all that this crate makes is below it
-//!     <group>/           limits of a whole
-//!       <leaf>/          processes: no group has both processes and groups with controllers below it
+//!     <share>/           limits of several together, where the caller wants that: of one user's
+//!       <group>/         limits of a whole, here or right below the folder
+//!         <leaf>/        processes: no group has both processes and groups with controllers below it
 //! ```
 
 use std::fs;
@@ -84,17 +85,28 @@ impl Tree {
         self.folder.controllers()
     }
 
-    /// Makes a group, with every controller for the groups below it.
+    /// Makes a group that bounds several together, or finds it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn share(&self, name: &str) -> Result<Cgroup, Error> {
+        let path = self.folder().join(name);
+        make(&path)?;
+        let (controllers, _) = enable(&path);
+        Ok(Cgroup::at(path, controllers))
+    }
+
+    /// Makes a group in a share, with every controller for the groups below it.
     ///
     /// # Errors
     /// The kernel refuses; there may be a group of that name already.
-    pub fn group(&self, name: &str) -> Result<Cgroup, Error> {
-        let group = self.folder.child(name)?;
+    pub fn group(&self, share: &Cgroup, name: &str) -> Result<Cgroup, Error> {
+        let group = share.child(name)?;
         let (controllers, _) = enable(group.path());
         Ok(Cgroup::at(group.path().to_owned(), controllers))
     }
 
-    /// A group that an earlier instance made.
+    /// A group that an earlier instance made, by its path below the folder.
     #[must_use]
     pub fn existing(&self, name: &str) -> Option<Cgroup> {
         let path = self.folder().join(name);
@@ -218,10 +230,12 @@ mod tests {
     fn groups_are_found_again() {
         let (_folder, place) = fake("");
         let tree = Tree::open_at(&place, "x").unwrap();
-        tree.group("a").unwrap();
-        assert!(tree.group("a").is_err());
+        let share = tree.share("u1").unwrap();
+        tree.group(&share, "a").unwrap();
+        assert!(tree.group(&tree.share("u1").unwrap(), "a").is_err());
+        assert!(!share.discard().unwrap(), "one with a group in it stays");
         let again = Tree::open_at(&place, "x").unwrap();
-        assert_eq!(again.groups(), ["a"]);
-        assert!(again.existing("a").is_some() && again.existing("b").is_none());
+        assert_eq!(again.groups(), ["u1"]);
+        assert!(again.existing("u1/a").is_some() && again.existing("u1/b").is_none());
     }
 }

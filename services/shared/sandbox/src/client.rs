@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::{Shared, adopt};
 use crate::error::{Failure, SandboxError, Step};
+use crate::keeper::WORK;
 use crate::refusal::Refusal;
 use crate::spec::{CommandSpec, Stdio, Usage};
 use crate::sys;
@@ -198,6 +199,21 @@ impl Keeper {
     /// Whether it has not ended, as far as was heard.
     pub fn is_alive(&self) -> bool {
         !self.shared.waiting().gone
+    }
+
+    /// The uid on the host of what runs in the workspace, as a peer of a socket outside would see it.
+    ///
+    /// # Errors
+    /// The keeper has ended, or its `/proc` entry is hidden from the service (`ProtectProc=`), as it can only be where the
+    /// two are one user.
+    pub fn user(&self) -> std::io::Result<u32> {
+        let map = std::fs::read_to_string(format!("/proc/{}/uid_map", self.pid))?;
+        let host = map.lines().find_map(|line| {
+            let mut fields = line.split_ascii_whitespace().map(str::parse::<u32>);
+            let (inside, host, count) = (fields.next()?.ok()?, fields.next()?.ok()?, fields.next()?.ok()?);
+            WORK.checked_sub(inside).filter(|offset| *offset < count).and_then(|offset| host.checked_add(offset))
+        });
+        host.ok_or_else(|| std::io::Error::from_raw_os_error(libc::ENODATA))
     }
 
     /// The keeper's process; readable once it has ended.

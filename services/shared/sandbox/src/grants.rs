@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{Failure, Step};
@@ -24,25 +24,36 @@ fn open(grant: &PathGrant) -> rustix::io::Result<OwnedFd> {
 /// become those of the workspace's user where `base` says what its host ids begin with.
 pub(crate) fn prepare(grant: &PathGrant, base: Option<u32>) -> Result<OwnedFd, Failure> {
     let failed = |error: io::Error| Failure::new(Step::Path, grant.path.display().to_string(), error);
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let clone = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    // an overlay has the one mount for its layer, and nothing that is mounted below it
+    let flags = if grant.access == Access::Overlay { clone } else { clone | OpenTreeFlags::AT_RECURSIVE };
     let path = open(grant).map_err(|error| failed(error.into()))?;
     let tree = open_tree(&path, "", flags | OpenTreeFlags::AT_EMPTY_PATH).map_err(|error| failed(error.into()))?;
     drop(path);
-    if grant.access == Access::Socket {
+    let wanted = match grant.access {
+        Access::Socket => Some((FileType::Socket, libc::ENOTSOCK)),
+        Access::Overlay | Access::Layers => Some((FileType::Directory, libc::ENOTDIR)),
+        _ => None,
+    };
+    if let Some((kind, otherwise)) = wanted {
         let stat = rustix::fs::fstat(&tree).map_err(|error| failed(error.into()))?;
-        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {
-            return Err(failed(io::Error::from_raw_os_error(libc::ENOTSOCK)));
+        if FileType::from_raw_mode(stat.st_mode) != kind {
+            return Err(failed(io::Error::from_raw_os_error(otherwise)));
         }
     }
-    let read_only = if grant.access == Access::Read { RDONLY } else { 0 };
+    let read_only = if matches!(grant.access, Access::Read | Access::Overlay) { RDONLY } else { 0 };
     sys::set_mount_attributes(tree.as_fd(), read_only | NOSUID | NODEV, true).map_err(failed)?;
-    if let (Access::Own, Some(_)) = (grant.access, base) {
+    if let (Access::Own | Access::Layers, Some(_)) = (grant.access, base) {
         own(tree.as_fd()).map_err(failed)?;
     }
-    if let (Access::Owner | Access::Own, Some(base)) = (grant.access, base) {
+    if let (Access::Owner | Access::Own | Access::Layers | Access::Overlay, Some(base)) = (grant.access, base) {
         // Of the tree, not of the path, which may have come to mean something else.
         let owner = rustix::fs::fstat(&tree).map_err(|error| failed(error.into()))?;
         if owner.st_uid == 0 || owner.st_gid == 0 {
+            if grant.access == Access::Overlay {
+                // Nothing is left there; but what only root may read stays unread.
+                return Ok(tree);
+            }
             // What a command left there as root's could be run by root, or with root's rights.
             return Err(failed(io::Error::from_raw_os_error(libc::EPERM)));
         }

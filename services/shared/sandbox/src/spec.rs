@@ -54,6 +54,13 @@ pub enum Access {
     /// As `Owner`, for a directory that was made for a workspace: one that root owns and that is empty is given an
     /// owner of its own first, which nothing else on the host is.
     Own,
+    /// A directory that is written to through an overlay: what is there stays as it is, what is changed lies in a layer
+    /// of the workspace's own. With the rights of the path's owner, as with `Owner`; where root owns it, with those of
+    /// another.
+    Overlay,
+    /// As `Own`, and seen by nobody: where the layers of those granted as `Overlay` are. One at most; without it they are
+    /// in the workspace's scratch, and go with it.
+    Layers,
     /// A Unix socket to connect to, as far as its mode lets the workspace's user. Anything else is refused.
     Socket,
 }
@@ -243,6 +250,9 @@ impl SandboxSpec {
             if !plain {
                 return refuse(format!("path {}: has to be absolute and without ..", path.display()));
             }
+        }
+        if self.paths.iter().filter(|grant| grant.access == Access::Layers).count() > 1 {
+            return refuse("layers of overlays: in one folder, not in several".to_owned());
         }
         for grant in &self.paths {
             let target = grant.target.as_ref().unwrap_or(&grant.path);

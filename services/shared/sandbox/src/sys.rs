@@ -93,6 +93,23 @@ pub(crate) fn raise_nofile() -> u64 {
     now.rlim_cur
 }
 
+/// Touches files as this user and group (setfsuid(2)), with the rights that the calling thread has, and as before
+/// afterwards.
+pub(crate) fn as_user<T>(id: u32, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let held = rustix::thread::capabilities(None)?;
+    // SAFETY: numbers only; what they return is what was before.
+    let before = unsafe { (libc::setfsgid(id), libc::setfsuid(id)) };
+    // One who was root has lost those that are about files.
+    let done = rustix::thread::set_capabilities(None, held).map_err(Into::into).and_then(|()| work());
+    // SAFETY: as above. The kernel's numbers, of which the C library makes signed ones.
+    unsafe {
+        libc::setfsuid(before.1 as u32);
+        libc::setfsgid(before.0 as u32);
+    }
+    rustix::thread::set_capabilities(None, held)?;
+    done
+}
+
 /// Names the process, for ps(1).
 pub(crate) fn name_process(name: &std::ffi::CStr) {
     // SAFETY: a C string of which the kernel copies 15 bytes.

@@ -1,8 +1,7 @@
 //! From what a client of the socket may write to what the services work with.
 //!
 //! Whatever they cannot honour is refused by name: a limit that was asked for and silently left out would be a hole.
-//! Two things are taken without an effect because they ask for nothing: namespaces (a workspace always has all of
-//! them) and the declared type of a flow, which says something and changes nothing.
+//! One thing is taken without an effect because it asks for nothing: namespaces, of which a workspace always has all.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,8 +9,8 @@ use std::fmt::Write as _;
 use shipote_bus::spec::{self as bus, SpecError, ValidatedPipeline, check_label, substitute};
 
 use crate::spec::{
-    CommandRef, ExitPolicy, Filesystem, Flow, Networking, Payload, PipelineSpec, QuotaAction, SomaSpec, Supervision,
-    WorkspaceSpec,
+    CommandRef, ExitPolicy, Filesystem, Flow, FlowDirection, FlowScope, FlowSlot, Networking, Payload, PipelineSpec,
+    QuotaAction, SomaSpec, Supervision, TypeRef, WorkspaceSpec,
 };
 
 /// Most entries of anything in one spec that are looked at: more are refused before they are copied.
@@ -32,9 +31,10 @@ fn later<T>(field: impl Into<String>, what: &str, now: &str) -> Result<T, SpecEr
 pub fn workspace(spec: WorkspaceSpec) -> Result<bus::WorkspaceSpec, SpecError> {
     check_label("label", &spec.label)?;
     let soma = soma("soma", &spec.soma)?;
-    if !spec.flow_dirs.is_empty() {
-        return later("flow_dirs", "a flow that the workspace shares", "leave the list empty and tap a pipeline");
+    if spec.flow_dirs.len() > bus::FLOWS_MAX {
+        return refuse("flow_dirs", format!("are {}; at most {} are allowed", spec.flow_dirs.len(), bus::FLOWS_MAX));
     }
+    let flow_dirs = spec.flow_dirs.into_iter().map(slot).collect();
     let on_exit = match spec.on_exit {
         ExitPolicy::Reap => bus::ExitPolicy::Reap,
         ExitPolicy::Keep => bus::ExitPolicy::Keep,
@@ -69,10 +69,23 @@ pub fn workspace(spec: WorkspaceSpec) -> Result<bus::WorkspaceSpec, SpecError> {
         ttl: spec.ttl,
         quota_enforce,
         on_exit,
+        flow_dirs,
         ..bus::WorkspaceSpec::default()
     };
     made.validate()?;
     Ok(made)
+}
+
+fn slot(slot: FlowSlot) -> bus::FlowSlot {
+    let direction = match slot.direction {
+        FlowDirection::Input => bus::FlowDirection::Input,
+        FlowDirection::Output => bus::FlowDirection::Output,
+    };
+    let scope = match slot.scope {
+        FlowScope::Workspace => bus::FlowScope::Workspace,
+        FlowScope::Public => bus::FlowScope::Public,
+    };
+    bus::FlowSlot { name: slot.name, direction, scope }
 }
 
 /// The limits that are asked for, of a workspace or of a node.
@@ -99,6 +112,15 @@ fn soma(field: &str, soma: &SomaSpec) -> Result<bus::Soma, SpecError> {
 /// # Errors
 /// The first field that cannot be honoured, or what is wrong with the pipeline.
 pub fn pipeline(spec: &PipelineSpec, vars: &BTreeMap<String, String>) -> Result<ValidatedPipeline, SpecError> {
+    // every string is final: what a variable brought in is not looked at again
+    pipeline_spec(spec, vars)?.validate(&BTreeMap::new())
+}
+
+/// As [`pipeline`], as a person would write it; without variables, `${KEY}` stays as it is.
+///
+/// # Errors
+/// The first field that cannot be honoured.
+pub fn pipeline_spec(spec: &PipelineSpec, vars: &BTreeMap<String, String>) -> Result<bus::PipelineSpec, SpecError> {
     if spec.nodes.len() > bus::NODES_MAX {
         return refuse("nodes", format!("are {}; at most {} are allowed", spec.nodes.len(), bus::NODES_MAX));
     }
@@ -147,8 +169,7 @@ pub fn pipeline(spec: &PipelineSpec, vars: &BTreeMap<String, String>) -> Result<
     let restart =
         spec.restart_on_failure.then(|| policy(spec.restart_backoff_ms, spec.restart_max_backoff_ms, spec.restart_max));
     let label = substitute(&spec.label, vars);
-    // every string is final: what a variable brought in is not looked at again
-    bus::PipelineSpec { label, workspace: None, nodes, edges, discern, restart }.validate(&BTreeMap::new())
+    Ok(bus::PipelineSpec { label, workspace: None, nodes, edges, discern, restart })
 }
 
 /// Figures of a restart, doubling; a cap below the first pause is the pause.
@@ -159,11 +180,14 @@ fn policy(initial_ms: u64, max_ms: u64, limit: u32) -> bus::RestartPolicy {
 fn node(field: &str, node: &CommandRef, vars: &BTreeMap<String, String>) -> Result<bus::Node, SpecError> {
     let soma = soma(&format!("{field}.soma"), &node.soma)?;
     for (name, flows) in [("input", &node.flows.input), ("output", &node.flows.output)] {
-        if flows.len() > 1 {
-            return later(format!("{field}.flows.{name}"), "more than one", "declare one or none");
+        // the first is a standard one
+        if flows.len() > bus::FLOWS_MAX + 1 {
+            let problem = format!("are {}; at most {} are allowed", flows.len(), bus::FLOWS_MAX + 1);
+            return refuse(format!("{field}.flows.{name}"), problem);
         }
-        if flows.iter().any(|flow| flow.pin_to.is_some()) {
-            return later(format!("{field}.flows.{name}[0].pin_to"), "binding a flow to a place", "leave it out");
+        if let Some(at) = flows.iter().position(|flow| flow.pin_to.is_some()) {
+            let now = "leave it out, and share a flow of the workspace (`flow_dirs`)";
+            return later(format!("{field}.flows.{name}[{at}].pin_to"), "binding a flow to a place", now);
         }
     }
     let restart = match node.supervision {
@@ -176,14 +200,16 @@ fn node(field: &str, node: &CommandRef, vars: &BTreeMap<String, String>) -> Resu
         Payload::Native { exec, argv, envp } => bus::Payload::Native(command(exec, argv, envp, vars)?),
         Payload::Wasm { module_sha256, entry } => {
             let wasm = Some(component(field, module_sha256, entry)?);
-            return Ok(bus::Node { label, wasm, soma, restart, ..bus::Node::default() });
+            let (inputs, outputs) = (further(&node.flows.input, vars), further(&node.flows.output, vars));
+            return Ok(bus::Node { label, wasm, inputs, outputs, soma, restart, ..bus::Node::default() });
         }
         Payload::Virtual => return later(format!("{field}.payload"), "a virtual node", "use `native`"),
         Payload::Legacy { .. } => {
             return later(format!("{field}.payload"), "imitating services of the system", "use `native`");
         }
     };
-    Ok(bus::Node { label, payload: Some(payload), soma, restart, ..bus::Node::default() })
+    let (inputs, outputs) = (further(&node.flows.input, vars), further(&node.flows.output, vars));
+    Ok(bus::Node { label, payload: Some(payload), inputs, outputs, soma, restart, ..bus::Node::default() })
 }
 
 /// The reference of a component by its digest. What is called is `run`, of `wasi:cli/run`, the one entry of a command.
@@ -222,34 +248,48 @@ pub fn command(
     })
 }
 
-/// Outputs that edges may name, and which stream each is.
-fn outputs(declared: &[Flow], vars: &BTreeMap<String, String>) -> Vec<(String, &'static str)> {
+/// All that are declared beside the first, which is a standard stream.
+fn further(declared: &[Flow], vars: &BTreeMap<String, String>) -> Vec<String> {
+    declared.iter().skip(1).map(|flow| substitute(&flow.name, vars)).collect()
+}
+
+/// The declared type of an output as the socket shows types; None where it is not declared, or none is said.
+#[must_use]
+pub fn declared_type(node: &CommandRef, output: &str, vars: &BTreeMap<String, String>) -> Option<String> {
+    let flow = node.flows.output.iter().find(|flow| substitute(&flow.name, vars) == output)?;
+    match &flow.ty {
+        TypeRef::Primitive { name } if name.is_empty() => None,
+        ty => Some(format!("{ty:?}")),
+    }
+}
+
+/// Outputs that edges may name, and what each is called in the service's own specs.
+fn outputs(declared: &[Flow], vars: &BTreeMap<String, String>) -> Vec<(String, String)> {
     let mut all = named(declared, vars, "stdout");
     if all.iter().all(|(name, _)| name != "stderr") {
-        all.push(("stderr".to_owned(), "stderr"));
+        all.push(("stderr".to_owned(), "stderr".to_owned()));
     }
     all
 }
 
-fn inputs(declared: &[Flow], vars: &BTreeMap<String, String>) -> Vec<(String, &'static str)> {
+fn inputs(declared: &[Flow], vars: &BTreeMap<String, String>) -> Vec<(String, String)> {
     named(declared, vars, "stdin")
 }
 
-fn named(declared: &[Flow], vars: &BTreeMap<String, String>, stream: &'static str) -> Vec<(String, &'static str)> {
-    match declared.first() {
-        Some(flow) => vec![(substitute(&flow.name, vars), stream)],
-        None => vec![(stream.to_owned(), stream)],
-    }
+fn named(declared: &[Flow], vars: &BTreeMap<String, String>, standard: &str) -> Vec<(String, String)> {
+    let first = declared.first().map_or_else(|| standard.to_owned(), |flow| substitute(&flow.name, vars));
+    let more = further(declared, vars).into_iter().map(|name| (name.clone(), name));
+    std::iter::once((first, standard.to_owned())).chain(more).collect()
 }
 
 fn resolve(
     field: &str,
     name: &str,
     (label, kind): (&str, &str),
-    known: &[(String, &'static str)],
+    known: &[(String, String)],
 ) -> Result<String, SpecError> {
     match known.iter().find(|(known, _)| known == name) {
-        Some((_, stream)) => Ok((*stream).to_owned()),
+        Some((_, stream)) => Ok(stream.clone()),
         None => {
             let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
             refuse(field, format!("{name:?} is no {kind} of {label}; it has {}", names.join(" and ")))

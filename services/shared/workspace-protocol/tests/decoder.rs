@@ -159,7 +159,11 @@ fn nodes_and_edges_that_cannot_be_honoured_are_refused_by_name() {
         ("nodes[0].soma.rlimits.nproc", |s| s.nodes[0].soma.rlimits.nproc = Some(0)),
         ("nodes[0].soma.cgroup.path", |s| s.nodes[0].soma.cgroup.path = "x".into()),
         ("nodes[0].soma.cpu_affinity", |s| s.nodes[0].soma.cpu_affinity = Some(vec![])),
-        ("nodes[0].flows.output", |s| s.nodes[0].flows.output = vec![flow("a"), flow("b")]),
+        ("nodes[0].flows.output", |s| s.nodes[0].flows.output = vec![flow("a"); 10]),
+        ("nodes[0].outputs[0]", |s| {
+            s.nodes[0].flows.output = vec![flow("a"), flow("b/c")];
+            s.edges[0].from_output = "a".into();
+        }),
         ("nodes[0].flows.input[0].pin_to", |s| {
             s.nodes[0].flows.input = vec![Flow { pin_to: Some("x".into()), ..flow("a") }];
         }),
@@ -179,4 +183,12 @@ fn nodes_and_edges_that_cannot_be_honoured_are_refused_by_name() {
     assert!(convert::pipeline(&declared, &vars).unwrap_err().to_string().contains("it has rows and stderr"));
     declared.edges[0].from_output = "rows".into();
     assert_eq!(convert::pipeline(&declared, &vars).unwrap().edges[0].from_output, "stdout");
+    declared.nodes[0].flows.output.push(flow("errors"));
+    declared.nodes[1].flows.input = vec![flow("first"), flow("second")];
+    (declared.edges[0].from_output, declared.edges[0].to_input) = ("errors".into(), "second".into());
+    let further = convert::pipeline(&declared, &vars).unwrap();
+    assert_eq!((&*further.edges[0].from_output, &*further.edges[0].to_input), ("errors", "second"));
+    assert_eq!(further.nodes[1].further.inputs, ["second"]);
+    let shown = convert::declared_type(&declared.nodes[0], "errors", &vars);
+    assert_eq!(shown.as_deref(), Some("Primitive { name: \"text\" }"));
 }

@@ -34,7 +34,7 @@ pub(crate) struct Doors {
 
 impl Doors {
     /// A user's own work takes the right to run, another's the right to manage.
-    async fn may_use(&self, header: &Header<'_>, owner: Option<u32>) -> Result<Caller, Error> {
+    pub(super) async fn may_use(&self, header: &Header<'_>, owner: Option<u32>) -> Result<Caller, Error> {
         let caller = self.authority.check(header, ACTION_RUN).await?;
         if owner.is_some_and(|uid| uid != caller.uid) && caller.uid != 0 {
             return Ok(self.authority.check(header, ACTION_MANAGE).await?);
@@ -54,10 +54,14 @@ impl Doors {
         self.may_use(header, owner.or(Some(u32::MAX))).await
     }
 
-    /// Who asks about this pipeline, if they may.
+    /// Who asks about this pipeline, if they may; or about the workspace of that name, for what it shares of flows.
     pub(super) async fn may_use_pipeline(&self, header: &Header<'_>, pipeline: &str) -> Result<Caller, Error> {
         let name = pipeline.to_owned();
-        let owner = self.owner(move |state| state.find_pipeline(&name).ok().map(|p| p.uid)).await?;
+        let owner = self.owner(move |state| {
+            let workspace = || state.find_workspace(&name).ok().map(|w| w.uid);
+            state.find_pipeline(&name).ok().map(|p| p.uid).or_else(workspace)
+        });
+        let owner = owner.await?;
         self.may_use(header, owner).await
     }
 

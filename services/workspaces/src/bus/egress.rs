@@ -14,7 +14,8 @@ use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 
 use super::doors::{ACTION_CONNECT, ACTION_EGRESS, Doors, audited};
-use super::manager::{known, unexpected};
+use super::manager::unexpected;
+use super::parse::known;
 use crate::actor::Call;
 use crate::error::Error;
 use crate::state::{EgressChange, Outcome, Workspace, WorkspacePhase};

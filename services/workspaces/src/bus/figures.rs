@@ -129,9 +129,12 @@ fn stats(standing: &Standing) -> WorkspaceStats {
     // a host without the group has no counts, which is not the same as none
     let counted = |n: u64| standing.subject.group.is_some().then_some(n);
     let events = standing.reading.events;
+    let share = standing.subject.share.as_ref();
     WorkspaceStats {
         name: standing.subject.name.clone(),
         memory_limit_bytes: soma.memory(),
+        user_memory_bytes: share.and_then(|share| share.cgroup.figures().memory),
+        user_memory_limit_bytes: share.and_then(|share| share.memory),
         swap_bytes: figures.swap,
         throttled_usec: figures.throttled_usec,
         pids_peak: figures.pids_peak.map(|n| n.saturating_sub(1)),

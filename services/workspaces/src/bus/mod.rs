@@ -6,10 +6,13 @@ mod egress;
 mod figures;
 mod manager;
 mod objects;
+mod parse;
 mod publisher;
+mod saved;
 
 pub(crate) use doors::Doors;
 pub(crate) use egress::Egress;
 pub(crate) use figures::Figures;
 pub(crate) use manager::Manager;
 pub(crate) use publisher::publish;
+pub(crate) use saved::SavedPipelines;

@@ -16,9 +16,10 @@ use tokio::task::JoinSet;
 use ulid::Ulid;
 
 use super::flows::{Flows, pipeline_of};
-use super::live::{Kept, Launches, Live, Means, attend, stored_name, watch_exits};
+use super::keepers::{attend, kept_size, watch_exits};
+use super::live::{Kept, Launches, Live, Means, stored_name};
 use super::log::Stream;
-use super::{Handed, completion, numbers};
+use super::{Handed, completion, numbers, slots};
 use crate::figures::Subject;
 use crate::state::{Command, CommandPhase, State, Survivors};
 
@@ -37,7 +38,9 @@ impl Live {
             let workspace = name.strip_prefix('k').and_then(|id| Ulid::from_string(id).ok());
             if let Some(id) = workspace.filter(|id| state.workspaces.contains_key(id)) {
                 keepers.push((id, descriptor));
-            } else if let Some(id) = pipeline_of(&name).filter(|id| state.pipelines.contains_key(id)) {
+            } else if let Some(id) =
+                pipeline_of(&name).filter(|id| state.pipelines.contains_key(id) || state.workspaces.contains_key(id))
+            {
                 relays.push((id, descriptor));
             } else {
                 tracing::warn!("{name} was stored, but nothing is known of it: it ends");
@@ -97,12 +100,14 @@ impl Live {
         keeper.outlive();
         survivors.workspaces.insert(workspace, keeper.mechanisms().to_vec());
         if let Some(known) = state.workspaces.get(&workspace) {
-            self.cgroups.adopt(workspace, &known.spec.soma);
+            self.cgroups.adopt(workspace, known.uid, &known.spec.soma);
             let subject = Subject {
                 name: known.name.clone(),
                 ephemeral: known.ephemeral,
                 keeper: keeper.pid(),
                 group: self.cgroups.of(workspace),
+                share: self.cgroups.share_of(workspace),
+                kept: kept_size(&self.folders, known),
                 soma: known.spec.soma.clone(),
                 quota: known.spec.quota_enforce,
             };
@@ -142,6 +147,10 @@ impl Live {
         let commands = || state.commands.values().filter(|command| command.workspace == workspace);
         let pipelines = || state.pipelines.values().filter(|pipeline| pipeline.workspace == workspace);
         for Held { id: owner, tag, descriptor } in held {
+            if owner == numbers::number(workspace) && tag >= numbers::TAG_SLOT {
+                self.slots.take_back(workspace, usize::from(tag - numbers::TAG_SLOT), descriptor);
+                continue;
+            }
             let of_command = commands().find(|command| {
                 let again = command.what.restart.is_some();
                 let launches = 0..=command.relaunches;
@@ -200,6 +209,14 @@ impl Live {
     }
 
     fn keep_stdio(&mut self, id: Ulid, tag: u8, descriptor: OwnedFd) {
+        if let Some(at) = tag.checked_sub(numbers::TAG_FURTHER) {
+            let all = self.kept_further.entry(id).or_default();
+            if all.len() <= usize::from(at) {
+                all.resize(usize::from(at) + 1, None);
+            }
+            all[usize::from(at)] = Some(Arc::new(descriptor));
+            return;
+        }
         let at = usize::from(tag.saturating_sub(numbers::TAG_STDIO));
         if let Some(slot) = self.kept_stdio.entry(id).or_default().get_mut(at) {
             *slot = Some(descriptor);
@@ -228,6 +245,13 @@ impl Live {
     }
 
     fn adopt_relay(&self, pipeline: Ulid, channel: OwnedFd, state: &State, survivors: &mut Survivors) {
+        if let Some(known) = state.workspaces.get(&pipeline) {
+            let adopted = slots::adopt(&self.flows, (known.id, &known.name), &known.spec.flow_dirs, channel);
+            if let Err(error) = adopted {
+                tracing::error!("take over the flows of workspace {}: {error}", known.name);
+            }
+            return;
+        }
         let Some(known) = state.pipelines.get(&pipeline) else { return };
         let labels: Vec<&str> = known
             .nodes

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use ulid::Ulid;
 
 use super::Cgroups;
-use super::live::make_group;
+use super::keepers::make_group;
 use crate::error::Error;
 
 /// How long one waits.
@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct Asked {
     pub(super) id: Ulid,
+    /// Whose it is: its control group is among that user's.
+    pub(super) uid: u32,
     pub(super) name: String,
     pub(super) spec: SandboxSpec,
     pub(super) soma: Soma,
@@ -81,8 +83,8 @@ pub(super) struct Claimed(Spare);
 impl Raiser {
     /// Makes a workspace's group and its first process.
     pub(super) async fn raise(&self, mut asked: Asked) -> Result<Raised, Error> {
-        let Asked { id, name, spec, soma } = &mut asked;
-        let (group, cgroup) = make_group(&self.cgroups, *id, name, soma, spec.strict).await?;
+        let Asked { id, uid, name, spec, soma } = &mut asked;
+        let (group, cgroup) = make_group(&self.cgroups, (*id, *uid), name, soma, spec.strict).await?;
         spec.cgroup = group;
         let (keeper, exits) = self.spawner.workspace(spec).await.map_err(|error| refused(name, error))?;
         Ok(Raised { keeper, exits, cgroup })
@@ -129,11 +131,11 @@ impl Ahead {
     }
 
     /// Gives a workspace that is to be made the id and the label of the one made ahead, where that is like it.
-    pub(super) fn lend(&self, id: &mut Ulid, spec: &mut WorkspaceSpec) {
+    pub(super) fn lend(&self, id: &mut Ulid, spec: &mut WorkspaceSpec, uid: u32) {
         let slot = self.lock();
         let Some(spare) = &slot.spare else { return };
         let own = std::mem::take(&mut spec.label);
-        let fits = *spec == spare.like && own == label(*id);
+        let fits = *spec == spare.like && own == label(*id) && spare.asked.uid == uid;
         spec.label = own;
         if fits {
             *id = spare.asked.id;
@@ -150,7 +152,8 @@ impl Ahead {
 
     /// The claimed workspace, if it is what is asked for; ended otherwise. `None`: it has to be raised.
     pub(super) async fn get(&self, Claimed(spare): Claimed, asked: &Asked) -> Option<Raised> {
-        let fits = spare.asked.spec == asked.spec && spare.asked.soma == asked.soma && spare.host == HostMark::now();
+        let like = |a: &Asked, b: &Asked| a.spec == b.spec && a.soma == b.soma && a.uid == b.uid;
+        let fits = like(&spare.asked, asked) && spare.host == HostMark::now();
         match spare.raised.await.unwrap_or_else(|error| Err(Error::Failed(error.to_string()))) {
             Ok(raised) if fits && raised.keeper.is_alive() => Some(raised),
             other => {
@@ -167,11 +170,12 @@ impl Ahead {
         }
         like.label.clear();
         let mut slot = self.lock();
-        if slot.closed || slot.spare.as_ref().is_some_and(|spare| spare.like == like) {
+        if slot.closed || slot.spare.as_ref().is_some_and(|spare| spare.like == like && spare.asked.uid == asked.uid) {
             return;
         }
         let id = Ulid::generate();
-        let mut next = Asked { id, name: label(id), spec: asked.spec.clone(), soma: asked.soma.clone() };
+        let (spec, soma) = (asked.spec.clone(), asked.soma.clone());
+        let mut next = Asked { id, uid: asked.uid, name: label(id), spec, soma };
         next.spec.hostname = next.name.clone();
         let (raiser, raising, host) = (self.raiser.clone(), next.clone(), HostMark::now());
         let raised = tokio::spawn(async move { raiser.raise(raising).await });

@@ -1,8 +1,9 @@
 //! Control groups of workspaces and commands.
 //!
 //! ```text
-//! <folder of this instance>/<workspace>/keeper       the workspace's first process
-//!                                      /<command>    one leaf for each command, which ends as a whole
+//! <folder of this instance>/u<uid>/<workspace>/keeper       the workspace's first process
+//!                          │                  /<command>    one leaf for each command, which ends as a whole
+//!                          bound of all that one user has
 //! ```
 //!
 //! Where the host gives no group, or one without controllers, limits are held as far as `setrlimit(2)` can, and what
@@ -20,17 +21,28 @@ use shipote_sandbox::Rlimits;
 use tokio::task::{AbortHandle, JoinHandle};
 use ulid::Ulid;
 
-use crate::state::LimitNote;
+use crate::state::{LimitNote, manages};
 
 /// Processes of a workspace whose spec names no number: enough for any build, too few to harm the host.
 const PROCESSES: u32 = 4096;
 /// Leaf of a workspace's first process.
 const KEEPER: &str = "keeper";
 
+/// What bounds all workspaces of one user.
+#[derive(Debug, Clone)]
+pub(crate) struct Share {
+    pub(crate) uid: u32,
+    pub(crate) cgroup: Cgroup,
+    /// Bytes of memory; None: no bound.
+    pub(crate) memory: Option<u64>,
+}
+
 /// A workspace's group.
 #[derive(Debug)]
 struct Group {
     cgroup: Cgroup,
+    /// None: an earlier version of this service made it, without.
+    share: Option<Share>,
     soma: Soma,
     commands: HashMap<Ulid, Leaf>,
     watch: Option<AbortHandle>,
@@ -43,6 +55,8 @@ struct Leaf {
     soma: Soma,
     /// Processes that its workspace had been refused when it began.
     refused: u64,
+    /// How often its user's memory had run out then.
+    ran_out: u64,
 }
 
 /// A workspace's group that has just been made.
@@ -59,6 +73,10 @@ pub(crate) struct Cgroups(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     tree: Result<Tree, Mechanism>,
+    /// Bytes of memory of all workspaces of one user who has no right to manage.
+    user_memory: Option<u64>,
+    /// Held where shares are made and removed.
+    shares: Mutex<()>,
     groups: Mutex<HashMap<Ulid, Group>>,
     /// Limits of living commands that this host does not hold, for a person.
     notes: Mutex<HashMap<Ulid, String>>,
@@ -66,10 +84,11 @@ struct Inner {
 
 impl Cgroups {
     /// Makes this instance's folder. Call it first of all: the process may be moved, and its children with it.
-    pub(crate) fn open(runtime: &Path) -> Self {
+    pub(crate) fn open(runtime: &Path, user_memory: Option<u64>) -> Self {
         let tree = Tree::open(&Tree::name(runtime))
             .map_err(|error| Mechanism::missing("cgroup", format!("{error}; figures come from /proc")));
-        Cgroups(Arc::new(Inner { tree, groups: Mutex::default(), notes: Mutex::default() }))
+        let (shares, groups, notes) = Default::default();
+        Cgroups(Arc::new(Inner { tree, user_memory, shares, groups, notes }))
     }
 
     /// How far resources can be limited.
@@ -90,37 +109,64 @@ impl Cgroups {
     pub(crate) fn clear_except(&self, living: &HashSet<Ulid>) {
         let Ok(tree) = &self.0.tree else { return };
         for name in tree.groups() {
-            if Ulid::from_string(&name).is_ok_and(|id| living.contains(&id)) {
+            if is_living(&name, living) {
                 continue;
             }
-            if let Some(Err(error)) = tree.existing(&name).map(|group| group.end()) {
+            let Some(group) = tree.existing(&name) else { continue };
+            let ended = if name.starts_with('u') && Ulid::from_string(&name).is_err() {
+                let gone = group.children().into_iter().filter(|name| !is_living(name, living));
+                let ended = gone.filter_map(|name| group.existing(&name)).try_for_each(|group| group.end());
+                ended.and_then(|()| group.discard().map(drop))
+            } else {
+                group.end()
+            };
+            if let Err(error) = ended {
                 tracing::warn!("remove the control group of an earlier instance: {error}");
             }
         }
     }
 
+    fn share(&self, tree: &Tree, uid: u32) -> Result<Share, Error> {
+        let cgroup = tree.share(&share_name(uid))?;
+        let memory = self.0.user_memory.filter(|_| !manages(uid));
+        let limits = Limits { memory_max: memory, ..Limits::default() };
+        // what is asked for and cannot be held is said of each workspace: its own limits need the same
+        cgroup.limit(&limits, tree.controllers())?;
+        Ok(Share { uid, cgroup, memory })
+    }
+
     /// Takes over the group of a workspace that an earlier instance made, with the commands in it.
-    pub(crate) fn adopt(&self, workspace: Ulid, soma: &Soma) {
+    pub(crate) fn adopt(&self, workspace: Ulid, uid: u32, soma: &Soma) {
         let Ok(tree) = &self.0.tree else { return };
-        let Some(cgroup) = tree.existing(&workspace.to_string()) else { return };
+        let shared = tree.existing(&format!("{}/{workspace}", share_name(uid)));
+        let share = shared.as_ref().and_then(|_| self.share(tree, uid).ok());
+        let Some(cgroup) = shared.or_else(|| tree.existing(&workspace.to_string())) else { return };
         let refused = cgroup.refused();
+        let ran_out = share.as_ref().map_or(0, |share| share.cgroup.ran_out());
         let leaf = |name: String| {
-            let leaf = Leaf { cgroup: cgroup.existing(&name)?, soma: Soma::default(), refused };
+            let leaf = Leaf { cgroup: cgroup.existing(&name)?, soma: Soma::default(), refused, ran_out };
             Some((Ulid::from_string(name.split_once('.').map_or(name.as_str(), |(id, _)| id)).ok()?, leaf))
         };
         let mut names = cgroup.children();
         // the last launch of a command is the one that counts
         names.sort_by_key(|name| (name.len(), name.clone()));
         let commands = names.into_iter().filter_map(leaf).collect();
-        self.lock().insert(workspace, Group { cgroup, soma: soma.clone(), commands, watch: None });
+        self.lock().insert(workspace, Group { cgroup, share, soma: soma.clone(), commands, watch: None });
     }
 
     /// Makes a workspace's group; `None`: the host gives none. Blocks.
-    pub(crate) fn make(&self, workspace: Ulid, soma: &Soma) -> Result<Option<Made>, Error> {
+    pub(crate) fn make(&self, workspace: Ulid, uid: u32, soma: &Soma) -> Result<Option<Made>, Error> {
         let Ok(tree) = &self.0.tree else { return Ok(None) };
-        let cgroup = tree.group(&workspace.to_string())?;
+        let (share, cgroup) = {
+            // one that has just been left empty is not removed in between
+            let _shares = self.0.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            let share = self.share(tree, uid)?;
+            let cgroup = tree.group(&share.cgroup, &workspace.to_string())?;
+            (Some(share), cgroup)
+        };
         // from here on it is removed with the workspace, whatever fails
-        let group = Group { cgroup: cgroup.clone(), soma: soma.clone(), commands: HashMap::new(), watch: None };
+        let (soma_of, commands) = (soma.clone(), HashMap::new());
+        let group = Group { cgroup: cgroup.clone(), share, soma: soma_of, commands, watch: None };
         self.lock().insert(workspace, group);
         let mut limits = limits(soma);
         // the first process is not the workspace's
@@ -150,6 +196,11 @@ impl Cgroups {
         self.lock().get(&workspace).map(|group| group.cgroup.clone())
     }
 
+    /// What bounds all workspaces of the user of a workspace.
+    pub(crate) fn share_of(&self, workspace: Ulid) -> Option<Share> {
+        self.lock().get(&workspace).and_then(|group| group.share.clone())
+    }
+
     /// The groups of a workspace's commands.
     pub(crate) fn leaves(&self, workspace: Ulid) -> Vec<Cgroup> {
         let groups = self.lock();
@@ -165,7 +216,9 @@ impl Cgroups {
         };
         let cgroup = self.leaf(&group, command)?;
         let refused = if group.controllers().has(Controller::Pids) { group.refused() } else { 0 };
-        let leaf = Leaf { cgroup: cgroup.clone(), soma: soma.clone(), refused };
+        let bounded = self.share_of(workspace).filter(|share| share.memory.is_some());
+        let ran_out = bounded.map_or(0, |share| share.cgroup.ran_out());
+        let leaf = Leaf { cgroup: cgroup.clone(), soma: soma.clone(), refused, ran_out };
         if let Some(group) = self.lock().get_mut(&workspace) {
             group.commands.insert(command, leaf);
         }
@@ -216,16 +269,20 @@ impl Cgroups {
     fn reached(&self, workspace: Ulid, command: Ulid, status: i32) -> LimitNote {
         let found = {
             let groups = self.lock();
-            groups
-                .get(&workspace)
-                .and_then(|g| Some((g.cgroup.clone(), g.soma.clone(), g.commands.get(&command)?.clone())))
+            groups.get(&workspace).and_then(|g| {
+                Some((g.cgroup.clone(), g.share.clone(), g.soma.clone(), g.commands.get(&command)?.clone()))
+            })
         };
-        let Some((group, soma, leaf)) = found else { return LimitNote::default() };
+        let Some((group, share, soma, leaf)) = found else { return LimitNote::default() };
         let note = if status == 0 || group.controllers().is_empty() {
             // one that bore a refusal has done its work
             LimitNote::default()
         } else {
-            let counts = Counts { own: leaf.cgroup.events(), all: group.events(), refused: leaf.refused };
+            let bound = share.and_then(|share| {
+                let limit = share.memory.filter(|_| share.cgroup.ran_out() > leaf.ran_out)?;
+                Some((share.uid, limit))
+            });
+            let counts = Counts { own: leaf.cgroup.events(), all: group.events(), refused: leaf.refused, bound };
             explain(&leaf.soma, &soma, counts)
         };
         tokio::spawn(self.clone().retire(workspace, command, leaf.cgroup));
@@ -294,9 +351,14 @@ impl Cgroups {
         if let Some(watch) = group.watch {
             watch.abort();
         }
+        let it = self.clone();
         Some(tokio::task::spawn_blocking(move || {
             if let Err(error) = group.cgroup.end() {
                 tracing::warn!("the workspace {workspace} has ended: {error}");
+            }
+            let _shares = it.0.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(Err(error)) = group.share.map(|share| share.cgroup.discard()) {
+                tracing::warn!("the last workspace of a user has ended: {error}");
             }
         }))
     }
@@ -313,6 +375,15 @@ impl Cgroups {
     fn lock(&self) -> MutexGuard<'_, HashMap<Ulid, Group>> {
         self.0.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn share_name(uid: u32) -> String {
+    format!("u{uid}")
+}
+
+/// Whether a group is that of a workspace that goes on.
+fn is_living(name: &str, living: &HashSet<Ulid>) -> bool {
+    Ulid::from_string(name).is_ok_and(|id| living.contains(&id))
 }
 
 /// Limits of a group, of a workspace or of a command.
@@ -367,11 +438,13 @@ struct Counts {
     own: Events,
     all: Events,
     refused: u64,
+    /// The user whose workspaces ran out of memory together meanwhile, and their limit.
+    bound: Option<(u32, u64)>,
 }
 
 /// Why the kernel refused or ended processes of a command that failed.
 fn explain(leaf: &Soma, workspace: &Soma, counts: Counts) -> LimitNote {
-    let Counts { own, all, refused } = counts;
+    let Counts { own, all, refused, bound } = counts;
     if own.oom_kill > 0 {
         let message = match (leaf.memory(), workspace.memory()) {
             (Some(limit), _) if own.oom > 0 => {
@@ -382,6 +455,13 @@ fn explain(leaf: &Soma, workspace: &Soma, counts: Counts) -> LimitNote {
                 "it was ended because the memory of its workspace reached the limit of {limit} bytes; allow more in \
                  soma.cgroup.memory_max of the workspace's spec"
             ),
+            _ if bound.is_some() => {
+                let (uid, limit) = bound.unwrap_or_default();
+                format!(
+                    "it was ended because the memory of all workspaces of user {uid} reached their limit of {limit} \
+                     bytes; stop some, or allow more with user_memory_max of [workspaces] in the configuration"
+                )
+            }
             _ => "it was ended because the host's memory ran out; set soma.cgroup.memory_max to bound each workspace"
                 .to_owned(),
         };
@@ -439,7 +519,7 @@ mod tests {
             (&none, &wide, refused(0, 1), "process-limit", "workspace's limit of 9"),
             (&none, &none, refused(0, 1), "process-limit", "limit of 4096"),
         ] {
-            let note = explain(leaf, workspace, Counts { own, all, refused: 0 });
+            let note = explain(leaf, workspace, Counts { own, all, refused: 0, bound: None });
             assert_eq!(note.reason, reason, "{note:?}");
             assert!(note.message.contains(text), "{note:?}");
         }
@@ -449,8 +529,15 @@ mod tests {
             assert_eq!(explain(&none, &none, counts), LimitNote::default());
         }
         // a neighbour met its own limit, and the host ended this one
-        let neighbour = Counts { own: killed(0, 0).0, all: killed(1, 0).1, refused: 0 };
+        let neighbour = Counts { own: killed(0, 0).0, all: killed(1, 0).1, refused: 0, bound: None };
         assert!(explain(&none, &wide, neighbour).message.contains("the host's memory"));
+        // its user's other workspaces had taken all that there was for the user
+        let bounded = Counts { bound: Some((7, 5000)), ..neighbour };
+        let note = explain(&none, &wide, bounded);
+        assert!(note.message.contains("all workspaces of user 7 reached their limit of 5000"), "{note:?}");
+        // its own limit, or its workspace's, is the nearer reason
+        let own = Counts { own: killed(1, 0).0, ..bounded };
+        assert!(explain(&tight, &wide, own).message.contains("its limit of 2000000"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use ulid::Ulid;
 
 use super::wiring::JunctionPlan;
 use crate::actor::Change;
-use crate::relay::{FromRelay, TapPlan, ToRelay};
+use crate::relay::{Audience, FromRelay, TapPlan, ToRelay};
 use crate::state::Pipeline;
 
 /// How long a relay may take to answer.
@@ -30,7 +30,21 @@ struct Flow {
     socket: Option<PathBuf>,
 }
 
-/// A pipeline's relay.
+/// Number and sink of an edge, and its socket if it is tapped.
+pub(super) type Branch = (usize, OwnedFd, Option<UnixListener>);
+
+/// What a relay is to carry.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    /// Sources, each with the numbers, sinks and sockets of its edges.
+    pub(super) junctions: Vec<(OwnedFd, Vec<Branch>)>,
+    /// How edges with a socket are tapped, by number; the first for those that have none of their own.
+    pub(super) plans: Vec<TapPlan>,
+    /// Numbers, sockets and pipes of inlets.
+    pub(super) inlets: Vec<(usize, UnixListener, OwnedFd, Audience)>,
+}
+
+/// A relay, of a pipeline or of what a workspace shares.
 #[derive(Debug)]
 struct Relay {
     channel: Arc<AsyncChannel>,
@@ -43,7 +57,7 @@ struct Relay {
 #[derive(Debug, Clone)]
 pub(super) struct Flows {
     folder: PathBuf,
-    own_uid: u32,
+    pub(super) own_uid: u32,
     spawner: Arc<Spawner>,
     store: FdStore,
     changes: mpsc::UnboundedSender<Change>,
@@ -74,6 +88,8 @@ impl Flows {
     ) -> io::Result<Self> {
         let folder = runtime.join("flows");
         std::fs::create_dir_all(&folder)?;
+        // no link is followed when a socket is given to a workspace
+        let folder = folder.canonicalize()?;
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o711))?;
         for entry in std::fs::read_dir(&folder)?.filter_map(Result::ok) {
             let name = entry.file_name();
@@ -103,7 +119,7 @@ impl Flows {
         self.relays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn socket(&self, pipeline: Ulid, number: usize) -> PathBuf {
+    pub(super) fn socket(&self, pipeline: Ulid, number: usize) -> PathBuf {
         self.folder.join(format!("{pipeline}-{number}.sock"))
     }
 
@@ -125,52 +141,76 @@ impl Flows {
             }
             junctions.push((plan.source, edges));
         }
-        let policy = pipeline.what.discern.clone();
-        let allowed = vec![self.own_uid, pipeline.uid];
-        let flows = self.clone();
-        Ok(async move {
-            if junctions.is_empty() {
-                return Ok(());
+        let audience = Audience::Users(vec![self.own_uid, pipeline.uid]);
+        let plan = TapPlan { policy: pipeline.what.discern.clone(), audience };
+        let (flows, load) = (self.clone(), Load { junctions, plans: vec![plan], inlets: Vec::new() });
+        Ok(async move { flows.carry(id, load).await })
+    }
+
+    /// Starts a relay and gives it what it carries.
+    pub(super) async fn carry(self, id: Ulid, load: Load) -> Result<(), String> {
+        if load.junctions.is_empty() && load.inlets.is_empty() {
+            return Ok(());
+        }
+        let failed = |error: io::Error| format!("start its relay: {error}");
+        let channel = self.spawner.helper().await.map_err(|error| error.to_string())?;
+        let stored = stored_name(id);
+        // one of an earlier launch
+        self.store.forget(&stored);
+        if self.store.is_available() && !self.store.keep(&stored, channel.as_fd()) {
+            tracing::warn!("{id}: its flows end with this service: the store of descriptors is full");
+        }
+        let (channel, begun) = self.follow(id, channel).map_err(failed)?;
+        for (source, edges) in load.junctions {
+            for (number, sink, listener) in edges {
+                let plan = listener.as_ref().and_then(|_| load.plans.get(number).or(load.plans.first()));
+                let given: Vec<BorrowedFd<'_>> =
+                    [Some(sink.as_fd()), listener.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
+                channel.send(&ToRelay::Edge { number, tap: plan.cloned() }, &given).await.map_err(failed)?;
             }
-            let failed = |error: io::Error| format!("start its relay: {error}");
-            let channel = flows.spawner.helper().await.map_err(|error| error.to_string())?;
-            let stored = stored_name(id);
-            // one of an earlier launch
-            flows.store.forget(&stored);
-            if flows.store.is_available() && !flows.store.keep(&stored, channel.as_fd()) {
-                tracing::warn!("pipeline {id}: its flows end with this service: the store of descriptors is full");
-            }
-            let (channel, begun) = flows.follow(id, channel).map_err(failed)?;
-            for (source, edges) in junctions {
-                for (number, sink, listener) in edges {
-                    let plan = listener.as_ref().map(|_| TapPlan { policy: policy.clone(), allowed: allowed.clone() });
-                    let given: Vec<BorrowedFd<'_>> =
-                        [Some(sink.as_fd()), listener.as_ref().map(AsFd::as_fd)].into_iter().flatten().collect();
-                    channel.send(&ToRelay::Edge { number, tap: plan }, &given).await.map_err(failed)?;
-                }
-                channel.send(&ToRelay::Junction, &[source.as_fd()]).await.map_err(failed)?;
-            }
-            channel.send(&ToRelay::Begin, &[]).await.map_err(failed)?;
-            begun.await.unwrap_or_else(|_| Err("start its relay: it ended at once".to_owned()))
-        })
+            channel.send(&ToRelay::Junction, &[source.as_fd()]).await.map_err(failed)?;
+        }
+        for (number, listener, pipe, audience) in load.inlets {
+            let given = [listener.as_fd(), pipe.as_fd()];
+            channel.send(&ToRelay::Inlet { number, audience }, &given).await.map_err(failed)?;
+        }
+        channel.send(&ToRelay::Begin, &[]).await.map_err(failed)?;
+        begun.await.unwrap_or_else(|_| Err("start its relay: it ended at once".to_owned()))
     }
 
     /// Takes over the relay of a pipeline that an earlier instance started.
     pub(super) fn adopt(&self, pipeline: &Pipeline, labels: &[&str], channel: OwnedFd) -> io::Result<()> {
-        let id = pipeline.what.id;
         for number in 0..pipeline.what.edges.len() {
             self.insert(pipeline, labels, number);
         }
+        self.go_on(pipeline.what.id, channel)
+    }
+
+    /// Listens to a relay that an earlier instance started, and has it tell all it knows.
+    pub(super) fn go_on(&self, id: Ulid, channel: OwnedFd) -> io::Result<()> {
         let (channel, _) = self.follow(id, Channel::new(channel))?;
         tokio::spawn(async move {
             if let Err(error) = channel.send(&ToRelay::Tell, &[]).await {
-                tracing::warn!("take over the relay of pipeline {id}: {error}");
+                tracing::warn!("take over the relay of {id}: {error}");
             }
         });
         Ok(())
     }
 
-    fn listen(&self, path: &Path) -> io::Result<UnixListener> {
+    /// Whether a relay carries something of this id.
+    pub(super) fn carries(&self, id: Ulid) -> bool {
+        self.relays().contains_key(&id)
+    }
+
+    /// One more user may connect to what a relay serves.
+    pub(super) async fn allow(&self, id: Ulid, uid: u32) {
+        let Some(channel) = self.relays().get(&id).map(|relay| Arc::clone(&relay.channel)) else { return };
+        if let Err(error) = channel.send(&ToRelay::Allow { uid }, &[]).await {
+            tracing::warn!("tell the relay of {id} who may connect: {error}");
+        }
+    }
+
+    pub(super) fn listen(&self, path: &Path) -> io::Result<UnixListener> {
         // that of an earlier launch
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -188,13 +228,26 @@ impl Flows {
         let edge = &pipeline.what.edges[number];
         let socket = pipeline.what.tap.then(|| self.socket(id, number));
         let label = |node: usize| labels.get(node).copied().unwrap_or_default().to_owned();
+        let from = (label(edge.from), edge.from_output.clone());
+        self.enter(id, number, from, (label(edge.to), edge.to_input.clone()), socket);
+    }
+
+    /// Enters a flow into the table, by whose it is and its number: where it comes from, where it goes to.
+    pub(super) fn enter(
+        &self,
+        id: Ulid,
+        number: usize,
+        (from, from_output): (String, String),
+        (to, to_input): (String, String),
+        socket: Option<PathBuf>,
+    ) {
         let info = FlowInfo {
             edge: u32::try_from(number).unwrap_or(u32::MAX),
             pipeline: id.to_string(),
-            from: label(edge.from),
-            from_output: edge.from_output.clone(),
-            to: label(edge.to),
-            to_input: edge.to_input.clone(),
+            from,
+            from_output,
+            to,
+            to_input,
             ty: String::new(),
             mime: String::new(),
             lens: String::new(),

@@ -10,12 +10,17 @@ mod completion;
 mod explanations;
 mod flows;
 mod foreign;
+mod joining;
 mod journal;
+mod keepers;
 mod kept;
+mod kept_size;
+mod launch;
 mod live;
 mod log;
 mod numbers;
 mod sleep;
+mod slots;
 mod wiring;
 
 use std::os::fd::OwnedFd;
@@ -29,11 +34,12 @@ use crate::state::{Command, Pipeline, Record, Target, Usec, Workspace};
 
 pub(crate) use ahead::Ahead;
 pub(crate) use attach::Attachments;
-pub(crate) use cgroups::Cgroups;
+pub(crate) use cgroups::{Cgroups, Share};
 pub(crate) use explanations::Explanations;
 pub(crate) use foreign::{Foreigners, Runner};
 pub(crate) use journal::Journal;
 pub(crate) use kept::KeptFolders;
+pub(crate) use kept_size::KeptSize;
 pub(crate) use live::{Live, Means};
 pub(crate) use log::{LogStore, Selection};
 
@@ -53,7 +59,7 @@ pub(crate) trait Effects: FlowSource {
     /// Closes the descriptors of a command or pipeline that was refused.
     fn take_back(&mut self, id: Ulid);
     /// Names a workspace that is to be made after one that was made ahead, where that is like it.
-    fn lend(&mut self, _target: &mut Target, _strict: bool) {}
+    fn lend(&mut self, _target: &mut Target, _strict: bool, _uid: u32) {}
     /// Makes a workspace's namespaces; answers `KeeperReady` or `KeeperFailed`.
     fn start_keeper(&mut self, workspace: &Workspace);
     /// Ends everything in a workspace; answers `KeeperEnded`.

@@ -19,7 +19,12 @@ pub(super) const TAG_TERMINAL: u8 = 5;
 /// Standard descriptors that are needed again at the next launch: this and the two that follow.
 pub(super) const TAG_STDIO: u8 = 10;
 
-/// A pipeline, or a command's first launch.
+/// Further inputs and outputs that are needed again at the next launch: this and those that follow.
+pub(super) const TAG_FURTHER: u8 = 32;
+/// Ends of the flows that a workspace shares, under its own number: this and those that follow.
+pub(super) const TAG_SLOT: u8 = 96;
+
+/// A pipeline, a workspace, or a command's first launch.
 pub(super) fn number(id: Ulid) -> u64 {
     u128::from(id) as u64
 }

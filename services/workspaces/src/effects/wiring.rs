@@ -22,6 +22,20 @@ pub(super) struct NodeDescriptors {
     pub(super) stdin: Option<OwnedFd>,
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
+    /// Those beside the standard three, by name.
+    pub(super) further: Vec<(String, OwnedFd)>,
+}
+
+impl NodeDescriptors {
+    /// Puts a descriptor in the place that an edge calls so.
+    fn put(&mut self, name: &str, descriptor: OwnedFd) {
+        match name {
+            "stdin" => self.stdin = Some(descriptor),
+            "stdout" => self.stdout = Some(descriptor),
+            "stderr" => self.stderr = Some(descriptor),
+            name => self.further.push((name.to_owned(), descriptor)),
+        }
+    }
 }
 
 /// An output that a junction carries: where it reads, and number and sink of each edge.
@@ -43,11 +57,11 @@ pub(super) fn wire(nodes: usize, edges: &[ValidatedEdge], tap: bool) -> io::Resu
     let mut wiring = Wiring::default();
     wiring.nodes.resize_with(nodes, NodeDescriptors::default);
     // the write end of each consumer's pipe; dropped at the end, so that only writers hold it
-    let mut inputs: BTreeMap<usize, OwnedFd> = BTreeMap::new();
+    let mut inputs: BTreeMap<(usize, &str), OwnedFd> = BTreeMap::new();
     for edge in edges {
-        if let std::collections::btree_map::Entry::Vacant(entry) = inputs.entry(edge.to) {
+        if let std::collections::btree_map::Entry::Vacant(entry) = inputs.entry((edge.to, &edge.to_input)) {
             let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-            wiring.nodes[edge.to].stdin = Some(read);
+            wiring.nodes[edge.to].put(&edge.to_input, read);
             entry.insert(write);
         }
     }
@@ -56,7 +70,7 @@ pub(super) fn wire(nodes: usize, edges: &[ValidatedEdge], tap: bool) -> io::Resu
         outputs.entry((edge.from, &edge.from_output)).or_default().push(number);
     }
     for ((node, output), numbers) in outputs {
-        let sink = |number: usize| inputs[&edges[number].to].try_clone();
+        let sink = |number: usize| inputs[&(edges[number].to, edges[number].to_input.as_str())].try_clone();
         let end = if numbers.len() == 1 && !tap {
             sink(numbers[0])?
         } else {
@@ -65,8 +79,7 @@ pub(super) fn wire(nodes: usize, edges: &[ValidatedEdge], tap: bool) -> io::Resu
             wiring.junctions.push(JunctionPlan { source, edges });
             end
         };
-        let descriptors = &mut wiring.nodes[node];
-        *(if output == "stderr" { &mut descriptors.stderr } else { &mut descriptors.stdout }) = Some(end);
+        wiring.nodes[node].put(output, end);
     }
     Ok(wiring)
 }
@@ -91,6 +104,21 @@ mod tests {
         assert_eq!(fan_out.junctions.len(), 1);
         assert_eq!(fan_out.junctions[0].edges.iter().map(|e| e.0).collect::<Vec<_>>(), [0, 1]);
         assert!(wire(3, &[edge(0, 2), edge(1, 2)], false).unwrap().junctions.is_empty());
+    }
+
+    #[test]
+    fn further_outputs_and_inputs_have_pipes_of_their_own() {
+        use std::io::{Read, Write};
+        let further = ValidatedEdge { from_output: "errors".into(), to_input: "left".into(), ..edge(0, 1) };
+        let mut wiring = wire(2, &[edge(0, 1), further], false).unwrap();
+        assert!(wiring.nodes[0].stdout.take().is_some() && wiring.nodes[1].stdin.is_some());
+        let (output, end) = wiring.nodes[0].further.pop().unwrap();
+        let (input, start) = wiring.nodes[1].further.pop().unwrap();
+        assert_eq!((output.as_str(), input.as_str()), ("errors", "left"));
+        std::fs::File::from(end).write_all(b"x").unwrap();
+        let mut all = String::new();
+        std::fs::File::from(start).read_to_string(&mut all).unwrap();
+        assert_eq!(all, "x");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use ulid::Ulid;
 
 use self::history::{Folder, History};
 use crate::actor::{Handle, now};
+use crate::effects::{KeptSize, Share};
 use crate::error::Error;
 use crate::state::{CommandPhase, Input, State, Usec};
 
@@ -39,6 +40,10 @@ pub(crate) struct Subject {
     /// Its first process.
     pub(crate) keeper: i32,
     pub(crate) group: Option<Cgroup>,
+    /// What bounds all workspaces of its user.
+    pub(crate) share: Option<Share>,
+    /// The bound of what outlives it.
+    pub(crate) kept: Option<Arc<KeptSize>>,
     pub(crate) soma: Soma,
     pub(crate) quota: QuotaEnforcement,
 }
@@ -187,6 +192,7 @@ impl Meter {
             for breach in fresh {
                 quota::enforce(id, &standing.subject, &breach, inputs);
             }
+            quota::hold_kept(id, &standing, inputs);
         }
     }
 

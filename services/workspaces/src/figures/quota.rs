@@ -83,17 +83,34 @@ pub(super) fn enforce(id: Ulid, subject: &Subject, breach: &Breach, inputs: &mps
     }
 }
 
+/// Ends the commands of a workspace that keeps more than it may, as long as it does. Blocks.
+pub(super) fn hold_kept(id: Ulid, standing: &Standing, inputs: &mpsc::UnboundedSender<Input>) {
+    let Some(Err(text)) = standing.subject.kept.as_ref().map(|kept| kept.look()) else { return };
+    if standing.sample.commands_alive > 0 {
+        tracing::warn!("workspace {:?}: {text}", standing.subject.name);
+        // the actor ends only with the service
+        let _ = inputs.send(Input::QuotaReached { workspace: id, message: format!("it was ended: {text}") });
+    }
+}
+
 impl Standing {
     /// The limits and what is over them, or was.
     pub(crate) fn quota(&self) -> Report {
         let soma = &self.subject.soma;
         let over = over(&self.subject, &self.sample).into_iter().map(|b| b.text);
+        let share = self.subject.share.as_ref().and_then(|share| {
+            let (limit, times) = (share.memory?, share.cgroup.ran_out());
+            let user = share.uid;
+            (times > 0).then(|| {
+                format!("memory: that of all workspaces of user {user} ran out at {limit} bytes {times} times")
+            })
+        });
         Report {
             memory_limit: soma.memory(),
             process_limit: soma.processes(),
             memory_action: self.subject.quota.mem,
             process_action: self.subject.quota.nproc,
-            breaches: over.chain(held(&self.reading.events)).collect(),
+            breaches: over.chain(held(&self.reading.events)).chain(share).collect(),
         }
     }
 }

@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use shipote_bus::spec::DiscernPolicy;
 use shipote_confinement::{Domain, Handled, PathAccess, seccomp};
-use shipote_flow::{EdgeId, EdgeSink, FlowEvent, Junction, Tap, TapSpec};
+use shipote_flow::{Allow, EdgeId, EdgeSink, FlowEvent, Junction, Tap, TapSpec};
 use shipote_sandbox::{Channel, Message};
 use tokio::sync::mpsc;
 
-use super::{Figures, FromRelay, Known, Sampled, TapPlan, ToRelay};
+use super::inlet::Inlet;
+use super::{Audience, Figures, FromRelay, Known, Sampled, ToRelay};
 
 /// Most subscribers of one edge.
 const SUBSCRIBERS_MAX: usize = 64;
@@ -31,7 +32,8 @@ pub(crate) fn carry(channel: Channel) {
             let _ = tell(&to, &table, event);
         }
     });
-    let mut relay = Relay { channel, known, events, edges: Vec::new(), junctions: Vec::new(), failure };
+    let (edges, junctions, inlets, also) = (Vec::new(), Vec::new(), Vec::new(), Arc::default());
+    let mut relay = Relay { channel, known, events, edges, junctions, inlets, also, failure };
     relay.failure = relay.failure.take().or(telling.err().map(|error| error.to_string()));
     while let Ok(Some(message)) = relay.channel.receive::<ToRelay>() {
         if relay.obey(message).is_err() {
@@ -47,6 +49,9 @@ struct Relay {
     /// Of the junction that is not complete yet.
     edges: Vec<EdgeSink>,
     junctions: Vec<(Vec<usize>, Junction)>,
+    inlets: Vec<Inlet>,
+    /// Users beside those of an audience.
+    also: Arc<Mutex<Vec<u32>>>,
     failure: Option<String>,
 }
 
@@ -56,7 +61,10 @@ impl Relay {
         match message.body {
             ToRelay::Edge { number, tap } => {
                 let sink = descriptors.next();
-                let tap = tap.map(|plan| (plan, descriptors.next()));
+                let tap = tap.map(|plan| {
+                    let allow = allow(plan.audience, &self.also);
+                    (plan.policy, allow, descriptors.next())
+                });
                 match edge(number, sink, tap) {
                     Some(edge) => self.edges.push(edge),
                     None => self.fail(format!("edge {number} came without its descriptors")),
@@ -89,7 +97,23 @@ impl Relay {
                 let edges = edges.collect();
                 self.channel.send(&FromRelay::Figures { sequence, edges }, &[])?;
             }
-            ToRelay::CloseTaps => self.junctions.iter().for_each(|(_, junction)| junction.close_taps()),
+            ToRelay::CloseTaps => {
+                self.junctions.iter().for_each(|(_, junction)| junction.close_taps());
+                // dropped, they let nobody in any more
+                self.inlets.clear();
+            }
+            ToRelay::Allow { uid } => self.also.lock().unwrap_or_else(PoisonError::into_inner).push(uid),
+            ToRelay::Inlet { number, audience } => {
+                let allow = allow(audience, &self.also);
+                let (Some(listener), Some(pipe)) = (descriptors.next(), descriptors.next()) else {
+                    self.fail(format!("inlet {number} came without its descriptors"));
+                    return Ok(());
+                };
+                match Inlet::open(listener.into(), pipe, allow) {
+                    Ok(inlet) => self.inlets.push(inlet),
+                    Err(error) => self.fail(format!("open inlet {number}: {error}")),
+                }
+            }
         }
         Ok(())
     }
@@ -103,12 +127,24 @@ fn lock(known: &Mutex<BTreeMap<usize, Known>>) -> std::sync::MutexGuard<'_, BTre
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn edge(number: usize, sink: Option<OwnedFd>, tap: Option<(TapPlan, Option<OwnedFd>)>) -> Option<EdgeSink> {
+fn allow(audience: Audience, also: &Arc<Mutex<Vec<u32>>>) -> Allow {
+    let also = Arc::clone(also);
+    match audience {
+        Audience::Everyone => Arc::new(|_| true),
+        Audience::Users(users) => Arc::new(move |uid| {
+            uid == 0 || users.contains(&uid) || also.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid)
+        }),
+    }
+}
+
+fn edge(
+    number: usize,
+    sink: Option<OwnedFd>,
+    tap: Option<(DiscernPolicy, Allow, Option<OwnedFd>)>,
+) -> Option<EdgeSink> {
     let tap = match tap {
         None => None,
-        Some((plan, listener)) => {
-            let TapPlan { policy, allowed } = plan;
-            let allow = Arc::new(move |uid: u32| uid == 0 || allowed.contains(&uid));
+        Some((policy, allow, listener)) => {
             Some(Tap { spec: tap_spec(&policy), listener: UnixListener::from(listener?), allow })
         }
     };

@@ -1,4 +1,5 @@
-//! The relay: a small process that carries the tapped and fanned-out edges of one pipeline.
+//! The relay: a small process that carries the tapped and fanned-out edges of one pipeline, or the flows that a
+//! workspace shares.
 //!
 //! ```text
 //!   service ── channel ──▶ relay        started by the spawner, without any right but /dev/null
@@ -15,6 +16,7 @@
 //! It ends when the last duplicate of its channel is closed: when the service drops the flow, or for good.
 
 mod carry;
+mod inlet;
 
 use serde::{Deserialize, Serialize};
 use shipote_bus::spec::DiscernPolicy;
@@ -36,14 +38,27 @@ pub(crate) enum ToRelay {
     Measure { sequence: u64 },
     /// Close the flow sockets; the pipeline goes on.
     CloseTaps,
+    /// This user may connect, too.
+    Allow { uid: u32 },
+    /// A socket that takes what others write, with its listener and the pipe that it goes to.
+    Inlet { number: usize, audience: Audience },
+}
+
+/// Who may connect to a flow socket, beside root.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Audience {
+    /// These users, and those that [`ToRelay::Allow`] names.
+    Users(Vec<u32>),
+    /// Every user of the host.
+    Everyone,
 }
 
 /// How an edge is tapped.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct TapPlan {
     pub(crate) policy: DiscernPolicy,
-    /// Users beside root who may subscribe.
-    pub(crate) allowed: Vec<u32>,
+    /// Who may subscribe.
+    pub(crate) audience: Audience,
 }
 
 /// Relay to service.

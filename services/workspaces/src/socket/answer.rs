@@ -20,6 +20,7 @@ use crate::audited::{By, audited};
 use crate::effects::{Handed, Selection};
 use crate::error::Error;
 use crate::request::new_command;
+use crate::saved::Kept;
 use crate::state::{CommandPhase, Outcome, State, Target, manages};
 
 /// Most bytes of a log in one answer: what a frame holds beside the variant and the length.
@@ -86,16 +87,30 @@ impl Door {
                 self.logs_of(workspace, command, tail_bytes, &stream).await
             }
             Request::PipelineSave { name, spec } => {
-                audited(&self.audit, Event::PipelineSave, &name, by, self.saved.save(&name, spec)).await?;
+                audited(
+                    &self.audit,
+                    Event::PipelineSave,
+                    &name,
+                    by,
+                    self.saved.save(&name, by.uid, None, Kept::Spec(spec)),
+                )
+                .await?;
                 Ok(Response::PipelineSaved { name })
             }
             Request::PipelineSavedList => Ok(Response::PipelineSavedList { names: self.saved.names().await }),
             Request::PipelineDrop { name } => {
-                let existed = audited(&self.audit, Event::PipelineDrop, &name, by, self.saved.remove(&name)).await?;
+                let existed =
+                    audited(&self.audit, Event::PipelineDrop, &name, by, self.saved.remove(&name, by.uid, None))
+                        .await?;
                 Ok(Response::PipelineDropped { name, existed })
             }
             Request::PipelineRunSaved { name, tap, vars } => {
-                let spec = self.saved.get(&name).await?;
+                let Kept::Spec(spec) = self.saved.get(&name).await? else {
+                    let text = "was saved over the bus, and names its workspace as that does";
+                    return Err(Error::WrongState(format!(
+                        "run saved pipeline {name:?}: it {text}; `shipote pipeline run-saved` runs it"
+                    )));
+                };
                 self.run_pipeline(by, &spec, tap, &vars).await
             }
             Request::WorkspaceStats { workspace } => {
@@ -165,7 +180,11 @@ impl Door {
     }
 
     async fn owns_pipeline(&self, by: By, id: Ulid) -> Result<(), Error> {
-        let owner = self.actor.ask(move |state, _| state.pipelines.get(&id).map(|p| p.uid));
+        // what a workspace shares of flows goes by the workspace's id
+        let owner = self.actor.ask(move |state, _| {
+            let shared = || state.workspaces.get(&id).map(|w| w.uid);
+            state.pipelines.get(&id).map(|p| p.uid).or_else(shared)
+        });
         self.owns(by, &format!("pipeline {id}"), owner).await
     }
 

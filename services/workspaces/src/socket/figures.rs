@@ -72,8 +72,8 @@ impl Door {
             .actor
             .ask(move |state, flows| {
                 let inside = |id: &str| {
-                    let pipeline = Ulid::from_string(id).ok().and_then(|id| state.pipelines.get(&id));
-                    pipeline.is_some_and(|p| p.workspace == workspace)
+                    let Ok(id) = Ulid::from_string(id) else { return false };
+                    id == workspace || state.pipelines.get(&id).is_some_and(|p| p.workspace == workspace)
                 };
                 let all = flows.flows().into_iter().filter(|flow| inside(&flow.pipeline));
                 all.map(|flow| PathBuf::from(flow.socket)).collect()

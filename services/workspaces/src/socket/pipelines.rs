@@ -76,6 +76,10 @@ impl Door {
                 edge.confidence = flow.confidence as f32;
                 edge.flow_socket = some(flow.socket).map(Into::into);
                 (edge.ty, edge.mime, edge.lens) = (some(flow.ty), some(flow.mime), some(flow.lens));
+                if !spec.discern.enrich_producer {
+                    let producer = spec.edges.get(flow.edge as usize).and_then(|edge| spec.nodes.get(edge.from));
+                    edge.ty = producer.and_then(|node| convert::declared_type(node, &edge.from_output, vars));
+                }
             }
         }
         Ok(Response::PipelineStarted { pipeline: id, command_pids, edges: known })

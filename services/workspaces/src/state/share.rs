@@ -82,6 +82,7 @@ mod tests {
                 attachable: false,
                 foreground: false,
                 foreign: None,
+                further: Default::default(),
             };
             let commands = std::iter::repeat_with(command).take(count).collect();
             let target = Target::Existing("w0".to_owned());

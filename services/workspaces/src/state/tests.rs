@@ -117,6 +117,7 @@ fn new_command(id: Ulid, label: &str) -> NewCommand {
         label: label.to_owned(),
         command: NodeCommand { exec: "true".into(), argv: vec![], envp: vec![] },
         foreign: None,
+        further: Default::default(),
         soma: Default::default(),
         cwd: None,
         terminal: None,

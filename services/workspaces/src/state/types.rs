@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shipote_bus::spec::{DiscernPolicy, Foreign, NodeCommand, RestartPolicy, Soma, ValidatedEdge, WorkspaceSpec};
+use shipote_bus::spec::{
+    DiscernPolicy, Foreign, FurtherFlows, NodeCommand, RestartPolicy, Soma, ValidatedEdge, WorkspaceSpec,
+};
 use shipote_confinement::Mechanism;
 use ulid::Ulid;
 
@@ -101,6 +103,9 @@ pub(crate) struct NewCommand {
     /// What stands behind it, where it is no program of the workspace.
     #[serde(default)]
     pub(crate) foreign: Option<Foreign>,
+    /// Inputs and outputs beside the standard three.
+    #[serde(default)]
+    pub(crate) further: FurtherFlows,
     /// Limits, on top of the workspace's.
     pub(crate) soma: Soma,
     pub(crate) cwd: Option<String>,

@@ -8,6 +8,7 @@ mod foreign;
 mod limits;
 mod pipeline;
 mod restart;
+mod slot;
 mod tighten;
 mod workspace;
 
@@ -15,10 +16,11 @@ pub use command::{NodeCommand, Payload, substitute};
 pub use foreign::Foreign;
 pub use limits::{CgroupLimits, IoMax, QuotaAction, QuotaEnforcement, ResourceLimits, Soma};
 pub use pipeline::{
-    DiscernPolicy, EDGES_MAX, Edge, NODES_MAX, Node, NodeRef, PipelineSpec, ValidatedEdge, ValidatedNode,
+    DiscernPolicy, EDGES_MAX, Edge, FurtherFlows, NODES_MAX, Node, NodeRef, PipelineSpec, ValidatedEdge, ValidatedNode,
     ValidatedPipeline,
 };
 pub use restart::RestartPolicy;
+pub use slot::{FLOWS_MAX, FlowDirection, FlowScope, FlowSlot, flow_variable};
 pub use workspace::{
     Access, EGRESS_MAX, EGRESS_PORT, ExitPolicy, Filesystem, IpcPolicy, Networking, PathGrant, Permissions,
     WorkspaceSpec, check_hosts, too_many_hosts,

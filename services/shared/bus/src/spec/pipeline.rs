@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::slot::{FLOWS_MAX, check_flow_names};
 use super::{Foreign, NodeCommand, Payload, RestartPolicy, Soma, SpecError, check_label};
 
 /// A pipeline as a person writes it.
@@ -57,6 +58,11 @@ pub struct Node {
     pub image: Option<String>,
     /// What the node runs, where `command` does not say it.
     pub payload: Option<Payload>,
+    /// Further inputs beside `stdin`, by name: each is a descriptor of the program, `SHIPOTE_FLOW_NAME` says which. One
+    /// that no edge leads to is empty.
+    pub inputs: Vec<String>,
+    /// Further outputs beside `stdout` and `stderr`, as of `inputs`. One that no edge takes goes where `stderr` goes.
+    pub outputs: Vec<String>,
     /// Environment beside the workspace's.
     pub env: BTreeMap<String, String>,
     /// Limits, on top of the workspace's.
@@ -71,12 +77,12 @@ pub struct Node {
 pub struct Edge {
     /// Producer, by label or by position (from 0).
     pub from: NodeRef,
-    /// `stdout` (default) or `stderr`.
+    /// `stdout` (default), `stderr` or one of the node's `outputs`.
     #[serde(default = "stdout")]
     pub from_output: String,
     /// Consumer, by label or by position (from 0).
     pub to: NodeRef,
-    /// `stdin`.
+    /// `stdin` (default) or one of the node's `inputs`.
     #[serde(default = "stdin")]
     pub to_input: String,
     /// A filter component of the plugin registry that the bytes go through: `NAME@^1` or `sha256:HEX`.
@@ -127,6 +133,9 @@ impl Default for DiscernPolicy {
     }
 }
 
+/// What every program has.
+const STANDARD: [&str; 3] = ["stdin", "stdout", "stderr"];
+
 /// Most nodes in one pipeline; each is a process and holds descriptors of the service.
 pub const NODES_MAX: usize = 64;
 /// Most edges in one pipeline.
@@ -159,10 +168,28 @@ pub struct ValidatedNode {
     pub command: NodeCommand,
     /// What stands behind it, where it is no program of the workspace; then `exec` is its name.
     pub foreign: Option<Foreign>,
+    /// Inputs and outputs beside the standard three.
+    pub further: FurtherFlows,
     /// Its limits, on top of the workspace's.
     pub soma: Soma,
     /// Whether, and how, it alone is started again when it fails.
     pub restart: Option<RestartPolicy>,
+}
+
+/// Inputs and outputs of a node beside the standard three, by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FurtherFlows {
+    /// Inputs.
+    pub inputs: Vec<String>,
+    /// Outputs.
+    pub outputs: Vec<String>,
+}
+
+impl FurtherFlows {
+    /// All names, inputs first: the order of their descriptors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.inputs.iter().chain(&self.outputs).map(String::as_str)
+    }
 }
 
 /// An edge between nodes that exist.
@@ -170,11 +197,11 @@ pub struct ValidatedNode {
 pub struct ValidatedEdge {
     /// Producer's position.
     pub from: usize,
-    /// `stdout` or `stderr`.
+    /// `stdout`, `stderr` or a further one.
     pub from_output: String,
     /// Consumer's position.
     pub to: usize,
-    /// `stdin`.
+    /// `stdin` or a further one.
     pub to_input: String,
 }
 
@@ -206,8 +233,8 @@ impl PipelineSpec {
                 policy.validate(&format!("nodes[{i}].restart"))?;
             }
             let (soma, restart) = (node.soma.clone(), node.restart);
-            let foreign = node.foreign(i, vars)?;
-            nodes.push(ValidatedNode { label, command: node.resolve(i, vars)?, foreign, soma, restart });
+            let (foreign, further) = (node.foreign(i, vars)?, node.further(i, vars)?);
+            nodes.push(ValidatedNode { label, command: node.resolve(i, vars)?, foreign, further, soma, restart });
         }
         let mut edges = self
             .edges
@@ -272,6 +299,30 @@ impl Node {
         foreign.substitute(vars);
         foreign.validate(&format!("nodes[{i}]"))?;
         Ok(Some(foreign))
+    }
+
+    /// Its further inputs and outputs.
+    fn further(&self, i: usize, vars: &BTreeMap<String, String>) -> Result<FurtherFlows, SpecError> {
+        let put = |names: &[String]| names.iter().map(|name| super::command::substitute(name, vars)).collect();
+        let further = FurtherFlows { inputs: put(&self.inputs), outputs: put(&self.outputs) };
+        let all = [("inputs", &further.inputs), ("outputs", &further.outputs)];
+        for (kind, names) in all {
+            check_count(&format!("nodes[{i}].{kind}"), names.len(), FLOWS_MAX)?;
+            if !names.is_empty() && (self.wasm.is_some() || self.machine.is_some()) {
+                let problem = "are of a program of the workspace; a component, or a program in a machine, has none";
+                return Err(SpecError::new(format!("nodes[{i}].{kind}"), problem));
+            }
+            if let Some(name) = names.iter().find(|name| STANDARD.iter().any(|own| name.eq_ignore_ascii_case(own))) {
+                let problem = format!("{name:?} is there without being named; these are further ones");
+                return Err(SpecError::new(format!("nodes[{i}].{kind}"), problem));
+            }
+        }
+        let inputs = further.inputs.len();
+        check_flow_names(further.names(), |at| match at.checked_sub(inputs) {
+            None => format!("nodes[{i}].inputs[{at}]"),
+            Some(output) => format!("nodes[{i}].outputs[{output}]"),
+        })?;
+        Ok(further)
     }
 
     fn resolve(&self, i: usize, vars: &BTreeMap<String, String>) -> Result<NodeCommand, SpecError> {
@@ -342,6 +393,7 @@ impl Edge {
             label,
             command: NodeCommand { exec: reference, argv, envp: Vec::new() },
             foreign: Some(foreign),
+            further: FurtherFlows::default(),
             soma: Soma::default(),
             restart: None,
         });
@@ -376,19 +428,20 @@ impl Edge {
         };
         let from = find("from", &self.from)?;
         let to = find("to", &self.to)?;
-        if !matches!(self.from_output.as_str(), "stdout" | "stderr") {
-            return Err(SpecError::new(
-                format!("edges[{i}].from_output"),
-                format!("{:?} is no output of {}; it has stdout and stderr", self.from_output, nodes[from].label),
-            ));
-        }
-        if self.to_input != "stdin" {
-            return Err(SpecError::new(
-                format!("edges[{i}].to_input"),
-                format!("{:?} is no input of {}; it has stdin", self.to_input, nodes[to].label),
-            ));
-        }
-        Ok(ValidatedEdge { from, from_output: self.from_output.clone(), to, to_input: self.to_input.clone() })
+        let from_output = super::command::substitute(&self.from_output, vars);
+        let to_input = super::command::substitute(&self.to_input, vars);
+        let check = |field: &str, name: &str, kind: &str, node: usize, own: &[&str], further: &[String]| {
+            let known: Vec<&str> = own.iter().copied().chain(further.iter().map(String::as_str)).collect();
+            if known.contains(&name) {
+                return Ok(());
+            }
+            let has = known.join(" and ");
+            let problem = format!("{name:?} is no {kind} of {}; it has {has}", nodes[node].label);
+            Err(SpecError::new(format!("edges[{i}].{field}"), problem))
+        };
+        check("from_output", &from_output, "output", from, &STANDARD[1..], &nodes[from].further.outputs)?;
+        check("to_input", &to_input, "input", to, &STANDARD[..1], &nodes[to].further.inputs)?;
+        Ok(ValidatedEdge { from, from_output, to, to_input })
     }
 }
 
@@ -468,6 +521,40 @@ mod tests {
             ("wc@^1", &["/etc/hosts".to_owned()][..])
         );
         assert_eq!(got.nodes[1].foreign.as_ref().and_then(Foreign::machine), Some("db"));
+    }
+
+    #[test]
+    fn further_inputs_and_outputs_are_named_and_edges_join_them() {
+        let text = "label='p'\n[[nodes]]\nlabel='a'\ncommand=['x']\noutputs=['errors','${WHICH}']\n\
+            [[nodes]]\nlabel='b'\ncommand=['y']\ninputs=['left']\n";
+        let vars = BTreeMap::from([("WHICH".to_owned(), "frames".to_owned())]);
+        let got = |edges: &str| {
+            let spec: PipelineSpec = toml::from_str(&format!("{text}{edges}")).unwrap();
+            spec.validate(&vars).map_err(|e| e.to_string())
+        };
+        let good =
+            got("[[edges]]\nfrom='a'\nfrom_output='${WHICH}'\nto='b'\nto_input='left'\n[[edges]]\nfrom='a'\nto='b'\n");
+        let good = good.unwrap();
+        assert_eq!(good.nodes[0].further.outputs, ["errors", "frames"]);
+        let ends: Vec<_> = good.edges.iter().map(|e| (e.from_output.as_str(), e.to_input.as_str())).collect();
+        assert_eq!(ends, [("frames", "left"), ("stdout", "stdin")]);
+        for (edge, want) in [
+            ("from_output='x'", "\"x\" is no output of a; it has stdout and stderr and errors and frames"),
+            ("to_input='errors'", "\"errors\" is no input of b; it has stdin and left"),
+        ] {
+            let refused = got(&format!("[[edges]]\nfrom='a'\nto='b'\n{edge}\n")).unwrap_err();
+            assert!(refused.contains(want), "{refused}");
+        }
+        for (node, want) in [
+            ("outputs=['stdout']", "nodes[0].outputs: \"stdout\" is there without being named"),
+            ("inputs=['a b']", "nodes[0].inputs[0]: \"a b\" is no name of a flow"),
+            ("inputs=['a']\noutputs=['A']", "nodes[0].outputs[0]: \"A\": the variable SHIPOTE_FLOW_A is another"),
+        ] {
+            let refused = check(&format!("label='p'\n[[nodes]]\nlabel='a'\ncommand=['x']\n{node}\n")).unwrap_err();
+            assert!(refused.contains(want), "{refused}");
+        }
+        let foreign = check("label='p'\n[[nodes]]\nlabel='a'\nwasm='x'\noutputs=['o']\n").unwrap_err();
+        assert!(foreign.contains("nodes[0].outputs: are of a program of the workspace"), "{foreign}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Component, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::slot::{FlowSlot, check_slots};
 use super::{QuotaEnforcement, Soma, SpecError, check_label};
 
 /// A workspace as a person writes it.
@@ -35,8 +36,8 @@ pub struct WorkspaceSpec {
     pub paths: Vec<PathGrant>,
     /// Paths of the read-only system that are hidden.
     pub hidden: Vec<PathBuf>,
-    /// Size of the private writable scratch (`/tmp`, `/work`) in bytes; default 256 MiB, at
-    /// least 1 MiB.
+    /// Size of the private writable scratch (`/tmp`, `/work`, layers of overlays) in bytes, at least 1 MiB; default 256
+    /// MiB. With `on_exit` also of what is kept, where the default is 4 GiB.
     pub scratch_bytes: Option<u64>,
     /// What happens where its limit on memory or processes is reached.
     pub quota_enforce: QuotaEnforcement,
@@ -51,6 +52,8 @@ pub struct WorkspaceSpec {
     pub egress: Vec<String>,
     /// Ask about what is not in `egress`: the connection waits a while for `shipote egress approve`.
     pub egress_ask: bool,
+    /// Flows that it shares: a descriptor in each command, a Unix socket at `/run/flows/NAME` inside and one outside.
+    pub flow_dirs: Vec<FlowSlot>,
     /// Environment of every command, beside `PATH`, `HOME`, `USER`, `LANG` and `TERM`.
     pub env: BTreeMap<String, String>,
     /// What whoever made it wants to remember of it; shown in lists, and nothing else comes of it.
@@ -82,10 +85,11 @@ pub enum ExitPolicy {
     /// They go: `/work` is memory, and `scratch_bytes` bounds it.
     #[default]
     Reap,
-    /// They stay in the service's state folder, for whoever looks after it. `/work` begins empty, and is on disk
-    /// without a limit of its own.
+    /// They stay in the service's state folder, for whoever looks after it, as do the layers of overlays. `/work` begins
+    /// empty. All of it is on disk, and is measured: once it has more than `scratch_bytes`, commands are ended.
     Keep,
-    /// They are there again at the next start of the same user's workspace of the same name. On disk, as with `keep`.
+    /// They are there again at the next start of the same user's workspace of the same name, and so is what was changed
+    /// in overlays. On disk, as with `keep`; a start with more than `scratch_bytes` is refused.
     Snapshot,
 }
 
@@ -151,6 +155,9 @@ pub enum Access {
     Read,
     /// Readable and writable.
     Write,
+    /// A directory that is read as with `read` and written to in a layer of the workspace's own: what lies there on the
+    /// host stays as it is. The layer is in the scratch, or with `on_exit` beside `/work`.
+    Overlay,
 }
 
 /// Smallest scratch that a shell can work with.
@@ -168,6 +175,7 @@ impl WorkspaceSpec {
         check_label("label", &self.label)?;
         self.soma.validate("soma")?;
         self.check_egress()?;
+        check_slots(&self.flow_dirs)?;
         for (i, socket) in self.permissions.ipc.allow.iter().enumerate() {
             check_path(&format!("permissions.ipc.allow[{i}]"), std::path::Path::new(socket))?;
         }
@@ -309,7 +317,9 @@ mod tests {
             "label='a'",
             "label='a'\n[permissions]\nnetworking='loopback'",
             "label='a'\n[[paths]]\npath='/srv'",
+            "label='a'\n[[paths]]\npath='/srv'\naccess='overlay'",
             "label='a'\negress=['a.example','*.b:8443','10.0.0.0/8:5432']\negress_ask=true\n[permissions]\nnetworking='outbound'",
+            "label='a'\n[[flow_dirs]]\nname='in'\n[[flow_dirs]]\nname='out'\ndirection='output'\nscope='public'",
             "label='a'\npublish=[80]\n[permissions]\nnetworking='outbound'",
             "label='a'\n[permissions]\nnetworking='full'\nfilesystem='read-write'\nprocesses=true\nipc={allow=['/run/x']}",
         ];
@@ -330,6 +340,8 @@ mod tests {
             ("label='a'\n[[paths]]\npath='srv'", "paths[0].path: srv is not absolute"),
             ("label='a'\n[[paths]]\npath='/srv/../etc'", "contains `..`"),
             ("label='a'\n[[paths]]\npath='/'", "is the root"),
+            ("label='a'\n[[flow_dirs]]\nname='a/b'", "flow_dirs[0].name: \"a/b\" is no name"),
+            ("label='a'\n[[flow_dirs]]\nname='a'\nscope='all'", "unknown variant `all`"),
             ("label='a'\nttl=0", "ttl: is 0"),
             ("label='a'\nidle=999", "idle: is below a second"),
             ("label='a'\nscratch_bytes=1", "scratch_bytes"),

@@ -32,6 +32,10 @@ pub struct WorkspaceStats {
     pub memory_peak_bytes: Option<u64>,
     /// Limit of it, bytes.
     pub memory_limit_bytes: Option<u64>,
+    /// Bytes of memory now of all workspaces of its user together.
+    pub user_memory_bytes: Option<u64>,
+    /// Limit of that, bytes; absent for root and the service's own user, who have none.
+    pub user_memory_limit_bytes: Option<u64>,
     /// Bytes of swap now.
     pub swap_bytes: Option<u64>,
     /// Processor time, microseconds.

@@ -11,7 +11,7 @@ pub use info::{
     CommandInfo, Completion, DiscernmentInfo, EgressInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions,
     WorkspaceInfo,
 };
-pub use proxy::{CommandProxy, EgressProxy, FlowProxy, ManagerProxy, PipelineProxy, WorkspaceProxy};
+pub use proxy::{CommandProxy, EgressProxy, FlowProxy, ManagerProxy, PipelineProxy, SavedProxy, WorkspaceProxy};
 
 /// Interface of the root object.
 pub const MANAGER_INTERFACE: &str = "org.shipote.Workspaces1.Manager";
@@ -19,6 +19,8 @@ pub const MANAGER_INTERFACE: &str = "org.shipote.Workspaces1.Manager";
 pub const EGRESS_INTERFACE: &str = "org.shipote.Workspaces1.Egress";
 /// Interface of the figures, at the root object.
 pub const FIGURES_INTERFACE: &str = "org.shipote.Workspaces1.Figures";
+/// Interface of the saved pipelines, at the root object.
+pub const SAVED_INTERFACE: &str = "org.shipote.Workspaces1.Saved";
 /// Interface of a workspace's object.
 pub const WORKSPACE_INTERFACE: &str = "org.shipote.Workspaces1.Workspace";
 /// Interface of a command's object.

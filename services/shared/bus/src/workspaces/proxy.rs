@@ -36,6 +36,23 @@ pub trait Egress {
     fn changed(&self, id: String) -> zbus::Result<()>;
 }
 
+/// Client of the saved pipelines, at the root object. The documentation of each method is the interface's own.
+#[zbus::proxy(
+    interface = "org.shipote.Workspaces1.Saved",
+    default_service = "org.shipote.Workspaces1",
+    default_path = "/org/shipote/Workspaces1"
+)]
+pub trait Saved {
+    /// See the interface.
+    fn save(&self, name: &str, spec: &str, options: Options<'_>) -> Result<(), WorkspacesError>;
+    /// See the interface.
+    fn list(&self, options: Options<'_>) -> Result<Vec<String>, WorkspacesError>;
+    /// See the interface.
+    fn get(&self, name: &str, options: Options<'_>) -> Result<String, WorkspacesError>;
+    /// See the interface.
+    fn drop(&self, name: &str, options: Options<'_>) -> Result<bool, WorkspacesError>;
+}
+
 /// Client of the root object.
 #[zbus::proxy(
     interface = "org.shipote.Workspaces1.Manager",
@@ -92,6 +109,8 @@ pub trait Manager {
     fn list_pipelines(&self, options: Options<'_>) -> Result<Vec<PipelineInfo>, WorkspacesError>;
     /// See the interface.
     fn list_flows(&self, options: Options<'_>) -> Result<Vec<FlowInfo>, WorkspacesError>;
+    /// See the interface.
+    fn drop_flows(&self, pipeline: &str, options: Options<'_>) -> Result<bool, WorkspacesError>;
     /// See the interface.
     fn discern(&self, sample: &[u8], hint_path: &str, complete: bool) -> Result<DiscernmentInfo, WorkspacesError>;
     /// See the interface.

@@ -9,10 +9,10 @@ use rustix::io::Errno;
 use shipote_confinement::Mechanism;
 
 use super::root::{Root, clone_at};
-use super::{Ids, WORK, host, own};
+use super::{Ids, WORK, host, overlay, own};
 use crate::error::{Failure, Step};
 use crate::grants;
-use crate::spec::{HostFiles, Network, SandboxSpec};
+use crate::spec::{Access, HostFiles, Network, PathGrant, SandboxSpec};
 use crate::sys::{self, NODEV, NOEXEC, NOSUID};
 
 /// Where the system lies, besides `/usr`: links or directories as on the host.
@@ -33,6 +33,7 @@ pub(super) fn build(spec: &SandboxSpec, ids: Ids, prepared: &[OwnedFd]) -> Resul
     };
     let trees = if prepared.is_empty() { own.as_slice() } else { prepared };
 
+    let kept = spec.paths.iter().zip(trees).find(|(grant, _)| grant.access == Access::Layers).map(|(_, tree)| tree);
     let root = Root::new()?;
     let mut report = Vec::new();
     match spec.host_files {
@@ -43,12 +44,24 @@ pub(super) fn build(spec: &SandboxSpec, ids: Ids, prepared: &[OwnedFd]) -> Resul
             report.push(host::files(&root, access, ids)?);
         }
     }
-    report.extend(own::fill(&root, spec, ids)?);
-    for (grant, tree) in spec.paths.iter().zip(trees) {
-        root.attach(grant.target.as_ref().unwrap_or(&grant.path), tree.as_fd())?;
+    if let Some(kept) = kept {
+        // beneath the scratch: attached, as a layer has to be, and out of reach
+        root.cover("work", kept.as_fd())?;
     }
-    if let Some(grant) = spec.paths.iter().find(|grant| grant.target.as_deref() == Some(Path::new("/work"))) {
-        let reason = format!("/work is {} of the host's disk, without a limit of its own", grant.path.display());
+    let (filled, scratch) = own::fill(&root, spec, ids)?;
+    report.extend(filled);
+    let layers = kept.or(scratch.as_ref());
+    for (grant, tree) in spec.paths.iter().zip(trees).filter(|(grant, _)| grant.access != Access::Layers) {
+        let target = grant.target.as_ref().unwrap_or(&grant.path);
+        root.attach(target, tree.as_fd())?;
+        if let (Access::Overlay, Some(layers)) = (grant.access, layers) {
+            report.push(overlay::cover(&root, target, tree.as_fd(), layers.as_fd())?);
+        }
+    }
+    let on_disk =
+        |grant: &&PathGrant| grant.access == Access::Layers || grant.target.as_deref() == Some(Path::new("/work"));
+    if let Some(grant) = spec.paths.iter().find(on_disk) {
+        let reason = format!("{} of the host's disk is written to, without a limit of its own", grant.path.display());
         report.push(Mechanism::degraded("scratch-limit", reason));
     }
     for tree in prepared {
@@ -83,7 +96,8 @@ pub(super) fn fits_mould(spec: &SandboxSpec) -> bool {
 /// Completes the root of a mould, in which this process was made.
 pub(super) fn complete(spec: &SandboxSpec, ids: Ids) -> Result<Vec<Mechanism>, Failure> {
     let root = Root::found()?;
-    let mut report = own::fill(&root, spec, ids)?;
+    // without grants there are no layers
+    let (mut report, _) = own::fill(&root, spec, ids)?;
     for path in &spec.protected {
         root.hide_if_there(path)?;
     }

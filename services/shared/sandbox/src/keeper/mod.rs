@@ -10,6 +10,7 @@ mod explain;
 mod host;
 mod layout;
 mod mould;
+mod overlay;
 mod own;
 mod root;
 mod serve;
@@ -253,7 +254,8 @@ fn domain(spec: &SandboxSpec) -> Result<Domain, shipote_confinement::Error> {
     for grant in &spec.paths {
         let access = match grant.access {
             Access::Read => PathAccess::Execute,
-            Access::Write | Access::Owner | Access::Own => PathAccess::All,
+            Access::Write | Access::Owner | Access::Own | Access::Overlay => PathAccess::All,
+            Access::Layers => continue,
             Access::Socket => PathAccess::Use,
         };
         domain = domain.allow_path(grant.target.as_ref().unwrap_or(&grant.path), access)?;

@@ -16,7 +16,7 @@ use shipote_confinement::Mechanism;
 use super::root::Root;
 use super::{Ids, WORK, host};
 use crate::error::{Failure, Step};
-use crate::spec::{HostFiles, SandboxSpec};
+use crate::spec::{Access, HostFiles, SandboxSpec};
 use crate::sys::{self, NODEV, NOEXEC, NOSUID, RDONLY};
 
 /// Entries of `/proc` that container runtimes hide, and those they make read-only.
@@ -44,12 +44,13 @@ fn named(step: Step, object: &CStr) -> impl FnOnce(Errno) -> Failure {
     move |error| Failure::new(step, format!("/{}", object.to_string_lossy()), error)
 }
 
-/// Mounts all of it. Reports on `/proc` and the terminals, which a host may refuse.
-pub(super) fn fill(root: &Root, spec: &SandboxSpec, ids: Ids) -> Result<Vec<Mechanism>, Failure> {
+/// Mounts all of it. Reports on `/proc` and the terminals, which a host may refuse, and says where layers of overlays can
+/// be made in the scratch space, if there are to be some.
+pub(super) fn fill(root: &Root, spec: &SandboxSpec, ids: Ids) -> Result<(Vec<Mechanism>, Option<OwnedFd>), Failure> {
     let terminals = terminals(ids);
     let processes = if spec.host_processes { host::processes(root)? } else { processes(root)? };
-    scratch(spec)?;
-    Ok(vec![terminals, processes])
+    let layers = scratch(spec)?;
+    Ok((vec![terminals, processes], layers))
 }
 
 /// Terminals of its own.
@@ -102,7 +103,7 @@ pub(super) fn hide_kernel(root: &Root) -> Result<(), Failure> {
 
 /// `/work`, `/tmp` and `/dev/shm`: one file system of bounded size, in memory. It also holds the files of `/etc` that
 /// name the workspace.
-fn scratch(spec: &SandboxSpec) -> Result<(), Failure> {
+fn scratch(spec: &SandboxSpec) -> Result<Option<OwnedFd>, Failure> {
     let failed = |error: Errno| Failure::new(Step::Mount, "scratch space", error);
     let files = files(spec);
     // An inode costs about a KiB of kernel memory that `size` does not count.
@@ -118,6 +119,14 @@ fn scratch(spec: &SandboxSpec) -> Result<(), Failure> {
     }
     let (uid, gid) = (Some(Uid::from_raw(WORK)), Some(Gid::from_raw(WORK)));
     rustix::fs::chown(c"work/work", uid, gid).map_err(failed)?;
+    let layers = if spec.paths.iter().any(|grant| grant.access == Access::Overlay) {
+        rustix::fs::mkdir(c"work/layers", Mode::from_raw_mode(0o700)).map_err(failed)?;
+        rustix::fs::chown(c"work/layers", uid, gid).map_err(failed)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Some(rustix::fs::open(c"work/layers", flags, Mode::empty()).map_err(failed)?)
+    } else {
+        None
+    };
     for (inside, path, text) in &files {
         file(inside, text.as_bytes()).map_err(named(Step::Root, path))?;
         mount_bind(*inside, *path).map_err(named(Step::Mount, path))?;
@@ -127,7 +136,8 @@ fn scratch(spec: &SandboxSpec) -> Result<(), Failure> {
     mount_bind(c"work/tmp", c"tmp").map_err(failed)?;
     mount_bind(c"work/shm", c"dev/shm").map_err(failed)?;
     // Its own part covers the whole, so that the others are not reached through it.
-    mount_bind(c"work/work", c"work").map_err(failed)
+    mount_bind(c"work/work", c"work").map_err(failed)?;
+    Ok(layers)
 }
 
 /// The files of `/etc` that differ from workspace to workspace: where they are made, where they appear, what they say.

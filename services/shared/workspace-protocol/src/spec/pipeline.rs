@@ -133,9 +133,9 @@ pub enum Supervision {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Flows {
-    /// Inputs; the first is standard input.
+    /// Inputs; the first is standard input, each further one a descriptor that `SHIPOTE_FLOW_NAME` names.
     pub input: Vec<Flow>,
-    /// Outputs; the first is standard output.
+    /// Outputs; the first is standard output, as above.
     pub output: Vec<Flow>,
 }
 
@@ -144,7 +144,7 @@ pub struct Flows {
 pub struct Flow {
     /// Name that edges refer to.
     pub name: String,
-    /// What its author says of its data. Nothing depends on it.
+    /// What its author says of its data; shown where `enrich_producer` is false.
     #[serde(rename = "type")]
     pub ty: TypeRef,
     /// A place that it is bound to.
@@ -202,7 +202,7 @@ fn stdin() -> String {
 pub struct DiscernPolicy {
     /// Bytes of the beginning that are looked at.
     pub sample_bytes: usize,
-    /// Show what was found as the producer's type.
+    /// Show what was found as the type of an edge; else what its producer declares.
     pub enrich_producer: bool,
     /// Chunks that a late subscriber still gets.
     pub replay_chunks: usize,
