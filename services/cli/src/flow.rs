@@ -1,4 +1,4 @@
-//! `shipote flow`: tapped edges of pipelines, while they run and for a while after.
+//! `shipote flow`: tapped edges of pipelines, while they run and for a while after, and what workspaces share.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -25,6 +25,21 @@ enum Command {
         /// Only those of this pipeline
         #[arg(long, value_name = "ID")]
         pipeline: Option<String>,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what each flow socket has carried, and carries now
+    #[command(after_help = "Example:\n  shipote flow throughput --json | jq '.flows[].bytes_per_sec'")]
+    Throughput {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Close the flow sockets of a pipeline or of a workspace; what flows goes on
+    Drop {
+        /// Pipeline's id, or the last six characters or more of it; or a workspace's name or id
+        id: String,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -56,6 +71,31 @@ pub(crate) async fn run(args: FlowArgs) -> anyhow::Result<ExitCode> {
                 );
             }
         }
+        Command::Throughput { json } => {
+            let flows = output::workspaces().await?.list_flows(BTreeMap::new()).await;
+            let flows = flows.map_err(|e| output::refusal(&e))?;
+            if json {
+                let one = |f: &FlowInfo| json!({"socket": f.socket, "bytes_total": f.bytes_total, "bytes_per_sec": f.bytes_per_sec});
+                output::json(&json!({"flows": flows.iter().map(one).collect::<Vec<_>>()}))?;
+            } else {
+                let one = |f: &FlowInfo| {
+                    vec![f.socket.clone(), output::bytes(f.bytes_total as f64), output::bytes(f.bytes_per_sec)]
+                };
+                let head = ["SOCKET", "BYTES", "PER SECOND"];
+                output::print_table(&head, flows.iter().map(one).collect(), "nothing flows");
+            }
+        }
+        Command::Drop { id, json } => {
+            let manager = output::workspaces().await?;
+            let existed = manager.drop_flows(&id, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+            if json {
+                output::json(&json!({"id": id, "existed": existed}))?;
+            } else if existed {
+                println!("dropped the flows of {id}");
+            } else {
+                anyhow::bail!("drop the flows of {id}: it has none; `shipote flow list` shows them");
+            }
+        }
         Command::Tail { socket } => {
             let stream = UnixStream::connect(&socket).with_context(|| {
                 format!("subscribe to {}; `shipote flow list` shows the living sockets", socket.display())
@@ -69,10 +109,16 @@ pub(crate) async fn run(args: FlowArgs) -> anyhow::Result<ExitCode> {
 pub(crate) const HEAD: &[&str] = &["EDGE", "STATE", "TYPE", "MIME", "LENS", "CONFIDENCE", "BYTES", "PER SECOND"];
 
 pub(crate) fn row(flow: &FlowInfo) -> Vec<String> {
-    let output = if flow.from_output == "stdout" { String::new() } else { format!(".{}", flow.from_output) };
+    let output = if matches!(flow.from_output.as_str(), "" | "stdout") {
+        String::new()
+    } else {
+        format!(".{}", flow.from_output)
+    };
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
+    let input =
+        if matches!(flow.to_input.as_str(), "" | "stdin") { String::new() } else { format!(".{}", flow.to_input) };
     vec![
-        format!("{}{output} -> {}", flow.from, flow.to),
+        format!("{}{output} -> {}{input}", flow.from, flow.to),
         flow.state.clone(),
         or_dash(&flow.ty),
         or_dash(&flow.mime),

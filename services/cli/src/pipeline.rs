@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use shipote_bus::workspaces::{ManagerProxy, WorkspacesError};
+use shipote_bus::workspaces::{ManagerProxy, SavedProxy, WorkspacesError};
 
 use crate::output;
 use crate::run::{on_terminal, read_completion};
@@ -32,6 +32,40 @@ enum Command {
         A spec:\n  label = \"count\"\n  [[nodes]]\n  label = \"fields\"\n  command = [\"grep\", \"^Section:\"]\n  \
         [[nodes]]\n  label = \"sort\"\n  command = [\"sort\"]\n  [[edges]]\n  from = \"fields\"\n  to = \"sort\"")]
     Run(RunArgs),
+    /// Keep a pipeline under a name, in place of an earlier one; `${KEY}` stays as it is until it is run
+    #[command(
+        after_help = "Example:\n  shipote pipeline save nightly nightly.toml\n  shipote pipeline run-saved nightly --var DIR=/srv"
+    )]
+    Save {
+        /// Name
+        name: String,
+        /// Spec (TOML); `-` is standard input
+        file: PathBuf,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the names of saved pipelines
+    Saved {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a saved pipeline, as `run` does
+    RunSaved {
+        /// Name
+        name: String,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Forget a saved pipeline
+    Drop {
+        /// Name
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// List pipelines, running and ended
     List {
         /// Print one JSON object
@@ -55,6 +89,13 @@ enum Command {
 struct RunArgs {
     /// Spec (TOML); `-` is standard input
     file: PathBuf,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How a pipeline is run.
+#[derive(Debug, Args)]
+struct How {
     /// Workspace, by name or id; without it the spec's, else one of its own that ends with it
     #[arg(short, long, value_name = "WS")]
     workspace: Option<String>,
@@ -77,7 +118,31 @@ struct RunArgs {
 
 pub(crate) async fn run(args: PipelineArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Run(args) => run_pipeline(&args).await,
+        Command::Run(args) => {
+            let spec = read_spec(&args.file)?;
+            run_pipeline(&format!("pipeline {}", args.file.display()), &spec, &args.how).await
+        }
+        Command::Save { name, file, json } => {
+            let spec = read_spec(&file)?;
+            let saved = saved().await?.save(&name, &spec, BTreeMap::new()).await;
+            saved.map_err(|e| output::refusal(&e).context(format!("pipeline {}", file.display())))?;
+            said(json, &json!({"name": name, "saved": true}), &format!("saved {name}"))
+        }
+        Command::Saved { json } => {
+            let names = saved().await?.list(BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+            said(json, &json!({"names": names}), &names.join("\n"))
+        }
+        Command::RunSaved { name, how } => {
+            let spec = saved().await?.get(&name, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+            run_pipeline(&format!("saved pipeline {name}"), &spec, &how).await
+        }
+        Command::Drop { name, json } => {
+            let existed = saved().await?.drop(&name, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+            if !existed && !json {
+                anyhow::bail!("drop pipeline {name}: there is none of that name; `shipote pipeline saved` lists them");
+            }
+            said(json, &json!({"name": name, "existed": existed}), &format!("dropped {name}"))
+        }
         Command::List { json } => list(json).await,
         Command::Stop { id, grace, json } => {
             let manager = output::patient_workspaces(grace).await?;
@@ -92,8 +157,23 @@ pub(crate) async fn run(args: PipelineArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-async fn run_pipeline(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let spec = read_spec(&args.file)?;
+/// Client of the saved pipelines.
+async fn saved() -> anyhow::Result<SavedProxy<'static>> {
+    let connection = shipote_bus::connect::client().await?;
+    Ok(SavedProxy::builder(&connection).cache_properties(zbus::proxy::CacheProperties::No).build().await?)
+}
+
+/// Says what was done.
+fn said(json: bool, object: &serde_json::Value, line: &str) -> anyhow::Result<ExitCode> {
+    if json {
+        output::json(object)?;
+    } else if !line.is_empty() {
+        println!("{line}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn run_pipeline(what: &str, spec: &str, args: &How) -> anyhow::Result<ExitCode> {
     let vars = args.vars.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let options = BTreeMap::from([("tap", args.tap.into()), ("strict", args.strict.into())]);
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
@@ -103,9 +183,9 @@ async fn run_pipeline(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let manager = output::workspaces().await?;
     let workspace = args.workspace.as_deref().unwrap_or_default();
     let (_, id, pids, descriptors) = manager
-        .run_pipeline(workspace, &spec, vars, options, stdio)
+        .run_pipeline(workspace, spec, vars, options, stdio)
         .await
-        .map_err(|e| output::refusal(&e).context(format!("pipeline {}", args.file.display())))?;
+        .map_err(|e| output::refusal(&e).context(what.to_owned()))?;
     let nodes: Vec<_> = pids.iter().map(|(label, pid)| json!({"label": label, "pid": pid})).collect();
     if args.detach {
         if args.json {
@@ -136,7 +216,7 @@ async fn run_pipeline(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
 async fn report(
     manager: &ManagerProxy<'_>,
-    args: &RunArgs,
+    args: &How,
     id: &str,
     nodes: &[serde_json::Value],
     status: i32,

@@ -3,6 +3,8 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -174,4 +176,37 @@ fn the_view_is_printed_for_those_without_a_terminal() {
     assert_eq!(figures["workspaces"][0]["name"], "w");
     let refused = shipote.run(&["top"]);
     assert!(!refused.status.success() && text(&refused.stderr).contains("--once"), "{refused:?}");
+}
+
+#[test]
+fn the_view_is_drawn_on_a_terminal_follows_what_changes_and_leaves_it_as_it_was() {
+    let shipote = Appliance::start();
+    shipote.ok(&["workspace", "create", "QQQQ"]);
+    let line = format!("stty rows 30 cols 100; exec {} top --interval 0.2", env!("CARGO_BIN_EXE_shipote"));
+    let mut child = std::process::Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .env("SHIPOTE_BUS_ADDRESS", shipote.address())
+        .env("TERM", "xterm-256color")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let screen = Arc::new(Mutex::new(Vec::new()));
+    let (mut out, shown) = (child.stdout.take().unwrap(), Arc::clone(&screen));
+    let reader = std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(count @ 1..) = out.read(&mut piece) {
+            shown.lock().unwrap().extend_from_slice(&piece[..count]);
+        }
+    });
+    let shows = |what: &str| text(&screen.lock().unwrap()).contains(what);
+    eventually("the workspace is shown", || shows("QQQQ"));
+    assert!(shows("\x1b[?1049h"), "a screen of its own");
+    shipote.ok(&["workspace", "create", "ZZZZ"]);
+    eventually("the new one is shown, too", || shows("ZZZZ"));
+    let mut keys = child.stdin.take().unwrap();
+    keys.write_all(b"nq").unwrap();
+    assert!(child.wait().unwrap().success());
+    reader.join().unwrap();
+    assert!(shows("\x1b[?1049l"), "the screen that was there");
 }

@@ -161,3 +161,70 @@ fn what_a_workspace_leaves_is_as_its_spec_says() {
     let refused = shipote.run(&["run", "-f", file.to_str().unwrap(), "--", "true"]);
     assert!(text(&refused.stderr).contains("on_exit"), "{}", text(&refused.stderr));
 }
+
+#[test]
+fn what_a_workspace_keeps_is_bounded() {
+    let shipote = Appliance::start();
+    let file = shipote.path("spec.toml");
+    std::fs::write(&file, "on_exit = 'snapshot'\nscratch_bytes = 2097152\n").unwrap();
+    let create = ["workspace", "create", "full", "-f", file.to_str().unwrap(), "--json"];
+    let made = shipote.json(&create);
+    let weak = made["isolation"].as_array().unwrap().iter().find(|m| m["name"] == "scratch-limit").unwrap();
+    if rustix::process::geteuid().is_root() {
+        // its files are of an id of its own, and the service has no right of root's to look at them: said, not held
+        // (under systemd and as an ordinary user it is, see vm-tests/workspaces.py)
+        assert!(weak["reason"].as_str().unwrap().contains("without a limit of its own"), "{weak}");
+        shipote.ok(&["run", "-w", "full", "--", "sh", "-c", "head -c 3000000 /dev/urandom > larger"]);
+        shipote.ok(&["workspace", "stop", "full"]);
+        shipote.ok(&create[..5]);
+        assert_eq!(shipote.ok(&["run", "-w", "full", "--", "stat", "-c", "%s", "larger"]), "3000000\n");
+        return;
+    }
+    assert!(weak["reason"].as_str().unwrap().contains("more than 2097152 bytes"), "{weak}");
+    shipote.ok(&["run", "-w", "full", "--", "sh", "-c", "head -c 1000000 /dev/urandom > fits"]);
+    // a disk filler is ended, and says why
+    let filler = "mkdir -p a/b; while :; do head -c 1000000 /dev/urandom >> a/b/more; sleep 0.1; done";
+    let ended = shipote.run(&["run", "-w", "full", "--json", "--", "sh", "-c", filler]);
+    let result: serde_json::Value = serde_json::from_str(&text(&ended.stdout)).unwrap();
+    assert_eq!(result["reason"], "quota", "{result}");
+    let told = result["message"].as_str().unwrap();
+    assert!(told.contains("more than 2097152 bytes") && told.contains("scratch_bytes"), "{told}");
+    shipote.ok(&["workspace", "stop", "full"]);
+    let refused = shipote.run(&create[..5]);
+    let told = text(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && told.contains("on_exit") && told.contains("remove some of"), "{told}");
+    std::fs::write(&file, "on_exit = 'snapshot'\nscratch_bytes = 1073741824\n").unwrap();
+    shipote.ok(&create[..5]);
+    assert_eq!(shipote.ok(&["run", "-w", "full", "--", "stat", "-c", "%s", "fits"]), "1000000\n");
+}
+
+#[test]
+fn an_overlay_is_kept_with_the_rest_and_the_host_stays_as_it_is() {
+    let shipote = Appliance::start();
+    let place = ["/var/tmp", "/opt", "/srv"].iter().find_map(|p| tempfile::tempdir_in(p).ok()).unwrap();
+    std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let source = place.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("file"), "host").unwrap();
+    if rustix::process::geteuid().is_root() {
+        for path in [source.join("file"), source.clone()] {
+            std::os::unix::fs::chown(path, Some(4242), Some(4242)).unwrap();
+        }
+    }
+    let spec = |on_exit: &str| {
+        let file = shipote.path(on_exit);
+        let grant = format!("[[paths]]\npath = '{}'\ntarget = '/source'\naccess = 'overlay'\n", source.display());
+        std::fs::write(&file, format!("on_exit = '{on_exit}'\n{grant}")).unwrap();
+        file.display().to_string()
+    };
+    for (on_exit, again) in [("reap", "host"), ("snapshot", "changed")] {
+        let file = spec(on_exit);
+        shipote.ok(&["workspace", "create", on_exit, "-f", &file]);
+        shipote.ok(&["run", "-w", on_exit, "--", "sh", "-c", "printf changed > /source/file; echo x > /work/y"]);
+        assert_eq!(shipote.ok(&["run", "-w", on_exit, "--", "cat", "/source/file"]), "changed");
+        shipote.ok(&["workspace", "stop", on_exit]);
+        assert_eq!(std::fs::read_to_string(source.join("file")).unwrap(), "host");
+        shipote.ok(&["workspace", "create", on_exit, "-f", &file]);
+        assert_eq!(shipote.ok(&["run", "-w", on_exit, "--", "cat", "/source/file"]), again);
+    }
+}

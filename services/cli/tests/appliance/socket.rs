@@ -52,7 +52,7 @@ impl Client {
         }
     }
 
-    fn create(&mut self, label: &str) -> WorkspaceId {
+    pub(crate) fn create(&mut self, label: &str) -> WorkspaceId {
         let spec = WorkspaceSpec { label: label.to_owned(), ..WorkspaceSpec::default() };
         match self.ask(&Request::WorkspaceCreate { spec }) {
             Response::WorkspaceCreated { id, .. } => id,
@@ -106,7 +106,7 @@ impl Client {
     }
 }
 
-fn pipeline(workspace: WorkspaceId, nodes: &[(&str, &[&str])]) -> PipelineSpec {
+pub(crate) fn pipeline(workspace: WorkspaceId, nodes: &[(&str, &[&str])]) -> PipelineSpec {
     PipelineSpec {
         label: "p".to_owned(),
         workspace,
