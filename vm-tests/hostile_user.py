@@ -40,7 +40,7 @@ CALLS = [
     (WORKSPACES, "Manager.StopPipeline", "sta{sv} {pipeline} 0 0", MANAGE),
     (WORKSPACES, "Manager.ListPipelines", "a{sv} 0", OPEN),
     (WORKSPACES, "Manager.ListFlows", "a{sv} 0", OPEN),
-    (WORKSPACES, "Manager.DropFlows", "sa{sv} victim 0", MANAGE),
+    (WORKSPACES, "Manager.DropFlows", f"sa{{sv}} {UNKNOWN} 0", RUN),
     (WORKSPACES, "Manager.DropFlows", "sa{sv} {pipeline} 0", MANAGE),
     (WORKSPACES, "Manager.Discern", 'aysb 2 35 33 "" true', OPEN),
     (WORKSPACES, "Manager.Connect", "sqa{sv} victim 8080 0", REACH),
