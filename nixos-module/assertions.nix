@@ -110,6 +110,7 @@ let
         "memory_bytes"
         "signed_by"
         "sockets"
+        "state_bytes"
         "wasi_stubs"
       ];
     in

@@ -17,7 +17,7 @@ in
     example.geo.http.allowed_hosts = [ "api.example.com" ];
     description = ''
       What each plugin may do, by its name, or by `sha256:…` for one exact component: `deadline_ms`, `memory_bytes`,
-      `instances`, `fuel`, `wasi_stubs`, `signed_by`, `sockets`, `canary`, `limits` and `http`. What is not said has the default of the registry, which denies
+      `instances`, `fuel`, `wasi_stubs`, `state_bytes`, `signed_by`, `sockets`, `canary`, `limits` and `http`. What is not said has the default of the registry, which denies
       every host. A change is a reload.
     '';
   };

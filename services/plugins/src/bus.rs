@@ -358,7 +358,8 @@ impl Manager {
         Ok(self.registry.graph(format)?)
     }
 
-    /// The active version of a plugin is another one, or what it is linked to or its canary is; empty: the plugin is gone.
+    /// The active version of a plugin is another one, or what it is linked to, its canary or its policy is; empty: the
+    /// plugin is gone.
     #[zbus(signal)]
     async fn changed(emitter: &SignalEmitter<'_>, name: String, version: String) -> zbus::Result<()>;
 
@@ -372,6 +373,15 @@ impl Manager {
         share: u32,
         why: String,
     ) -> zbus::Result<()>;
+}
+
+/// Tells of plugins at work, with their versions, that are to be opened anew.
+pub(crate) async fn tell(connection: &zbus::Connection, changed: Vec<(String, String)>) -> zbus::Result<()> {
+    let emitter = SignalEmitter::new(connection, shipote_bus::Service::Plugins.path())?;
+    for (name, version) in changed {
+        emitter.changed(name, version).await?;
+    }
+    Ok(())
 }
 
 /// Refuses what no one would look at: a misspelt option must not be silent.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use shipote_bus::plugins::PluginsError;
 use shipote_plugin_abi::check::Refusal;
 use shipote_plugin_abi::policy::PolicyError;
+use shipote_plugin_abi::reference::ReferenceError;
 
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,8 @@ pub(crate) enum Error {
     #[error("examine a component: {0}")]
     Examine(String),
     #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    #[error(transparent)]
     Policy(#[from] PolicyError),
     #[error("{0}")]
     NotAuthorized(#[from] shipote_service::NotAuthorized),
@@ -70,7 +73,7 @@ impl From<Error> for PluginsError {
             Error::InUse { .. } | Error::IsCanary { .. } => Self::InUse(text),
             Error::NoCanary(_) => Self::NoCanary(text),
             Error::NothingBefore(_) => Self::NothingBefore(text),
-            Error::InvalidArgument(_) => Self::InvalidArgument(text),
+            Error::InvalidArgument(_) | Error::Reference(_) => Self::InvalidArgument(text),
             Error::NotAuthorized(_) => Self::NotAuthorized(text),
             Error::Audit(_) => Self::AuditUnavailable(text),
             Error::Io { .. }

@@ -208,6 +208,11 @@ impl Engines {
         Ok(Self { plain: of(&engine::config())?, metered: of(&engine::metered())? })
     }
 
+    /// Both.
+    pub(crate) fn names(&self) -> [String; 2] {
+        [self.plain.clone(), self.metered.clone()]
+    }
+
     /// The one that code under a policy fits.
     pub(crate) fn under(&self, policy: &Policy) -> &str {
         if policy.fuel == 0 { &self.plain } else { &self.metered }

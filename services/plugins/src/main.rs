@@ -20,7 +20,6 @@ mod graph;
 mod links;
 mod plan;
 mod policy;
-mod reference;
 mod registry;
 mod signature;
 mod store;
@@ -36,16 +35,21 @@ use shipote_service::{Definition, Parts, run};
 use crate::registry::Registry;
 
 /// The registry as the scaffold sees it.
-struct Serving(Arc<Registry>);
+struct Serving {
+    registry: Arc<Registry>,
+    connection: zbus::Connection,
+}
 
 impl Parts for Serving {
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
-        let (plugins, versions) = self.0.counts();
+        let (plugins, versions) = self.registry.counts();
         Ok(BTreeMap::from([("plugins".to_owned(), plugins), ("versions".to_owned(), versions)]))
     }
 
     async fn reload(&self) -> Result<(), String> {
-        self.0.reload_policy().map_err(|error| error.to_string())
+        let changed = self.registry.reload_policy().map_err(|error| error.to_string())?;
+        // Whoever runs them is to hold them to what holds now.
+        bus::tell(&self.connection, changed).await.map_err(|error| format!("tell of changed policies: {error}"))
     }
 }
 
@@ -85,7 +89,7 @@ fn serve() -> ExitCode {
                 audit: Arc::clone(&context.audit),
             };
             context.connection.object_server().at(Service::Plugins.path(), manager).await?;
-            Ok(Serving(registry))
+            Ok(Serving { registry, connection: context.connection.clone() })
         },
     )
 }

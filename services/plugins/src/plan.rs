@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use shipote_bus::plugins::PlanInfo;
+use shipote_plugin_abi::reference::Reference;
 
 use crate::error::Error;
 use crate::links;
-use crate::reference::Reference;
 use crate::registry::now;
 use crate::store::{Entry, Index, Version};
 

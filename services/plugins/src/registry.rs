@@ -1,5 +1,6 @@
 //! What the service does, apart from the bus.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +11,7 @@ use shipote_plugin_abi::check::{Refusal, check_given};
 use shipote_plugin_abi::kind::Kind;
 use shipote_plugin_abi::metadata::Metadata;
 use shipote_plugin_abi::policy::{Policy, PolicyError};
+use shipote_plugin_abi::reference::Reference;
 use tokio::sync::Semaphore;
 
 use crate::error::Error;
@@ -17,7 +19,6 @@ use crate::examine::{Engines, Report};
 use crate::forge::{self, Bounds};
 use crate::plan::Change;
 use crate::policy::Policies;
-use crate::reference::Reference;
 use crate::store::{Canary, Entry, Incoming, Index, Store, Version};
 use crate::{graph, links, signature};
 
@@ -96,8 +97,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Registry {
     /// Opens the store and reads the policies. Says what it had to put right.
     pub(crate) fn open(store: &Path, policies: &Path) -> Result<(Self, Vec<String>), Error> {
-        let (store, warnings) = Store::open(store)?;
         let engines = Engines::of_this_machine().map_err(|error| Error::Examine(format!("{error:#}")))?;
+        let (store, warnings) = Store::open(store, engines.names())?;
         let this = Self {
             store: Arc::new(Mutex::new(store)),
             policies: Mutex::new(Policies::load(policies)?),
@@ -117,8 +118,22 @@ impl Registry {
         lock(&self.store).index().counts()
     }
 
-    pub(crate) fn reload_policy(&self) -> Result<(), PolicyError> {
-        lock(&self.policies).reload()
+    /// Takes over what the policies say now. Returns the plugins at work, with their versions, for which they say
+    /// something else: of the version itself, of its canary, or of one that it calls.
+    pub(crate) fn reload_policy(&self) -> Result<Vec<(String, String)>, PolicyError> {
+        let all = self.list();
+        let policies = || all.iter().map(|found| self.policy_of(found)).collect::<Vec<_>>();
+        let before = policies();
+        lock(&self.policies).reload()?;
+        let differs = all.iter().zip(before.iter().zip(policies())).filter(|(_, (before, now))| *before != now);
+        let names: BTreeSet<&str> = differs.map(|(found, _)| found.name.as_str()).collect();
+        let mut changed = BTreeSet::new();
+        for name in names {
+            changed.extend(self.users(name));
+            let at_work = all.iter().find(|found| found.active && found.name == name);
+            changed.extend(at_work.map(|found| (found.name.clone(), found.version.to_string())));
+        }
+        Ok(changed.into_iter().collect())
     }
 
     pub(crate) fn policy_of(&self, found: &Found) -> Policy {
@@ -447,14 +462,7 @@ fn look_up(store: &Store, reference: &Reference) -> Option<Found> {
 }
 
 fn exactly(name: &str, version: &Version) -> Reference {
-    let exact = semver::Comparator {
-        op: semver::Op::Exact,
-        major: version.major,
-        minor: Some(version.minor),
-        patch: Some(version.patch),
-        pre: version.pre.clone(),
-    };
-    Reference::Version(name.to_owned(), semver::VersionReq { comparators: vec![exact] })
+    Reference::Exact(name.to_owned(), version.clone())
 }
 
 /// Microseconds since the epoch.

@@ -143,6 +143,23 @@ fn a_policy_may_allow_a_stub_and_more_memory() {
 }
 
 #[test]
+fn what_a_plugin_may_keep_is_for_the_policy_to_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let keeps = with(|fixture| {
+        fixture.imports =
+            "(import \"shipote:state/store@0.1.0\" \"remove\" (func $remove (param i32 i32) (result i32)))".into();
+        fixture.world = "import shipote:state/store@0.1.0;".into();
+        fixture.handlers[0].1 = format!("(drop (call $remove (i32.const 0) (i32.const 1))) {}", fixture.handlers[0].1);
+    });
+    let verdict = check(folder.path(), &keeps, None);
+    assert_eq!(rules(&verdict), ["import"]);
+    assert!(verdict["refusals"][0]["reason"].as_str().unwrap().contains("state_bytes"), "{verdict}");
+    std::fs::write(folder.path().join("policy.toml"), "[plugins.plugin]\nstate_bytes = 1024\n").unwrap();
+    let verdict = check(folder.path(), &keeps, Some(folder.path()));
+    assert_eq!(verdict["ok"], true, "{verdict}");
+}
+
+#[test]
 fn text_is_taken_for_development() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("plugin.wat");

@@ -15,6 +15,7 @@ use crate::figures::Figures;
 use crate::flows::{Flow, Flows};
 use crate::health::Health;
 use crate::plan::{LinkError, Plan, Plugins};
+use crate::plugin::own::Own;
 use crate::plugin::{CanaryFailed, Place, PluginCode, Runtime};
 use crate::settings::Settings;
 use crate::shared::Shared;
@@ -207,7 +208,7 @@ impl Engine {
         let before = self.shared.plan();
         let runtime = if codes.is_empty() { None } else { Some(self.runtime()?) };
         let plan = Plan::link(graph, &self.registry, &Plugins { runtime, codes }, Some(&before))?;
-        if let Some(runtime) = runtime {
+        if let Some(runtime) = self.runtime.get() {
             runtime.keep(codes);
         }
         let wanted: Vec<ListenSpec> = plan.graph.listeners.iter().map(|l| l.listen).collect();
@@ -364,6 +365,11 @@ impl Engine {
     #[must_use]
     pub fn pools(&self) -> Vec<PoolInfo> {
         self.shared.plan().places.iter().flatten().flat_map(Place::infos).collect()
+    }
+
+    /// What each plugin keeps and counts, by name.
+    pub(crate) fn owned(&self) -> Vec<(String, Arc<Own>)> {
+        self.runtime.get().map(Runtime::owned).unwrap_or_default()
     }
 
     /// The last flows of all workers, oldest first.

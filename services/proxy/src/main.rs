@@ -77,11 +77,16 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
     if let Some(failed) = engine.take_failed() {
         tokio::spawn(plugins::report(context.connection.clone(), failed));
     }
+    // Before rules are loaded, so that no change in the meantime goes unnoticed.
+    let news = plugins::listen(&context.connection).await;
     // Rules that are wrong must not keep the service from starting: it is over the bus that they are looked at.
     if let Err(error) = state.reload().await {
         tracing::error!("no rules are served: {error}");
     }
-    tokio::spawn(plugins::follow(context.connection.clone(), Arc::clone(&state)));
+    match news {
+        Ok(news) => drop(tokio::spawn(plugins::follow(news, Arc::clone(&state)))),
+        Err(e) => tracing::error!("changes of plugins go unnoticed until a reload: {e}"),
+    }
     if let Some(news) = state.egress.take_news() {
         tokio::spawn(bus::tell(context.connection.clone(), news));
     }

@@ -1,7 +1,9 @@
 //! OpenMetrics text (the standard's version 1.0) of all workers together.
 //!
-//! The labels are statuses' first digits, latency buckets and upstreams: nothing that a client chooses, so the number
-//! of series is bounded by the rules.
+//! The labels are statuses' first digits, latency buckets, upstreams and plugins: nothing that a client chooses, so the
+//! number of series is bounded by the rules. What plugins count themselves is bounded for each of them.
+
+mod plugins;
 
 use std::fmt::Write as _;
 
@@ -47,6 +49,7 @@ pub fn render(engine: &Engine) -> String {
     }
     latency(&mut out, engine);
     upstreams(&mut out, engine);
+    plugins::render(&mut out, engine);
     out.push_str("# EOF\n");
     out
 }
@@ -78,8 +81,13 @@ fn upstreams(out: &mut String, engine: &Engine) {
         let _ = write!(out, "# TYPE shipote_proxy_{name} {kind}\n# HELP shipote_proxy_{name} {help}\n");
         let suffix = if kind == "counter" { "_total" } else { "" };
         for upstream in &all {
-            let label = upstream.address.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let label = escaped(&upstream.address);
             let _ = writeln!(out, "shipote_proxy_{name}{suffix}{{upstream=\"{label}\"}} {}", value(upstream));
         }
     }
+}
+
+/// Text as a label's value.
+pub(crate) fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

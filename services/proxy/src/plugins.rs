@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use rustix::fs::SealFlags;
-use shipote_bus::plugins::{OpenInfo, PluginManagerProxy, PluginsError};
+use shipote_bus::plugins::{Changed, ChangedStream, OpenInfo, PluginManagerProxy, PluginsError};
 use shipote_plugin_abi::policy::Policy;
 use shipote_proxy::{CanaryFailed, PluginCanary, PluginCode, PluginLink};
 use shipote_rules::{Graph, Middleware};
 use tokio::sync::mpsc::UnboundedReceiver;
-use zbus::fdo::DBusProxy;
+use zbus::fdo::{DBusProxy, NameOwnerChanged, NameOwnerChangedStream};
 use zbus::proxy::CacheProperties;
 
 use crate::state::State;
@@ -177,30 +177,49 @@ fn read(code: OwnedFd) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Loads the rules again whenever a plugin that they use has another active version.
-pub(crate) async fn follow(connection: zbus::Connection, state: Arc<State>) {
-    let changes = async {
-        PluginManagerProxy::builder(&connection)
-            .cache_properties(CacheProperties::No)
-            .build()
-            .await?
-            .receive_changed()
-            .await
-    };
-    let mut changes = match changes.await {
-        Ok(changes) => changes,
-        Err(e) => return tracing::error!("changes of plugins go unnoticed until a reload: {e}"),
-    };
-    while let Some(change) = changes.next().await {
-        let Ok(change) = change.args() else { continue };
-        if !state.engine.with_graph(|graph| names(graph).contains(change.name.as_str())) {
-            continue;
-        }
+/// Word of what changes in the registry.
+pub(crate) struct News {
+    changes: ChangedStream,
+    /// The registry comes and goes.
+    owners: NameOwnerChangedStream,
+}
+
+/// Listens from now on.
+pub(crate) async fn listen(connection: &zbus::Connection) -> zbus::Result<News> {
+    let registry = PluginManagerProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
+    let changes = registry.receive_changed().await?;
+    let bus = DBusProxy::new(connection).await?;
+    let owners = bus.receive_name_owner_changed_with_args(&[(0, shipote_bus::Service::Plugins.bus_name())]).await?;
+    Ok(News { changes, owners })
+}
+
+/// Loads the rules again whenever a plugin that they use has another active version or policy; and when the registry is
+/// back, which may have been ended between a change and its word of it. Rules that were not served for lack of a plugin
+/// are tried again each time.
+pub(crate) async fn follow(mut news: News, state: Arc<State>) {
+    loop {
+        let what = tokio::select! {
+            change = news.changes.next() => match change.as_ref().map(Changed::args) {
+                None => return tracing::error!("changes of plugins go unnoticed until a reload: the bus is gone"),
+                Some(Err(_)) => continue,
+                Some(Ok(change)) => {
+                    let used = state.engine.with_graph(|graph| names(graph).contains(change.name.as_str()));
+                    (used || state.lacks()).then(|| format!("plugin {} {}", change.name, change.version))
+                }
+            },
+            owner = news.owners.next() => match owner.as_ref().map(NameOwnerChanged::args) {
+                None => return tracing::error!("changes of plugins go unnoticed until a reload: the bus is gone"),
+                Some(Ok(owner)) if owner.new_owner.is_some() => {
+                    let any = state.engine.with_graph(|graph| !names(graph).is_empty());
+                    (any || state.lacks()).then(|| "what the registry, which is back, has".to_owned())
+                }
+                Some(_) => continue,
+            },
+        };
+        let Some(what) = what else { continue };
         match state.reload().await {
-            Ok(_) => tracing::info!("plugin {} {} is in use", change.name, change.version),
-            Err(e) => {
-                tracing::error!("plugin {} {} is not used, the one before goes on: {e}", change.name, change.version);
-            }
+            Ok(_) => tracing::info!("{what} is in use"),
+            Err(e) => tracing::error!("{what} is not used, the rules before go on: {e}"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use shipote_bus::proxy::ProxyError;
 use shipote_proxy::Engine;
@@ -28,6 +29,8 @@ pub(crate) struct State {
     dir: PathBuf,
     /// One load at a time: two could otherwise each read an older directory than the other applies.
     loading: Mutex<()>,
+    /// The rules that were read last are not served, as a plugin could not be had or did not fit.
+    lacks: AtomicBool,
 }
 
 impl State {
@@ -37,7 +40,12 @@ impl State {
         connection: zbus::Connection,
         dir: PathBuf,
     ) -> Self {
-        Self { engine, egress, memory, connection, dir, loading: Mutex::new(()) }
+        Self { engine, egress, memory, connection, dir, loading: Mutex::new(()), lacks: AtomicBool::new(false) }
+    }
+
+    /// Whether the rules that were read last are not served, which another plugin may change.
+    pub(crate) fn lacks(&self) -> bool {
+        self.lacks.load(Relaxed)
     }
 
     /// What was set over the bus is to outlive this instance.
@@ -70,10 +78,12 @@ impl State {
         names.dedup();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let loaded = Loaded { listeners: count(graph.listeners.len()), rules: count(names.len()), warnings };
+        self.lacks.store(true, Relaxed);
         let codes = plugins::fetch(&self.connection, &graph).await.map_err(ProxyError::NotApplied)?;
         let engine = Arc::clone(&self.engine);
         in_background(move || engine.apply_with(graph, &codes).map_err(|e| ProxyError::NotApplied(e.to_string())))
             .await??;
+        self.lacks.store(false, Relaxed);
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }

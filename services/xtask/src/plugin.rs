@@ -80,8 +80,8 @@ fn cache(root: &Path) -> anyhow::Result<PathBuf> {
 /// A folder of WIT as tool chains read it: the world, and below `deps` the packages that it names.
 fn wit(root: &Path, to: &Path) -> anyhow::Result<PathBuf> {
     let _ = fs::remove_dir_all(to);
-    for (from, name) in [("wit/vane-plugin", "deps/vane-plugin"), ("wit/vane-host", "deps/vane-host")] {
-        let folder = to.join(name);
+    for name in ["vane-plugin", "vane-host", "shipote-state", "shipote-link"] {
+        let (from, folder) = (format!("wit/{name}"), to.join("deps").join(name));
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         for file in fs::read_dir(root.join(from))?.flatten() {
             fs::copy(file.path(), folder.join(file.file_name()))?;

@@ -141,6 +141,9 @@ enum Command {
     Policy {
         /// NAME, NAME@1.2.3, NAME@^1.2 or sha256:HEX
         plugin: String,
+        /// Print one JSON object on one line
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -197,9 +200,14 @@ pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
                 println!("removed {name} {version} ({digest})");
             }
         }
-        Command::Policy { plugin } => {
+        Command::Policy { plugin, json } => {
             let policy = manager().await?.policy(&plugin).await.map_err(|error| refusal(&error))?;
-            println!("{policy}");
+            let policy: Value = serde_json::from_str(&policy)?;
+            if json {
+                output::json(&policy)?;
+            } else {
+                println!("{}", serde_json::to_string_pretty(&policy)?);
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -85,6 +85,31 @@ fn versions_take_over_and_go_back_under_requests() {
 }
 
 #[test]
+fn rules_that_wait_for_a_plugin_are_served_when_it_comes() {
+    let shipote = Appliance::start();
+    let port = free_port();
+    let folder = shipote.path("xdg/shipote/proxy");
+    std::fs::create_dir_all(&folder).unwrap();
+    let rules = json!({"rules": [{
+        "name": "all", "listen": [format!("127.0.0.1:{port}")], "middleware_chain": [{"use": "edge:l7-request"}],
+        "terminate": {"type": "static", "status": 200, "text": "through"},
+    }]});
+    std::fs::write(folder.join("rules.json"), rules.to_string()).unwrap();
+    let refused = shipote.run(&["proxy", "reload"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("edge"), "{}", text(&refused.stderr));
+    shipote.ok(&["plugin", "add", &component(&shipote, &Fixture::answering("edge", "1.0.0", 418, ""))]);
+    let begun = std::time::Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(begun.elapsed().as_secs() < 60, "nobody listens");
+        std::thread::yield_now();
+    }
+    assert_eq!(ask(port, "/", "").0, 418);
+    let metrics = shipote.ok(&["proxy", "metrics"]);
+    assert!(metrics.contains("shipote_proxy_plugin_calls_total{plugin=\"edge\",version=\"1.0.0\""), "{metrics}");
+}
+
+#[test]
 fn plugins_are_linked_and_linked_anew_when_one_changes() {
     let sockets = format!("[plugins.edge.sockets]\n\"{LEAF}\" = \"exactly-one\"\n");
     let shipote = Appliance::start_with(|folder| policy(folder, &sockets));

@@ -6,12 +6,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use shipote_plugin_abi::kind::Kind;
 use shipote_plugin_abi::metadata::Metadata;
+use shipote_plugin_abi::reference::Reference;
 use shipote_state::{Format, Refused};
 
 use super::files;
 use crate::error::Error;
 use crate::links::Links;
-use crate::reference::Reference;
 
 pub(crate) use semver::Version;
 use shipote_bus::plugins::WHOLE;
@@ -130,7 +130,8 @@ impl Index {
         self.all()
             .filter(|(name, version, entry, active)| match reference {
                 Reference::Active(wanted) => name == wanted && *active,
-                Reference::Version(wanted, requirement) => name == wanted && requirement.matches(version),
+                Reference::Exact(wanted, exact) => name == wanted && *version == exact,
+                Reference::Fitting(wanted, requirement) => name == wanted && requirement.matches(version),
                 Reference::Digest(digest) => entry.digest == *digest,
             })
             .max_by(|(_, a, _, _), (_, b, _, _)| a.cmp(b))

@@ -33,12 +33,14 @@ use crate::forge;
 pub(crate) struct Store {
     folder: PathBuf,
     index: Index,
+    /// Engines whose code is of use on this machine, with this wasmtime.
+    engines: [String; 2],
     _lock: File,
 }
 
 impl Store {
     /// Opens the store, making it if it is not there. Says what it had to put right.
-    pub(crate) fn open(folder: &Path) -> Result<(Self, Vec<String>), Error> {
+    pub(crate) fn open(folder: &Path, engines: [String; 2]) -> Result<(Self, Vec<String>), Error> {
         for part in ["", "components", "compiled", "incoming"] {
             let path = folder.join(part);
             std::fs::create_dir_all(&path).map_err(Error::io("create", &path))?;
@@ -51,7 +53,8 @@ impl Store {
         let mut warnings = Vec::new();
         let index = Index::load(folder, &mut warnings)?;
         let recovered = !warnings.is_empty();
-        let store = Self { folder: folder.to_owned(), index, _lock: lock };
+        let store = Self { folder: folder.to_owned(), index, engines, _lock: lock };
+        store.sweep_incoming(&mut warnings)?;
         // An older index may not name what was added last: a person may want those files back.
         if !recovered {
             store.sweep(&mut warnings)?;
@@ -127,24 +130,42 @@ impl Store {
     /// Removes files that nothing names: left by a crash, or by a removal.
     pub(crate) fn sweep(&self, warnings: &mut Vec<String>) -> Result<(), Error> {
         let named = self.index.digests();
-        for (part, all) in [("incoming", true), ("components", false), ("compiled", false)] {
-            let folder = self.folder.join(part);
-            for file in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))?.flatten() {
-                let name = file.file_name();
-                let stem = name.to_string_lossy();
-                let digest = format!("sha256:{}", stem.split('.').next().unwrap_or_default());
-                if all || !named.contains(digest.as_str()) {
-                    match std::fs::remove_file(file.path()) {
-                        Ok(()) => tracing::info!("removed {} from the store: nothing names it", file.path().display()),
-                        Err(error) => warnings.push(format!("remove {}: {error}", file.path().display())),
-                    }
-                }
-            }
+        for part in ["components", "compiled"] {
+            self.sweep_folder(part, warnings, |name| {
+                let mut parts = name.split('.');
+                let digest = format!("sha256:{}", parts.next().unwrap_or_default());
+                // What another wasmtime compiled, or for another processor, nobody will ask for.
+                let stale = part == "compiled" && !parts.next().is_some_and(|of| self.engines.iter().any(|e| e == of));
+                stale || !named.contains(digest.as_str())
+            })?;
         }
         for digest in named {
             if !self.component_path(digest).exists() {
                 warnings
                     .push(format!("component {digest} is gone from the store; add it again, or remove its version"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was being written when a registry ended. Only at the beginning: later it is somebody's.
+    fn sweep_incoming(&self, warnings: &mut Vec<String>) -> Result<(), Error> {
+        self.sweep_folder("incoming", warnings, |_| true)
+    }
+
+    fn sweep_folder(
+        &self,
+        part: &str,
+        warnings: &mut Vec<String>,
+        is_left: impl Fn(&str) -> bool,
+    ) -> Result<(), Error> {
+        let folder = self.folder.join(part);
+        for file in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))?.flatten() {
+            if is_left(&file.file_name().to_string_lossy()) {
+                match std::fs::remove_file(file.path()) {
+                    Ok(()) => tracing::info!("removed {} from the store: nothing needs it", file.path().display()),
+                    Err(error) => warnings.push(format!("remove {}: {error}", file.path().display())),
+                }
             }
         }
         Ok(())

@@ -168,3 +168,45 @@ async fn a_damaged_index_is_recovered_or_refused_by_name() {
     let text = format!("{}{}", String::from_utf8_lossy(&refused.stderr), String::from_utf8_lossy(&refused.stdout));
     assert!(text.contains("index.json"), "{text}");
 }
+
+/// What an addition writes is not swept away by a removal that ends meanwhile.
+#[tokio::test]
+async fn a_removal_does_no_harm_to_an_addition_that_is_under_way() {
+    let appliance = Appliance::start().await;
+    let manager = appliance.manager().await;
+    add(&manager, &stamp("1.0.0")).await.unwrap();
+    let incoming = appliance.path("state/store/incoming");
+    let mut slow = Fixture::new("slow", "1.0.0", &[L7Request]);
+    // A while where it is interpreted, and then it answers.
+    slow.on_metadata = "(local $n i32) (loop $again
+        (local.set $n (i32.add (local.get $n) (i32.const 1)))
+        (br_if $again (i32.lt_u (local.get $n) (i32.const 200000))))"
+        .into();
+    let adding = tokio::spawn({
+        let manager = manager.clone();
+        async move { add(&manager, &slow.component()).await }
+    });
+    while std::fs::read_dir(&incoming).unwrap().count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    manager.remove("stamp", Options::from([("force", true.into())])).await.unwrap();
+    assert_eq!(adding.await.unwrap().unwrap().name, "slow");
+}
+
+#[tokio::test]
+async fn code_for_an_engine_that_is_no_more_is_removed_and_made_anew() {
+    let mut appliance = Appliance::start().await;
+    let manager = appliance.manager().await;
+    add(&manager, &stamp("1.0.0")).await.unwrap();
+    appliance.service = None;
+    let compiled = appliance.path("state/store/compiled");
+    let file = std::fs::read_dir(&compiled).unwrap().flatten().next().unwrap().path();
+    let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+    let (digest, _) = name.split_once('.').unwrap();
+    let other = compiled.join(format!("{digest}.{}.code", "0".repeat(32)));
+    std::fs::rename(&file, &other).unwrap();
+    appliance.serve().await;
+    assert!(!other.exists());
+    manager.open("stamp", Options::new()).await.unwrap();
+    assert!(file.exists(), "compiled when it was asked for");
+}

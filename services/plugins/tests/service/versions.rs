@@ -65,6 +65,14 @@ async fn what_is_refused_changes_nothing() {
     let (reader, _writer) = rustix::pipe::pipe().unwrap();
     let piped = manager.add(reader.as_fd().into(), &AddOptions::default()).await;
     assert!(matches!(piped, Err(PluginsError::InvalidArgument(_))), "{piped:?}");
+    // 100 MiB, of which nothing is written.
+    let large = memfd(b"");
+    large.set_len(100 << 20).unwrap();
+    let Err(PluginsError::InvalidArgument(text)) = manager.add(large.as_fd().into(), &AddOptions::default()).await
+    else {
+        panic!()
+    };
+    assert!(text.contains("104857600 bytes"), "{text}");
     let report = manager.check(memfd(b"junk").as_fd().into(), &AddOptions::default()).await.unwrap();
     assert!(!report.ok && report.refusals[0].rule == "format");
     assert_eq!(manager.list(Options::new()).await.unwrap(), std::slice::from_ref(&first));
@@ -111,4 +119,57 @@ async fn a_policy_may_want_a_signature() {
     let (next, options) = (stamp("1.1.0"), sign(&stamp("1.1.0")));
     assert!(manager.add(memfd(&next).as_fd().into(), &options).await.unwrap().active);
     manager.open("stamp", Options::new()).await.unwrap();
+}
+
+/// A policy that is changed holds for what runs: whoever runs it is told to open it anew.
+#[tokio::test]
+async fn a_reload_tells_whose_policy_is_another_one() {
+    let appliance = Appliance::start().await;
+    let manager = appliance.manager().await;
+    add(&manager, &stamp("1.0.0")).await.unwrap();
+    add(&manager, &Fixture::answering("other", "1.0.0", 418, "other").component()).await.unwrap();
+    let mut changes = manager.receive_changed().await.unwrap();
+    let folder = appliance.path("config/plugins");
+    std::fs::create_dir_all(&folder).unwrap();
+    // By rename, as nobody is to read half of it.
+    let hup = |text: &str| {
+        std::fs::write(folder.join("new"), text).unwrap();
+        std::fs::rename(folder.join("new"), folder.join("policy.toml")).unwrap();
+        appliance.service.as_ref().unwrap().signal(rustix::process::Signal::HUP);
+    };
+    for deadline in [20, 30] {
+        hup(&format!("[plugins.stamp]\ndeadline_ms = {deadline}\n"));
+        let change = futures_util::StreamExt::next(&mut changes).await.unwrap();
+        let change = change.args().unwrap();
+        assert_eq!((change.name.as_str(), change.version.as_str()), ("stamp", "1.0.0"));
+        let policy = manager.policy("stamp").await.unwrap();
+        assert!(policy.contains(&format!("\"deadline_ms\":{deadline}")), "{policy}");
+    }
+    // One that cannot be read leaves them as they are; one that says the same is told of to nobody.
+    for text in ["[plugins.stamp]\ndeadline = 40\n", "[plugins.stamp]\ndeadline_ms = 30\n"] {
+        hup(text);
+    }
+    hup("[plugins.other]\ndeadline_ms = 30\n");
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let change = futures_util::StreamExt::next(&mut changes).await.unwrap();
+        told.push(change.args().unwrap().name.clone());
+    }
+    assert_eq!(told, ["other", "stamp"]);
+}
+
+/// Versions that differ in their build alone are two, and each is named by itself.
+#[tokio::test]
+async fn a_version_is_named_with_its_build() {
+    let appliance = Appliance::start().await;
+    let manager = appliance.manager().await;
+    for version in ["1.0.0+a", "1.0.0+b"] {
+        add(&manager, &stamp(version)).await.unwrap();
+    }
+    let activated = manager.activate("stamp@1.0.0+a", Options::new()).await.unwrap();
+    assert_eq!((activated.version.as_str(), activated.active), ("1.0.0+a", true));
+    let gone = manager.remove("stamp@1.0.0+b", Options::new()).await.unwrap();
+    assert_eq!(gone[..2], ["stamp", "1.0.0+b"]);
+    assert!(matches!(manager.show("stamp@1.0.0").await, Err(PluginsError::NoSuchPlugin(_))));
+    assert_eq!(manager.show("stamp@^1").await.unwrap().version, "1.0.0+a");
 }

@@ -1,32 +1,29 @@
 //! What a plugin can ask of the proxy.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shipote_plugin_abi::host::{
-    Host, HttpFetchRequest, HttpFetchResponse, LogField, LogLevel, MAX_METRIC_SERIES, MetricLabel, NetError,
-};
+use shipote_plugin_abi::host::{Host, HttpFetchRequest, HttpFetchResponse, LogField, LogLevel, MetricLabel, NetError};
 use shipote_plugin_abi::policy::{HttpPolicy, Policy};
+use shipote_plugin_abi::state::{Keeper, StateError, StateValue};
 use wasmtime::{ResourceLimiter, bail};
 
+use super::own::Own;
+use super::series::Kind;
 use super::{Site, fetch};
-
-/// Figures that plugins made, by series; at most [`MAX_METRIC_SERIES`] of each plugin.
-#[derive(Debug, Default)]
-pub(crate) struct Series {
-    values: HashMap<String, i128>,
-    warned: bool,
-}
 
 /// Behind one instance.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) plugin: String,
     pub(crate) args: String,
-    pub(crate) memory: usize,
-    pub(crate) series: Arc<Mutex<Series>>,
+    /// Bytes of linear memory that the instance may have, all its memories together, and has.
+    memory: usize,
+    used: usize,
+    own: Arc<Own>,
+    /// Bytes that the plugin may keep there.
+    keeps: u64,
     policy: HttpPolicy,
     /// It runs where a worker's other connections would wait for a fetch.
     on_worker: bool,
@@ -44,40 +41,21 @@ const TABLE: usize = 100_000;
 
 impl State {
     pub(super) fn new(site: &Site) -> Self {
-        Self {
-            plugin: site.plugin.clone(),
-            args: site.args.clone(),
-            memory: usize::try_from(site.policy.memory_bytes).unwrap_or(usize::MAX),
-            series: Arc::clone(&site.series),
-            policy: site.policy.http.clone(),
-            on_worker: !site.fetches(),
-            began: Instant::now(),
-            waited: Duration::ZERO,
-        }
+        let beside = Self::beside(&site.plugin, &site.own, &site.policy);
+        Self { args: site.args.clone(), on_worker: !site.fetches(), ..beside }
     }
 
-    /// Behind a plugin that this call site's calls, under its own policy and without the site's configuration.
-    pub(super) fn beside(site: &Site, plugin: &str, policy: &Policy) -> Self {
+    /// Behind a plugin that another one calls, or whose call site is gone: under its own policy, and without a call site's
+    /// configuration.
+    pub(super) fn beside(plugin: &str, own: &Arc<Own>, policy: &Policy) -> Self {
         Self {
             plugin: plugin.to_owned(),
             args: "{}".to_owned(),
             memory: usize::try_from(policy.memory_bytes).unwrap_or(usize::MAX),
-            series: Arc::clone(&site.series),
+            used: 0,
+            own: Arc::clone(own),
+            keeps: policy.state_bytes,
             policy: policy.http.clone(),
-            on_worker: !site.fetches(),
-            began: Instant::now(),
-            waited: Duration::ZERO,
-        }
-    }
-
-    /// Behind an instance that is started when its call site is gone: nobody hears it.
-    pub(super) fn nowhere(plugin: &str) -> Self {
-        Self {
-            plugin: plugin.to_owned(),
-            args: "{}".to_owned(),
-            memory: 0,
-            series: Arc::default(),
-            policy: HttpPolicy::default(),
             on_worker: true,
             began: Instant::now(),
             waited: Duration::ZERO,
@@ -97,22 +75,6 @@ impl State {
         let own = self.began.elapsed().saturating_sub(self.waited);
         let left = Duration::from_millis(deadline).saturating_sub(own);
         u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
-    }
-
-    fn measure(&self, name: &str, labels: &[MetricLabel], change: impl FnOnce(&mut i128)) {
-        let mut key = name.to_owned();
-        for label in labels {
-            let _ = write!(key, "\u{1f}{}\u{1e}{}", label.key, label.value);
-        }
-        let mut series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if series.values.len() >= MAX_METRIC_SERIES && !series.values.contains_key(&key) {
-            if !series.warned {
-                series.warned = true;
-                tracing::warn!("plugin {}: more than {MAX_METRIC_SERIES} series; new ones are dropped", self.plugin);
-            }
-            return;
-        }
-        change(series.values.entry(key).or_insert(0));
     }
 }
 
@@ -144,11 +106,11 @@ impl Host for State {
     }
 
     fn metric_counter(&mut self, name: String, delta: u64, labels: Vec<MetricLabel>) {
-        self.measure(&name, &labels, |value| *value += i128::from(delta));
+        self.own.series().measure((Kind::Counter, name), &labels, &self.plugin, |value| *value += i128::from(delta));
     }
 
     fn metric_gauge(&mut self, name: String, new: i64, labels: Vec<MetricLabel>) {
-        self.measure(&name, &labels, |value| *value = i128::from(new));
+        self.own.series().measure((Kind::Gauge, name), &labels, &self.plugin, |value| *value = i128::from(new));
     }
 
     fn http_fetch(&mut self, request: HttpFetchRequest) -> wasmtime::Result<Result<HttpFetchResponse, NetError>> {
@@ -170,13 +132,49 @@ impl Host for State {
     }
 }
 
-impl ResourceLimiter for State {
-    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= self.memory)
+impl Keeper for State {
+    fn get(&mut self, key: &str) -> Option<StateValue> {
+        self.own.values().get(key)
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= TABLE)
+    fn set(&mut self, key: String, value: StateValue) -> Result<(), StateError> {
+        self.own.values().set(key, value, self.keeps)
+    }
+
+    fn remove(&mut self, key: &str) -> bool {
+        self.own.values().remove(key)
+    }
+
+    fn add(&mut self, key: String, delta: i64) -> Result<i64, StateError> {
+        self.own.values().add(key, delta, self.keeps)
+    }
+
+    fn replace(
+        &mut self,
+        key: String,
+        expected: Option<&StateValue>,
+        new: Option<StateValue>,
+    ) -> Result<bool, StateError> {
+        self.own.values().replace(key, expected, new, self.keeps)
+    }
+
+    fn keys(&mut self, prefix: &str) -> Vec<String> {
+        self.own.values().keys(prefix)
+    }
+}
+
+impl ResourceLimiter for State {
+    fn memory_growing(&mut self, current: usize, desired: usize, most: Option<usize>) -> wasmtime::Result<bool> {
+        let used = self.used.saturating_add(desired.saturating_sub(current));
+        let fits = used <= self.memory && most.is_none_or(|most| desired <= most);
+        if fits {
+            self.used = used;
+        }
+        Ok(fits)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, most: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= TABLE && most.is_none_or(|most| desired <= most))
     }
 }
 
@@ -186,7 +184,7 @@ mod tests {
 
     fn fetching(on_worker: bool) -> State {
         let policy = HttpPolicy { allowed_hosts: vec!["a.example".to_owned()], ..HttpPolicy::default() };
-        State { policy, on_worker, ..State::nowhere("p") }
+        State { policy, on_worker, ..State::beside("p", &Arc::default(), &Policy::default()) }
     }
 
     fn ask(state: &mut State) -> NetError {
@@ -228,6 +226,18 @@ mod tests {
         assert_eq!(ask(&mut state), NetError::Timeout);
         state.begin();
         assert!(matches!(ask(&mut state), NetError::NotAllowed(_)), "each call has its own time to wait");
+    }
+
+    #[test]
+    fn the_memories_of_an_instance_share_what_it_may_have() {
+        let policy = Policy { memory_bytes: 100, ..Policy::default() };
+        let mut state = State::beside("p", &Arc::default(), &policy);
+        let mut grows = |from, to, most| state.memory_growing(from, to, most).unwrap();
+        assert!(grows(0, 60, None));
+        assert!(!grows(0, 60, None), "a second memory");
+        assert!(!grows(0, 40, Some(30)), "more than the memory's own maximum, which counts for nothing");
+        assert!(grows(0, 40, None));
+        assert!(!grows(60, 61, None));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use wasmtime::Trap;
 use wasmtime::component::{Component, ComponentNamedList, Lift, Linker, Lower};
 
 use super::host::State;
+use super::own::{Own, Owned};
 use super::{PluginCode, Site};
 
 /// Id of the handler's interface in a tree; no package is called like it.
@@ -38,6 +39,7 @@ struct Part {
     sockets: Vec<String>,
     component: Component,
     policy: Policy,
+    own: Arc<Own>,
 }
 
 impl Linking {
@@ -49,15 +51,19 @@ impl Linking {
             &mut state.data
         })
         .map_err(failed)?;
+        shipote_plugin_abi::state::add_to_linker_of(&mut linker, |state: &mut shipote_link::State<State>| {
+            &mut state.data
+        })
+        .map_err(failed)?;
         Ok(Self { runtime, linker })
     }
 
     /// Reads a plugin and all that it calls.
-    pub(super) fn prepare(&self, plugin: &PluginCode, kind: MiddlewareKind) -> Result<Linked, String> {
+    pub(super) fn prepare(&self, plugin: &PluginCode, kind: MiddlewareKind, owned: &Owned) -> Result<Linked, String> {
         let mut linked = Linked { linking: self.clone(), interfaces: Vec::new(), parts: Vec::new() };
         let path = kind.interface();
         let mut seen = BTreeSet::new();
-        linked.take(plugin, ROOT, &mut seen)?;
+        linked.take(plugin, ROOT, &mut seen, owned)?;
         let root = &linked.parts.last().ok_or("no plugin")?.component;
         let root = Interface::exported_by(root, ROOT, path, shipote_link::Cardinality::ExactlyOne)
             .ok_or_else(|| format!("{}: it does not export {path}", plugin.name))?;
@@ -68,7 +74,13 @@ impl Linking {
 
 impl Linked {
     #[allow(unsafe_code, reason = "wasmtime runs compiled code as it is")]
-    fn take(&mut self, plugin: &PluginCode, plug: &str, seen: &mut BTreeSet<String>) -> Result<(), String> {
+    fn take(
+        &mut self,
+        plugin: &PluginCode,
+        plug: &str,
+        seen: &mut BTreeSet<String>,
+        owned: &Owned,
+    ) -> Result<(), String> {
         let name = &plugin.name;
         if !plugin.policy.http.allowed_hosts.is_empty() {
             // Its waiting would be taken for work, and the deadlines of those that call it would pass.
@@ -79,6 +91,11 @@ impl Linked {
         if plugin.policy.fuel > 0 {
             return Err(format!(
                 "{name}: fuel is not built in for plugins that call others or are called; deadline_ms holds them"
+            ));
+        }
+        if !plugin.policy.wasi_stubs.is_empty() {
+            return Err(format!(
+                "{name}: wasi_stubs are not built in for plugins that call others or are called; build it without WASI"
             ));
         }
         // SAFETY: the bytes come from the registry, which compiled them itself and handed them over in a memfd sealed
@@ -96,7 +113,7 @@ impl Linked {
             for provider in &link.plugins {
                 // A plugin plugs into one interface of a tree; one that is called by two is one part.
                 if seen.insert(format!("{} {}", link.interface, provider.name)) {
-                    self.take(provider, &link.interface, seen)?;
+                    self.take(provider, &link.interface, seen, owned)?;
                 }
             }
         }
@@ -106,6 +123,7 @@ impl Linked {
             sockets: plugin.links.iter().map(|link| link.interface.clone()).collect(),
             component,
             policy: plugin.policy.clone(),
+            own: owned.of(name),
         });
         Ok(())
     }
@@ -114,12 +132,12 @@ impl Linked {
     pub(super) fn load(&self, site: &Arc<Site>) -> Result<Head<State>, String> {
         let parts = self.parts.iter().map(|part| {
             // What another plugin is configured with is not its provider's business.
-            let (root, name, policy) = (part.plug == ROOT, part.name.clone(), part.policy.clone());
+            let (root, name, policy, own) =
+                (part.plug == ROOT, part.name.clone(), part.policy.clone(), Arc::clone(&part.own));
             let weak = Arc::downgrade(site);
             let data = move || match weak.upgrade() {
                 Some(site) if root => State::new(&site),
-                Some(site) => State::beside(&site, &name, &policy),
-                None => State::nowhere(&name),
+                _ => State::beside(&name, &own, &policy),
             };
             let plugin = Plugin::new(part.name.clone(), part.plug.clone(), part.component.clone(), data);
             let plugin = part.sockets.iter().fold(plugin, |plugin, socket| plugin.socket(socket.clone()));

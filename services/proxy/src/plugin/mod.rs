@@ -10,9 +10,12 @@ pub(crate) mod input;
 mod instances;
 mod latency;
 mod linked;
+pub(crate) mod own;
+pub(crate) mod series;
 mod site;
 mod ticker;
 mod trial;
+mod values;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +32,8 @@ pub(crate) use trial::{Apart, Canary, Place, Trial, Turn};
 
 use crate::plugin::host::State;
 use crate::plugin::linked::Linking;
+use crate::plugin::own::{Own, Owned};
+use crate::plugin::site::Ground;
 use crate::plugin::ticker::Ticker;
 
 /// A plugin as the registry hands it over.
@@ -103,6 +108,8 @@ impl Machine {
         let engine = wasmtime::Engine::new(config).map_err(|e| format!("{e:#}"))?;
         let mut linker = Linker::new(&engine);
         shipote_plugin_abi::host::add_to_linker(&mut linker).map_err(|e| format!("{e:#}"))?;
+        shipote_plugin_abi::state::add_to_linker_of(&mut linker, |state: &mut State| state)
+            .map_err(|e| format!("{e:#}"))?;
         let ticker = Ticker::start(engine.clone()).map_err(|e| format!("start the clock of plugins: {e}"))?;
         Ok(Self { engine, linker, ticker, loaded: Mutex::default() })
     }
@@ -131,6 +138,7 @@ pub(crate) struct Runtime {
     linking: Mutex<Option<Linking>>,
     /// By plugin.
     trials: Mutex<HashMap<String, Arc<Trial>>>,
+    owned: Owned,
     tell: UnboundedSender<CanaryFailed>,
 }
 
@@ -142,28 +150,30 @@ impl Runtime {
             metered: Mutex::default(),
             linking: Mutex::default(),
             trials: Mutex::default(),
+            owned: Owned::default(),
             tell,
         })
     }
 
     /// Links a call site.
     pub(crate) fn site(&self, plugin: &PluginCode, export: &str, args: &str) -> Result<Arc<Site>, String> {
-        if plugin.policy.fuel > 0 && plugin.links.is_empty() {
-            let machine = self.metered()?;
-            let component = machine.component(plugin)?;
-            return Site::link(&machine.linker, &component, plugin, export, args, &machine.ticker, None);
-        }
-        let Machine { linker, ticker, .. } = &self.plain;
-        if plugin.links.is_empty() {
-            return Site::link(linker, &self.plain.component(plugin)?, plugin, export, args, ticker, None);
-        }
+        let own = self.owned.of(&plugin.name);
+        let metered = if plugin.policy.fuel > 0 && plugin.links.is_empty() { Some(self.metered()?) } else { None };
+        let machine = metered.as_deref().unwrap_or(&self.plain);
         let kind = plugin.metadata.exports.iter().find(|known| known.name == export).map(|known| known.kind);
-        let linked = kind.map(|kind| self.linking()?.prepare(plugin, kind)).transpose()?;
-        let component = self.plain.component(plugin)?;
-        // What is instantiated is the tree; to the linker of a plugin alone the others are traps.
-        let mut linker = linker.clone();
-        linker.define_unknown_imports_as_traps(&component).map_err(|e| format!("{}: {e:#}", plugin.name))?;
-        Site::link(&linker, &component, plugin, export, args, ticker, linked)
+        let linked = match kind {
+            Some(kind) if !plugin.links.is_empty() => Some(self.linking()?.prepare(plugin, kind, &self.owned)?),
+            _ => None,
+        };
+        let component = machine.component(plugin)?;
+        let mut linker = machine.linker.clone();
+        // The WASI interfaces that its policy names are stubs. And where it calls others, what is instantiated is the tree:
+        // to the linker of a plugin alone they are traps.
+        if !plugin.policy.wasi_stubs.is_empty() || !plugin.links.is_empty() {
+            linker.define_unknown_imports_as_traps(&component).map_err(|e| format!("{}: {e:#}", plugin.name))?;
+        }
+        let ground = Ground { linker: &linker, component: &component, ticker: &machine.ticker, own, linked };
+        Site::link(ground, plugin, export, args)
     }
 
     fn linking(&self) -> Result<Linking, String> {
@@ -201,7 +211,12 @@ impl Runtime {
         }
     }
 
-    /// Forgets code that no call site uses any more, and trials that are over.
+    /// What each plugin keeps and counts, by name.
+    pub(crate) fn owned(&self) -> Vec<(String, Arc<Own>)> {
+        self.owned.list()
+    }
+
+    /// Forgets code that no call site uses any more, trials that are over, and what plugins kept that no rule uses.
     pub(crate) fn keep(&self, codes: &[PluginCode]) {
         let canaries = codes.iter().filter_map(|code| code.canary.as_ref()).map(|canary| &canary.digest);
         let digests: Vec<&String> = codes.iter().map(|code| &code.digest).chain(canaries).collect();
@@ -212,6 +227,7 @@ impl Runtime {
         }
         let mut trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner);
         trials.retain(|name, _| codes.iter().any(|code| code.name == *name && code.canary.is_some()));
+        self.owned.keep(codes);
     }
 }
 

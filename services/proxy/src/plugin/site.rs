@@ -9,10 +9,11 @@ use shipote_plugin_abi::policy::{InputLimits, Policy};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Linker};
 
 use super::PluginCode;
-use super::host::{Series, State};
+use super::host::State;
 use super::instances::{self, Live};
 use super::latency::Latencies;
 use super::linked::Linked;
+use super::own::Own;
 use super::ticker::Ticker;
 
 /// A call site: linked, and instantiated by each worker when it first calls, or beforehand where all workers share
@@ -40,7 +41,7 @@ pub(crate) struct Site {
     pub(super) pre: InstancePre<State>,
     pub(super) handle: ComponentExportIndex,
     pub(super) ticker: Arc<Ticker>,
-    pub(super) series: Arc<Mutex<Series>>,
+    pub(super) own: Arc<Own>,
     pub(super) pool: Mutex<Vec<Live>>,
     pub(super) alive: AtomicUsize,
     pub(super) busy: AtomicUsize,
@@ -59,15 +60,21 @@ pub(crate) struct Site {
     pub(super) latencies: Latencies,
 }
 
+/// What a call site is linked with.
+pub(super) struct Ground<'a> {
+    pub(super) linker: &'a Linker<State>,
+    pub(super) component: &'a Component,
+    pub(super) ticker: &'a Arc<Ticker>,
+    pub(super) own: Arc<Own>,
+    pub(super) linked: Option<Linked>,
+}
+
 impl Site {
     pub(super) fn link(
-        linker: &Linker<State>,
-        component: &Component,
+        Ground { linker, component, ticker, own, linked }: Ground<'_>,
         plugin: &PluginCode,
         export: &str,
         args: &str,
-        ticker: &Arc<Ticker>,
-        linked: Option<Linked>,
     ) -> Result<Arc<Self>, String> {
         let name = &plugin.name;
         let found = plugin.metadata.exports.iter().find(|e| e.name == export).ok_or_else(|| {
@@ -101,7 +108,7 @@ impl Site {
             pre,
             handle,
             ticker: Arc::clone(ticker),
-            series: Arc::default(),
+            own,
             pool: Mutex::default(),
             alive: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),

@@ -9,7 +9,9 @@ use crate::kind::Kind;
 use crate::metadata::Metadata;
 use crate::policy::Policy;
 use crate::shape::Shape;
-use crate::{ABI_VERSION, HOST_INTERFACE, LINK_INTERFACE, REGISTRY_INTERFACE, TYPES_INTERFACE, inspect};
+use crate::{
+    ABI_VERSION, HOST_INTERFACE, LINK_INTERFACE, REGISTRY_INTERFACE, STATE_INTERFACE, TYPES_INTERFACE, inspect,
+};
 
 /// Middlewares that one component may offer.
 pub const MAX_EXPORTS: usize = 256;
@@ -49,7 +51,8 @@ pub fn check_shape(shape: &Shape, policy: &Policy) -> Vec<Refusal> {
             continue;
         }
         let known = [HOST_INTERFACE, TYPES_INTERFACE, LINK_INTERFACE].contains(&import.as_str());
-        if known || policy.wasi_stubs.contains(import) || policy.sockets.contains_key(import) {
+        let keeps = import == STATE_INTERFACE && policy.state_bytes > 0;
+        if known || keeps || policy.wasi_stubs.contains(import) || policy.sockets.contains_key(import) {
             continue;
         }
         refusals.push(Refusal::new("import", import_reason(import)));
@@ -73,6 +76,8 @@ fn import_reason(import: &str) -> String {
         format!(
             "imports {import:?}, which no plugin gets; build without WASI (componentize with its stubs), or let the policy name it in wasi_stubs: it then traps when called"
         )
+    } else if import == STATE_INTERFACE {
+        format!("imports {import:?}, and its policy lets it keep nothing; let it say state_bytes, such as 1048576")
     } else if is_interface(import) {
         format!(
             "imports {import:?}; a plugin may import {HOST_INTERFACE}, and what other plugins export only where the policy names it in sockets"

@@ -271,6 +271,7 @@ fn encode_with(module: &str, world: &str, packages: &[String]) -> Vec<u8> {
     push(&mut resolve, "fake.wit", "package wasi:cli@0.2.0; interface fake { now: func(); }");
     push(&mut resolve, "host.wit", wit::HOST);
     push(&mut resolve, "link.wit", wit::LINK);
+    push(&mut resolve, "state.wit", wit::STATE);
     let handlers = wit::HANDLERS.replacen("package vane:plugin@0.1.0;", "", 1);
     push(&mut resolve, "plugin.wit", &format!("{}{handlers}", wit::TYPES));
     for (at, text) in packages.iter().enumerate() {

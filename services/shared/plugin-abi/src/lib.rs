@@ -20,7 +20,9 @@ pub mod inspect;
 pub mod kind;
 pub mod metadata;
 pub mod policy;
+pub mod reference;
 pub mod shape;
+pub mod state;
 
 /// The ABI version that this host implements.
 pub const ABI_VERSION: semver::Version = semver::Version::new(0, 1, 0);
@@ -31,6 +33,8 @@ pub const HOST_INTERFACE: &str = "vane:host/host@0.1.0";
 pub const TYPES_INTERFACE: &str = "vane:plugin/types@0.1.0";
 /// Types only: what a plugin sees of another's failure.
 pub const LINK_INTERFACE: &str = "shipote:link/errors@0.1.0";
+/// What a plugin keeps from call to call; imported by those whose policy lets them.
+pub const STATE_INTERFACE: &str = "shipote:state/store@0.1.0";
 /// Exported by every plugin.
 pub const REGISTRY_INTERFACE: &str = "vane:plugin/registry@0.1.0";
 
@@ -49,6 +53,8 @@ pub mod wit {
     pub const HANDLERS: &str = include_str!("../../../../wit/vane-plugin/handlers.wit");
     /// `shipote:filter@0.1.0`.
     pub const FILTER: &str = include_str!("../../../../wit/shipote-filter/filter.wit");
+    /// `shipote:state@0.1.0`.
+    pub const STATE: &str = include_str!("../../../../wit/shipote-state/state.wit");
     /// `shipote:link@0.1.0`.
     pub const LINK: &str = include_str!("../../../../wit/shipote-link/errors.wit");
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use shipote_config::ConfigError;
 
 /// Why policies could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -28,19 +29,14 @@ pub enum PolicyError {
         /// Where and why.
         source: serde_json::Error,
     },
-    /// Not the TOML that was expected.
-    #[error("read policy {path}: {source}")]
-    Toml {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
+    /// Not the TOML that was expected; it names the file.
+    #[error("read policy {0}")]
+    Toml(Box<ConfigError>),
 }
 
 /// What `http-fetch` may do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct HttpPolicy {
     /// `verify-tls: false` is honoured instead of refused.
     pub allow_insecure: bool,
@@ -177,6 +173,9 @@ pub struct Policy {
     pub fuel: u64,
     /// WASI interfaces, by full name, that the component may import; each is a stub that traps when called.
     pub wasi_stubs: Vec<String>,
+    /// Bytes that it may keep from call to call (`shipote:state/store`), all its instances and versions together; 0: a component
+    /// that wants to keep something is refused.
+    pub state_bytes: u64,
     /// Public keys of minisign, in base64; if there are any, a component must be signed with one of them.
     pub signed_by: Vec<String>,
     /// Interfaces of other plugins that the component may call, each with how many plugins are to implement it.
@@ -197,6 +196,7 @@ impl Default for Policy {
             instances: 4,
             fuel: 0,
             wasi_stubs: Vec::new(),
+            state_bytes: 0,
             signed_by: Vec::new(),
             sockets: BTreeMap::new(),
             limits: InputLimits::default(),
@@ -227,12 +227,12 @@ impl PolicyTable {
         })
     }
 
-    /// Parses our TOML.
+    /// Parses our TOML; errors call it `name`.
     ///
     /// # Errors
-    /// With line and column, also for an unknown key.
-    pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
+    /// With line and key, also for an unknown key, for which the nearest known one is named.
+    pub fn from_toml(text: &str, name: &str) -> Result<Self, ConfigError> {
+        shipote_config::parse(text, name)
     }
 
     /// Reads `policy.json` and then `policy.toml` from `dir`; entries of the second replace those of the first.
@@ -247,7 +247,8 @@ impl PolicyTable {
         }
         let path = dir.join("policy.toml");
         if let Some(text) = read(&path)? {
-            let own = Self::from_toml(&text).map_err(|source| PolicyError::Toml { path, source: Box::new(source) })?;
+            let name = path.display().to_string();
+            let own = Self::from_toml(&text, &name).map_err(|source| PolicyError::Toml(Box::new(source)))?;
             table.plugins.extend(own.plugins);
         }
         Ok(table)
@@ -279,7 +280,7 @@ mod tests {
         assert!(!policy.http.allow_insecure && !policy.http.allows_host("example.com"));
         assert_eq!((policy.http.max_body_size, policy.http.default_timeout_ms), (1 << 20, 30_000));
         assert_eq!(policy.http.default_follow_redirects, 5);
-        assert!(policy.wasi_stubs.is_empty() && policy.fuel == 0);
+        assert!(policy.wasi_stubs.is_empty() && policy.fuel == 0 && policy.state_bytes == 0);
     }
 
     #[test]
@@ -327,12 +328,21 @@ mod tests {
     fn a_digest_wins_over_a_name_and_an_unknown_key_is_refused() {
         let table = PolicyTable::from_toml(
             "[plugins.edge]\ndeadline_ms = 5\n[plugins.\"sha256:aa\"]\ndeadline_ms = 7\nhttp.allowed_hosts = [\"h\"]\n",
+            "policy.toml",
         )
         .unwrap();
         assert_eq!(table.get("edge", "sha256:bb").deadline_ms, 5);
         assert_eq!(table.get("edge", "sha256:aa").deadline_ms, 7);
-        let error = PolicyTable::from_toml("[plugins.edge]\ndeadline = 5\n").unwrap_err().to_string();
-        assert!(error.contains("deadline") && error.contains("line 2"), "{error}");
+        for (text, parts) in [
+            ("[plugins.edge]\ndeadline = 5\n", ["policy.toml", "deadline_ms"]),
+            ("[plugins.edge]\nhttp.allowed_host = []\n", ["policy.toml", "allowed_hosts"]),
+            ("[plugins.edge]\nstate_bytes = -1\n", ["policy.toml", "state_bytes"]),
+        ] {
+            let error = PolicyTable::from_toml(text, "policy.toml").unwrap_err().to_string();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+        let error = PolicyTable::from_json(r#"{"edge": {"allowed_host": ["h"]}}"#).unwrap_err().to_string();
+        assert!(error.contains("allowed_hosts"), "{error}");
     }
 
     #[test]

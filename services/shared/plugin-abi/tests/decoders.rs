@@ -69,7 +69,7 @@ proptest! {
     #[test]
     fn policies_of_any_text_are_read_or_refused(text in ".{0,200}") {
         let _ = PolicyTable::from_json(&text);
-        let _ = PolicyTable::from_toml(&text);
+        let _ = PolicyTable::from_toml(&text, "policy.toml");
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub trait PluginManager {
     fn plan(&self, action: &str, reference: &str, options: Options<'_>) -> Result<PlanInfo, PluginsError>;
     /// See the interface.
     fn graph(&self, format: &str) -> Result<String, PluginsError>;
-    /// The active version of a plugin is another one; empty: the plugin is gone.
+    /// The active version of a plugin is another one, or its policy or what it is linked to; empty: the plugin is gone.
     #[zbus(signal)]
     fn changed(&self, name: String, version: String) -> zbus::Result<()>;
     /// See the interface.

@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use shipote_plugin_abi::policy::{Policy, PolicyTable};
 
 fuzz_target!(|text: &str| {
-    for table in [PolicyTable::from_json(text).ok(), PolicyTable::from_toml(text).ok()].into_iter().flatten() {
+    for table in [PolicyTable::from_json(text).ok(), PolicyTable::from_toml(text, "policy.toml").ok()].into_iter().flatten() {
         for (name, policy) in &table.plugins {
             assert_eq!(table.get(name, "sha256:none"), *policy);
             assert!(!policy.http.allows_host(""));

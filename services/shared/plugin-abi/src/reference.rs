@@ -2,30 +2,37 @@
 
 use std::str::FromStr;
 
-use semver::VersionReq;
-
-use crate::error::Error;
+use semver::{Version, VersionReq};
 
 /// A way to name one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Reference {
+pub enum Reference {
     /// The active version of a name.
     Active(String),
+    /// This very version of a name, build metadata included.
+    Exact(String, Version),
     /// The highest version of a name that fits.
-    Version(String, VersionReq),
+    Fitting(String, VersionReq),
     /// A component by its digest.
     Digest(String),
 }
 
-impl FromStr for Reference {
-    type Err = Error;
+/// Why a text names no version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("plugin {shown:?}: {why}; write NAME, NAME@1.2.3, NAME@^1.2 or sha256:<64 hexadecimal digits>")]
+pub struct ReferenceError {
+    /// The text, or its beginning.
+    shown: String,
+    why: String,
+}
 
-    fn from_str(text: &str) -> Result<Self, Error> {
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
         let wrong = |why: String| {
             let shown: String = text.chars().take(80).collect();
-            Error::InvalidArgument(format!(
-                "plugin {shown:?}: {why}; write NAME, NAME@1.2.3, NAME@^1.2 or sha256:<64 hexadecimal digits>"
-            ))
+            ReferenceError { shown, why }
         };
         if let Some(hex) = text.strip_prefix("sha256:") {
             let fits = hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -36,10 +43,11 @@ impl FromStr for Reference {
             None => Ok(Self::Active(text.to_owned())),
             Some((name, version)) => {
                 // A whole version means itself, not what is compatible with it.
-                let exact = semver::Version::parse(version).is_ok();
-                let requirement = if exact { format!("={version}") } else { version.to_owned() };
-                let requirement = VersionReq::parse(&requirement).map_err(|error| wrong(error.to_string()))?;
-                Ok(Self::Version(name.to_owned(), requirement))
+                if let Ok(version) = Version::parse(version) {
+                    return Ok(Self::Exact(name.to_owned(), version));
+                }
+                let requirement = VersionReq::parse(version).map_err(|error| wrong(error.to_string()))?;
+                Ok(Self::Fitting(name.to_owned(), requirement))
             }
         }
     }
@@ -53,10 +61,12 @@ mod tests {
     fn the_ways_to_name_a_version() {
         let hex = "a".repeat(64);
         assert_eq!("jwt".parse::<Reference>().unwrap(), Reference::Active("jwt".into()));
-        let Reference::Version(name, exact) = "jwt@1.2.3".parse().unwrap() else { panic!() };
-        assert!(name == "jwt" && !exact.matches(&semver::Version::new(1, 2, 4)));
-        let Reference::Version(_, range) = "jwt@^1.2".parse().unwrap() else { panic!() };
-        assert!(range.matches(&semver::Version::new(1, 9, 0)) && !range.matches(&semver::Version::new(2, 0, 0)));
+        for version in ["1.2.3", "1.2.3-rc.1", "1.2.3+linux.7"] {
+            let exact = Reference::Exact("jwt".into(), version.parse().unwrap());
+            assert_eq!(format!("jwt@{version}").parse::<Reference>().unwrap(), exact);
+        }
+        let Reference::Fitting(_, range) = "jwt@^1.2".parse().unwrap() else { panic!() };
+        assert!(range.matches(&Version::new(1, 9, 0)) && !range.matches(&Version::new(2, 0, 0)));
         assert!(matches!(format!("sha256:{hex}").parse().unwrap(), Reference::Digest(_)));
         for bad in ["", "@1", "jwt@", "jwt@one", "sha256:12", &format!("sha256:{}", "A".repeat(64))] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
