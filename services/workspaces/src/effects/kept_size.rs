@@ -139,6 +139,7 @@ fn size(folder: &Path, enough: u64) -> io::Result<u64> {
             }
             let Ok(stat) = rustix::fs::statat(&here, name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             let blocks = u64::try_from(stat.st_blocks).unwrap_or_default().saturating_mul(512);
+            #[allow(clippy::useless_conversion, reason = "a narrower number on other architectures")]
             let links = u64::from(stat.st_nlink).max(1);
             let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
             // what has several names is counted once, a part by each of them
