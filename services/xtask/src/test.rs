@@ -25,6 +25,9 @@ const TOOLS: &[(&str, &str)] = &[
     // What the example of docs/sessions.md imports.
     ("/usr/lib/python3/dist-packages/dbus_fast/__init__.py", "python3-dbus-fast"),
     ("docker-registry", "docker-registry"),
+    // The proxy is compared with them.
+    ("/usr/sbin/nginx", "nginx-light"),
+    ("/usr/sbin/haproxy", "haproxy"),
     ("setpriv", "util-linux"),
 ];
 
