@@ -23,12 +23,26 @@ in
         one without is copied to the store.
       '';
     };
+
+    volumes = lib.mkOption {
+      type = lib.types.listOf lib.types.path;
+      default = [ ];
+      example = [ "/srv/machines" ];
+      description = ''
+        Folders beneath which those lie that machines may have as volumes (`shipote machine create --volume`). The user
+        `shipote-machines` must be able to reach them; what guests write belongs to that user. Folders in `/home` cannot
+        be shared.
+      '';
+    };
   };
 
   config = lib.mkIf (cfg.enable && own.enable) {
     systemd.services.shipote-machines = {
       path = [ own.qemu ];
       environment = lib.mkIf (own.image != null) { SHIPOTE_MACHINE_IMAGE = "${own.image}"; };
+      serviceConfig = lib.mkIf (own.volumes != [ ]) { ReadWritePaths = map (folder: "-${toString folder}") own.volumes; };
     };
+
+    services.shipote.settings = lib.mkIf (own.volumes != [ ]) { machines.volumes = map toString own.volumes; };
   };
 }

@@ -105,11 +105,17 @@ in
   };
 
   machines = {
-    config = on { services.machines.image = "/srv/image"; };
+    config = on {
+      services.machines.image = "/srv/image";
+      services.machines.volumes = [ "/srv/data" ];
+    };
     holds = config: {
       "the image stays where it is" = lib.hasInfix "SHIPOTE_MACHINE_IMAGE=/srv/image\"" (
         text config "shipote-machines.service"
       );
+      "what machines may share can be written by the service, and it is told" =
+        lib.hasInfix "ReadWritePaths=-/srv/data" (text config "shipote-machines.service")
+        && config.services.shipote.settings.machines.volumes == [ "/srv/data" ];
       "QEMU is on the path" = lib.hasInfix "qemu" (text config "shipote-machines.service");
       "the service's user is in the group of /dev/kvm" =
         config.users.users.shipote-machines.extraGroups == [ "kvm" ];

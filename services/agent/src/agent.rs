@@ -11,6 +11,7 @@ use crate::files::Tree;
 use crate::images::Store;
 use crate::power::Power;
 use crate::reaper::Reaper;
+use crate::volumes::Volume;
 use crate::workload::Workload;
 
 /// Connections served at once.
@@ -42,6 +43,8 @@ pub(crate) struct Agent {
     /// Only a machine keeps images: they need mounts.
     pub(crate) images: Option<Arc<Store>>,
     pub(crate) features: Features,
+    /// Folders of the host, which every root has.
+    pub(crate) volumes: Arc<[Volume]>,
     /// What ports 5000 and 5001 share.
     pub(crate) workload: Workload,
     pub(crate) connections: Arc<Semaphore>,
@@ -57,6 +60,7 @@ impl Agent {
         power: Power,
         images: Option<Arc<Store>>,
         features: Features,
+        volumes: Vec<Volume>,
     ) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             secret,
@@ -66,6 +70,7 @@ impl Agent {
             power,
             images,
             features,
+            volumes: volumes.into(),
             workload: Workload::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             reached: Arc::new(Semaphore::new(REACHED)),

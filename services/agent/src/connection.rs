@@ -185,6 +185,7 @@ impl Connection {
                     mode,
                     detached,
                     features: self.agent.features,
+                    volumes: Arc::clone(&self.agent.volumes),
                 };
                 images::run(self, &store, request).await
             }

@@ -35,6 +35,7 @@ mod reach;
 mod reaper;
 mod requests;
 mod ssh;
+mod volumes;
 mod workload;
 
 /// The agent inside a machine. As PID 1 it takes no arguments.
@@ -92,6 +93,7 @@ fn ordinary(args: Args) -> anyhow::Result<()> {
             power::Power::Process,
             None,
             agent::Features::default(),
+            vec![],
         )?;
         reaper::become_subreaper();
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));

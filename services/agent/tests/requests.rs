@@ -98,6 +98,7 @@ fn uploads_in_chunks_replace_the_file_only_when_complete() {
         assert_eq!(read(&mut client, "/file").unwrap(), b"old");
     }
     assert_eq!(client.refused(&begin(4 * 1024 * 1024 * 1024 + 1)), "INVALID_REQUEST");
+    assert!(is_ok(&client.ask(&begin(4 * 1024 * 1024 * 1024))), "the limit itself is none");
 
     assert!(is_ok(&client.ask(&begin(3_000_000))));
     for n in 0..3 {

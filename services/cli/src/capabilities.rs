@@ -19,7 +19,8 @@ pub(crate) struct CapabilitiesArgs {
 
 pub(crate) async fn run(args: CapabilitiesArgs) -> anyhow::Result<ExitCode> {
     let manager = output::workspaces().await?;
-    let all = manager.capabilities().await.map_err(|e| output::refusal(&e))?;
+    let mut all = manager.capabilities().await.map_err(|e| output::refusal(&e))?;
+    all.extend(crate::machine::capabilities().await);
     let weak = all.iter().filter(|m| m.state != "enforced").count();
     if args.json {
         output::json(&json!({"mechanisms": all}))?;

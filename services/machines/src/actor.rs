@@ -1,6 +1,7 @@
 //! The one owner of all machines. Everything that happens to them comes through its queue, in order.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use shipote_confinement::Mechanism;
@@ -8,6 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
 use crate::console::Console;
+use crate::disk;
+use crate::groups::Group;
 use crate::guest::Guest;
 use crate::health::Health;
 use crate::launch::{Order, Report};
@@ -17,8 +20,8 @@ use crate::store::Store;
 
 /// Machines that may exist.
 pub const MACHINES_MAX: usize = 256;
-/// How long a machine may take to answer. Generous: its processor may be emulated, and shared.
-const START_TIME: Duration = Duration::from_secs(120);
+/// How long a machine may take to answer where nothing else is said. Generous: its processor may be emulated, and shared.
+pub const START_TIME: Duration = Duration::from_secs(120);
 
 /// The first pause before a machine is started again by itself; each that follows soon is twice as long.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -78,7 +81,14 @@ pub enum Change {
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 enum Message {
-    Create(String, Spec, Reply<()>),
+    /// With a disk to begin with, which becomes the machine's.
+    Create(String, Spec, Option<PathBuf>, Reply<()>),
+    /// A snapshot is to be taken.
+    Take(String, Reply<Taking>),
+    /// Its processors are to stand still for it.
+    Hold(String, Reply<()>),
+    /// It has been taken, or not.
+    Taken(String),
     Start(String, Reply<()>),
     Stop(String, Duration, Reply<()>),
     Pause(String, bool, Reply<()>),
@@ -104,8 +114,35 @@ pub struct Inspected {
     pub shown: Shown,
     /// The monitor's process and the vsock device's; none where it doesn't run.
     pub pids: Vec<i32>,
+    /// What limits them, where anything does.
+    pub group: Option<Group>,
     /// How they are confined.
     pub confinement: Vec<Mechanism>,
+}
+
+/// A machine of which a snapshot is being taken.
+#[derive(Debug)]
+pub struct Taking {
+    /// Its spec.
+    pub spec: Spec,
+    /// Its disk.
+    pub disk: PathBuf,
+    /// How it is now: running, paused, or not at all.
+    pub state: State,
+    /// It had powered off, as far as this service knows.
+    pub powered_off: bool,
+    /// How to reach it where it runs.
+    pub guest: Option<Guest>,
+    name: String,
+    sender: mpsc::WeakUnboundedSender<Message>,
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender.upgrade() {
+            let _ = sender.send(Message::Taken(std::mem::take(&mut self.name)));
+        }
+    }
 }
 
 struct Machine {
@@ -119,8 +156,15 @@ struct Machine {
     timer: u64,
     orders: Option<mpsc::UnboundedSender<Order>>,
     guest: Option<Guest>,
+    /// Its last life ended by its powering off; what an earlier service saw is not known.
+    powered_off: bool,
+    /// A snapshot of it is being taken.
+    taking: bool,
+    /// Who waits for its processors to stand still.
+    holding: Option<Reply<()>>,
     health: Option<Health>,
     pids: Vec<i32>,
+    group: Option<Group>,
     confinement: Vec<Mechanism>,
     /// When it was started last.
     started: Instant,
@@ -135,6 +179,7 @@ pub struct Actor<L> {
     launcher: L,
     changes: mpsc::UnboundedSender<Change>,
     sender: mpsc::WeakUnboundedSender<Message>,
+    start_time: Duration,
     /// Who waits for the end of all machines.
     ending: Option<oneshot::Sender<()>>,
 }
@@ -153,10 +198,23 @@ impl Handle {
         launcher: L,
         changes: mpsc::UnboundedSender<Change>,
     ) -> Result<Self, Error> {
+        Self::start_with(store, launcher, changes, START_TIME)
+    }
+
+    /// The same, with the time that a machine may take to answer.
+    ///
+    /// # Errors
+    /// As of [`Self::start`].
+    pub fn start_with<L: Launcher>(
+        store: Store,
+        launcher: L,
+        changes: mpsc::UnboundedSender<Change>,
+        start_time: Duration,
+    ) -> Result<Self, Error> {
         let (sender, messages) = mpsc::unbounded_channel();
         let machines = store.load()?.into_iter().map(|(name, spec)| (name, Machine::new(spec))).collect();
         let weak = sender.downgrade();
-        let mut actor = Actor { machines, store, launcher, changes, sender: weak, ending: None };
+        let mut actor = Actor { machines, store, launcher, changes, sender: weak, start_time, ending: None };
         actor.adopt_all();
         tokio::spawn(actor.run(messages));
         Ok(Self(sender))
@@ -173,7 +231,32 @@ impl Handle {
     /// # Errors
     /// [`Error::NameTaken`], [`Error::LimitReached`], or the disk's.
     pub async fn create(&self, name: &str, spec: Spec) -> Result<(), Error> {
-        self.ask(|reply| Message::Create(name.to_owned(), spec, reply)).await
+        self.create_with(name, spec, None).await
+    }
+
+    /// Defines a machine that begins with a disk, a file beside its own folder, which becomes its own.
+    ///
+    /// # Errors
+    /// As of [`Self::create`]; the file is then where it was.
+    pub async fn create_with(&self, name: &str, spec: Spec, disk: Option<PathBuf>) -> Result<(), Error> {
+        self.ask(|reply| Message::Create(name.to_owned(), spec, disk, reply)).await
+    }
+
+    /// Keeps a machine from starting and being removed while a snapshot of it is taken: for as long as the answer lives.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::WrongState`], [`Error::InvalidSpec`] where it has no disk.
+    pub async fn take(&self, name: &str) -> Result<Taking, Error> {
+        self.ask(|reply| Message::Take(name.to_owned(), reply)).await
+    }
+
+    /// Has the processors of a machine stand still until what [`Self::take`] gave is dropped. Returns when they do, or
+    /// it has ended.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::WrongState`] where its keeper cannot.
+    pub async fn hold(&self, name: &str) -> Result<(), Error> {
+        self.ask(|reply| Message::Hold(name.to_owned(), reply)).await
     }
 
     /// Has it started; that it runs is told later.
@@ -273,8 +356,12 @@ impl Machine {
             timer: 0,
             orders: None,
             guest: None,
+            powered_off: false,
+            taking: false,
+            holding: None,
             health: None,
             pids,
+            group: None,
             confinement,
             started: Instant::now(),
             failures: 0,
@@ -315,8 +402,19 @@ impl<L: Launcher> Actor<L> {
     fn handle(&mut self, message: Message) {
         // Whoever asked may have gone meanwhile: what was asked for is done all the same.
         match message {
-            Message::Create(name, spec, reply) => drop(reply.send(self.create(name, spec))),
-            Message::Start(name, reply) => drop(reply.send(self.input("start", &name, Input::Start, START_TIME))),
+            Message::Create(name, spec, disk, reply) => drop(reply.send(self.create(name, spec, disk))),
+            Message::Take(name, reply) => drop(reply.send(self.take(name))),
+            Message::Hold(name, reply) => self.hold(&name, reply),
+            Message::Taken(name) => {
+                if let Some(machine) = self.machines.get_mut(&name) {
+                    (machine.taking, machine.holding) = (false, None);
+                    machine.order(Order::Hold(false));
+                }
+            }
+            Message::Start(name, reply) => {
+                let started = self.not_taking("start", &name);
+                drop(reply.send(started.and_then(|()| self.input("start", &name, Input::Start, self.start_time))));
+            }
             Message::Stop(name, grace, reply) => drop(reply.send(self.input("stop", &name, Input::Stop, grace))),
             Message::Pause(name, paused, reply) => {
                 let (operation, input) = if paused { ("pause", Input::Pause) } else { ("resume", Input::Resume) };
@@ -325,6 +423,7 @@ impl<L: Launcher> Actor<L> {
             Message::Inspect(name, reply) => drop(reply.send(self.get(&name).map(|machine| Inspected {
                 shown: machine.show(&name),
                 pids: machine.pids.clone(),
+                group: machine.group.clone(),
                 confinement: machine.confinement.clone(),
             }))),
             Message::Remove(name, reply) => drop(reply.send(self.remove(&name))),
@@ -343,8 +442,13 @@ impl<L: Launcher> Actor<L> {
             }
             Message::Again(name, life) => {
                 let waits = |machine: &Machine| machine.life == life && !machine.state.has_monitor();
-                if self.ending.is_none() && self.machines.get(&name).is_some_and(waits) {
-                    let _ = self.input("start", &name, Input::Start, START_TIME);
+                if self.ending.is_some() || !self.machines.get(&name).is_some_and(waits) {
+                    return;
+                }
+                if self.not_taking("start", &name).is_err() {
+                    self.again_after(&name, life, PAUSE);
+                } else {
+                    let _ = self.input("start", &name, Input::Start, self.start_time);
                 }
             }
             Message::Shutdown(leave, reply) => {
@@ -369,7 +473,7 @@ impl<L: Launcher> Actor<L> {
             let report = reporter(self.sender.clone(), name.clone(), life);
             let Some(orders) = self.launcher.adopt(name, &machine.spec, console.clone(), report) else { continue };
             (machine.life, machine.orders, machine.console) = (life, Some(orders), console);
-            if let Err(error) = self.input("take over", name, Input::Adopt, START_TIME) {
+            if let Err(error) = self.input("take over", name, Input::Adopt, self.start_time) {
                 tracing::error!("{error}");
             }
         }
@@ -380,7 +484,44 @@ impl<L: Launcher> Actor<L> {
         self.machines.get_mut(name).ok_or_else(|| Error::NoSuchMachine(name.to_owned()))
     }
 
-    fn create(&mut self, name: String, spec: Spec) -> Result<(), Error> {
+    /// Refuses what may not be done while a snapshot is taken.
+    fn not_taking(&mut self, operation: &'static str, name: &str) -> Result<(), Error> {
+        let taking = self.get(name)?.taking;
+        let state = || "being copied for a snapshot; wait until that is done".to_owned();
+        if taking { Err(Error::WrongState { operation, name: name.to_owned(), state: state() }) } else { Ok(()) }
+    }
+
+    fn take(&mut self, name: String) -> Result<Taking, Error> {
+        const OPERATION: &str = "take a snapshot of";
+        self.not_taking(OPERATION, &name)?;
+        let (sender, disk) = (self.sender.clone(), self.store.folder(&name).join(disk::FILE));
+        let machine = self.get(&name)?;
+        let state = machine.state;
+        if !matches!(state, State::Stopped | State::Failed | State::Running | State::Paused) {
+            let state = format!("{}; wait until it has", state.as_str());
+            return Err(Error::WrongState { operation: OPERATION, name, state });
+        }
+        if machine.spec.disk_mib == 0 || !disk.exists() {
+            let problem =
+                "it has no disk, or was never started: there is nothing that a snapshot would keep".to_owned();
+            return Err(Error::InvalidSpec { name, problem });
+        }
+        machine.taking = true;
+        let (spec, guest, powered_off) = (machine.spec.clone(), machine.guest.clone(), machine.powered_off);
+        Ok(Taking { spec, disk, state, powered_off, guest, name, sender })
+    }
+
+    fn hold(&mut self, name: &str, reply: Reply<()>) {
+        match self.get(name) {
+            Ok(machine) if machine.state.has_monitor() => {
+                machine.holding = Some(reply);
+                machine.order(Order::Hold(true));
+            }
+            other => drop(reply.send(other.map(drop))),
+        }
+    }
+
+    fn create(&mut self, name: String, spec: Spec, disk: Option<PathBuf>) -> Result<(), Error> {
         if self.machines.contains_key(&name) {
             return Err(Error::NameTaken(name));
         }
@@ -388,6 +529,13 @@ impl<L: Launcher> Actor<L> {
             return Err(Error::LimitReached { name, limit: MACHINES_MAX });
         }
         self.store.save(&name, &spec)?;
+        if let Some(from) = disk {
+            let to = self.store.folder(&name).join(disk::FILE);
+            if let Err(error) = std::fs::rename(&from, &to) {
+                let _ = self.store.remove(&name);
+                return Err(Error::io("put in its place", to.display())(error));
+            }
+        }
         let machine = Machine::new(spec);
         let _ = self.changes.send(Change::State(machine.show(&name)));
         self.machines.insert(name, machine);
@@ -395,6 +543,7 @@ impl<L: Launcher> Actor<L> {
     }
 
     fn remove(&mut self, name: &str) -> Result<(), Error> {
+        self.not_taking("remove", name)?;
         let state = self.get(name)?.state;
         if state.has_monitor() {
             let state = format!("{}; stop it first", state.as_str());
@@ -432,6 +581,7 @@ impl<L: Launcher> Actor<L> {
             Some(Effect::Launch) => {
                 machine.life += 1;
                 machine.started = Instant::now();
+                machine.powered_off = false;
                 machine.reason.clear();
                 machine.console = Console::default();
                 let (spec, console) = (machine.spec.clone(), machine.console.clone());
@@ -480,12 +630,23 @@ impl<L: Launcher> Actor<L> {
     fn told(&mut self, name: &str, life: u64, report: Report) {
         let Some(machine) = self.machines.get_mut(name).filter(|machine| machine.life == life) else { return };
         let input = match report {
-            Report::Started(hello) => {
+            Report::Started(hello, group) => {
+                machine.group = group;
                 machine.pids = hello.pids;
                 machine.confinement = hello.confinement;
                 return;
             }
             Report::Paused(paused) => Input::Paused(paused),
+            Report::Held(held) => {
+                let answer = if held {
+                    Ok(())
+                } else {
+                    let state = "kept by an earlier release, which cannot hold it; stop it, or restart it".to_owned();
+                    Err(Error::WrongState { operation: "hold", name: name.to_owned(), state })
+                };
+                machine.holding.take().map(|waiting| waiting.send(answer));
+                return;
+            }
             Report::Health(health) => return self.does(name, health),
             Report::Ready(guest) => {
                 machine.guest = Some(guest);
@@ -496,6 +657,10 @@ impl<L: Launcher> Actor<L> {
                 machine.guest = None;
                 machine.orders = None;
                 machine.pids.clear();
+                machine.group = None;
+                machine.powered_off = clean;
+                // One that has ended stands still.
+                machine.holding.take().map(|waiting| waiting.send(Ok(())));
                 machine.reason = match machine.health.take() {
                     Some(Health::Unhealthy(why)) if machine.spec.restart != Restart::No => {
                         format!("it was unhealthy: {why}")
@@ -537,7 +702,12 @@ impl<L: Launcher> Actor<L> {
         }
         machine.failures = if machine.started.elapsed() < HEALTHY { machine.failures + 1 } else { 1 };
         let pause = (PAUSE * 2_u32.saturating_pow(machine.failures - 1)).min(PAUSE_MAX);
-        let (life, name, sender) = (machine.life, name.to_owned(), self.sender.clone());
+        let life = machine.life;
+        self.again_after(name, life, pause);
+    }
+
+    fn again_after(&self, name: &str, life: u64, pause: Duration) {
+        let (name, sender) = (name.to_owned(), self.sender.clone());
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             if let Some(sender) = sender.upgrade() {

@@ -2,20 +2,24 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shipote_agent_protocol::Reach;
 use shipote_audit::{Audit, Door, Event, Record};
 use shipote_bus::Service;
-use shipote_bus::machines::{MachineDetails, MachineInfo, MachinesError};
+use shipote_bus::machines::{MachineDetails, MachineInfo, MachinesError, SnapshotInfo};
+use shipote_bus::service::MechanismInfo;
 use shipote_machines::Error;
 use shipote_machines::actor::{Change, Handle, Shown};
 use shipote_machines::health::Health;
+use shipote_machines::launcher::Qemu;
 use shipote_machines::published::{self, Published};
+use shipote_machines::snapshots::{Snapshot, Snapshots};
 use shipote_machines::spec::Spec;
-use shipote_machines::stats;
-use shipote_service::{Authority, Caller};
+use shipote_machines::{stats, take};
+use shipote_service::{Authority, Caller, mechanism_info};
 use tokio::sync::mpsc;
 use zbus::OwnedVariant;
 use zbus::message::Header;
@@ -32,8 +36,15 @@ const SPEC_MAX: usize = 64 * 1024;
 
 type Options = HashMap<String, OwnedVariant>;
 
+/// Option of `Create`: the snapshot that the machine begins as.
+const FROM: &str = "from";
+
 /// The root object.
 pub(crate) struct Manager {
+    pub(crate) snapshots: Snapshots,
+    /// Folder of the machines' disks.
+    pub(crate) state: PathBuf,
+    pub(crate) launcher: Qemu,
     pub(crate) actor: Handle,
     pub(crate) authority: Authority,
     pub(crate) audit: Arc<Audit>,
@@ -50,9 +61,7 @@ impl Manager {
         header: &Header<'_>,
         options: &Options,
     ) -> Result<Caller, MachinesError> {
-        if let Some(name) = options.keys().next() {
-            return Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name")));
-        }
+        no_options(options)?;
         self.authority.check(header, action).await.map_err(|error| MachinesError::NotAuthorized(error.to_string()))
     }
 
@@ -74,20 +83,37 @@ impl Manager {
     }
 }
 
+fn no_options(options: &Options) -> Result<(), MachinesError> {
+    match options.keys().next() {
+        Some(name) => Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name"))),
+        None => Ok(()),
+    }
+}
+
 #[zbus::interface(name = "org.shipote.Machines1.Manager")]
 impl Manager {
     /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `disk_mib`, `egress`, `ssh_agent`, `publish`,
-    /// `restart`, `health`), empty for the defaults. No options yet.
+    /// `volumes`, `restart`, `health`), empty for the defaults. Option `from`
+    /// (string): the snapshot that it begins as; `spec` then says what is otherwise.
     async fn create(
         &self,
         #[zbus(header)] header: Header<'_>,
         name: &str,
         spec: &str,
-        options: Options,
+        mut options: Options,
     ) -> Result<(), MachinesError> {
+        let from = match options.remove(FROM).map(String::try_from) {
+            None => None,
+            Some(Ok(from)) => Some(from),
+            Some(Err(_)) => return Err(MachinesError::InvalidArgument(format!("option {FROM}: it is no string"))),
+        };
         let caller = self.authorise(&header, &options).await?;
         if spec.len() > SPEC_MAX {
             return Err(MachinesError::InvalidSpec(format!("a spec of {} bytes; the limit is {SPEC_MAX}", spec.len())));
+        }
+        if let Some(from) = from {
+            let creating = take::create(&self.actor, &self.snapshots, &self.state, name, spec, &from);
+            return self.audited(Event::MachineCreate, name, caller, creating).await;
         }
         let spec = Spec::parse(name, spec).map_err(refusal)?;
         self.audited(Event::MachineCreate, name, caller, self.actor.create(name, spec)).await
@@ -145,11 +171,9 @@ impl Manager {
     /// What a machine takes of the host, and how its processes are confined. No options yet.
     #[zbus(out_args("details"))]
     async fn inspect(&self, name: &str, options: Options) -> Result<MachineDetails, MachinesError> {
-        if let Some(name) = options.keys().next() {
-            return Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name")));
-        }
+        no_options(&options)?;
         let inspected = self.actor.inspect(name).await.map_err(refusal)?;
-        let stats = stats::of(&inspected.pids);
+        let stats = stats::of_machine(&inspected.pids, inspected.group.as_ref());
         let confinement = inspected.confinement.into_iter();
         Ok(MachineDetails {
             name: name.to_owned(),
@@ -175,10 +199,52 @@ impl Manager {
     /// Lists the machines by name. No options yet.
     #[zbus(out_args("machines"))]
     async fn list(&self, options: Options) -> Result<Vec<MachineInfo>, MachinesError> {
-        if let Some(name) = options.keys().next() {
-            return Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name")));
-        }
+        no_options(&options)?;
         Ok(self.actor.list().await.map_err(refusal)?.into_iter().map(info).collect())
+    }
+
+    /// Takes a snapshot of a machine's disk, to be called `snapshot`. One that runs first writes what it has to write, and
+    /// stands still while its disk is copied; returns when that is done. No options yet.
+    #[zbus(out_args("taken"))]
+    async fn snapshot(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        snapshot: &str,
+        options: Options,
+    ) -> Result<SnapshotInfo, MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        let taking = take::snapshot(&self.actor, &self.snapshots, name, snapshot);
+        let object = format!("{name} {snapshot}");
+        let taken = self.audited(Event::MachineSnapshot, &object, caller, taking).await?;
+        Ok(snapshot_info(&self.snapshots, snapshot.to_owned(), taken))
+    }
+
+    /// Lists the snapshots by name. No options yet.
+    #[zbus(out_args("snapshots"))]
+    async fn list_snapshots(&self, options: Options) -> Result<Vec<SnapshotInfo>, MachinesError> {
+        no_options(&options)?;
+        let snapshots = self.snapshots.clone();
+        let list = move || {
+            let all = snapshots.list().into_iter();
+            all.map(|(name, snapshot)| snapshot_info(&snapshots, name, snapshot)).collect()
+        };
+        tokio::task::spawn_blocking(list).await.map_err(|error| MachinesError::Failed(error.to_string()))
+    }
+
+    /// Removes a snapshot; machines that were made of it have disks of their own. No options yet.
+    async fn delete_snapshot(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        snapshot: &str,
+        options: Options,
+    ) -> Result<(), MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        let (snapshots, name) = (self.snapshots.clone(), snapshot.to_owned());
+        let removing = async {
+            tokio::task::spawn_blocking(move || snapshots.remove(&name)).await.unwrap_or(Err(Error::Stopping))
+        };
+        self.audited(Event::MachineSnapshotDelete, snapshot, caller, removing).await
     }
 
     /// Connects to a vsock port of a running machine: a stream socket that speaks it raw. On the agent's port (6000) the
@@ -225,6 +291,13 @@ impl Manager {
         let guest = self.actor.guest(name).await.map_err(refusal)?;
         let socket = published::connect(&guest, &target).await.map_err(refusal)?;
         Ok(OwnedFd::from(socket).into())
+    }
+
+    /// How far machines can be isolated on this host and what their processors are: name, `enforced`, `degraded` or
+    /// `missing`, and the reason. Found out by trying, at the first call.
+    #[zbus(out_args("mechanisms"))]
+    async fn capabilities(&self) -> Vec<MechanismInfo> {
+        self.launcher.capabilities().await.iter().map(mechanism_info).collect()
     }
 
     /// What a connection to a running machine's workload ports (5000 and 5001) begins with: the `token` of `Auth`. No
@@ -306,6 +379,17 @@ pub(crate) async fn publish(connection: zbus::Connection, mut changes: mpsc::Unb
     }
 }
 
+fn snapshot_info(snapshots: &Snapshots, name: String, snapshot: Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        bytes: snapshots.size(&name),
+        name,
+        machine: snapshot.machine,
+        created: snapshot.created,
+        consistency: snapshot.consistency.as_str().to_owned(),
+        disk_mib: snapshot.spec.disk_mib,
+    }
+}
+
 fn info(shown: Shown) -> MachineInfo {
     MachineInfo {
         name: shown.name,
@@ -326,8 +410,9 @@ fn refusal(error: Error) -> MachinesError {
     let text = error.to_string();
     match error {
         Error::NoSuchMachine(_) => MachinesError::NoSuchMachine(text),
-        Error::NameTaken(_) => MachinesError::NameTaken(text),
-        Error::InvalidSpec { .. } => MachinesError::InvalidSpec(text),
+        Error::NameTaken(_) | Error::SnapshotTaken(_) => MachinesError::NameTaken(text),
+        Error::NoSuchSnapshot(_) => MachinesError::NoSuchSnapshot(text),
+        Error::InvalidSpec { .. } | Error::NotShared(_) => MachinesError::InvalidSpec(text),
         Error::WrongState { .. } => MachinesError::WrongState(text),
         Error::LimitReached { .. } => MachinesError::LimitReached(text),
         Error::Connect { .. } => MachinesError::ConnectFailed(text),

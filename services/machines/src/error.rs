@@ -11,6 +11,12 @@ pub enum Error {
     /// A machine has this name already.
     #[error("create machine {0}: the name is taken; choose another or remove that one")]
     NameTaken(String),
+    /// No snapshot has this name.
+    #[error("snapshot {0}: there is none of this name; `shipote machine snapshot ls` shows all")]
+    NoSuchSnapshot(String),
+    /// A snapshot has this name already.
+    #[error("take snapshot {0}: the name is taken; choose another or remove that one")]
+    SnapshotTaken(String),
     /// The spec cannot be honoured.
     #[error("machine {name}: {problem}")]
     InvalidSpec {
@@ -40,6 +46,9 @@ pub enum Error {
     /// What machines are started with is not there.
     #[error("find the machines' image: {path} is missing; make it with `cargo xtask image` and name its folder in SHIPOTE_MACHINE_IMAGE", path = .0.display())]
     NoImage(PathBuf),
+    /// A folder that no machine may have.
+    #[error("share the folder {folder}: no machine may have it; name it, or a folder above it, in `volumes` of section [machines] in shipote.toml (and in the unit's ReadWritePaths=)", folder = .0.display())]
+    NotShared(PathBuf),
     /// The guest didn't take a connection.
     #[error("connect to machine {name}, port {port}: {reason}")]
     Connect {

@@ -15,7 +15,12 @@ pub struct Image {
     pub initramfs: PathBuf,
     /// The vsock device for hosts without one in the kernel.
     pub vsock_device: PathBuf,
+    /// What serves volumes; an image of an earlier release has none.
+    pub volume_server: Option<PathBuf>,
 }
+
+/// The file of what serves volumes.
+pub const VOLUME_SERVER: &str = "virtiofsd";
 
 impl Image {
     /// Finds the files in a folder.
@@ -31,6 +36,7 @@ impl Image {
             kernel: file("vmlinux")?,
             initramfs: file("initramfs.cpio")?,
             vsock_device: file("vhost-device-vsock")?,
+            volume_server: file(VOLUME_SERVER).ok(),
         })
     }
 }

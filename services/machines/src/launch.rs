@@ -7,9 +7,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use shipote_agent_protocol::{AgentRequest, AgentResponse, ports, read_message, write_message};
 use shipote_bus::paths::LIFELINE_ENV;
+use shipote_confinement::Mechanism;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::Error;
 use crate::console::Console;
+use crate::groups::{Group, Groups};
 use crate::guest::Guest;
 use crate::health::{self, Health};
 use crate::image::Image;
@@ -34,6 +36,9 @@ use crate::vmm::qemu;
 const KEEPER_TIME: Duration = Duration::from_secs(60);
 /// How long the processes of a machine may take to be gone once they were killed.
 const END_TIME: Duration = Duration::from_secs(10);
+/// How long a guest waits after its first knock that was followed by no answer, and at most.
+const KNOCK_PAUSE: Duration = Duration::from_millis(50);
+const KNOCK_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Longest path that a Unix socket can have, unix(7).
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -48,6 +53,8 @@ pub enum Order {
     Pause,
     /// Have them go on.
     Resume,
+    /// Stop them for a moment, or have them go on unless they are stopped otherwise.
+    Hold(bool),
     /// Let it go on by itself: the service ends and will be back.
     Leave,
 }
@@ -55,12 +62,14 @@ pub enum Order {
 /// What a machine's task tells.
 #[derive(Debug)]
 pub enum Report {
-    /// Its processes, and how they are confined.
-    Started(Box<Hello>),
+    /// Its processes, how they are confined, and what limits them.
+    Started(Box<Hello>, Option<Group>),
     /// The agent answers.
     Ready(Guest),
     /// Its processors stand still, or go on.
     Paused(bool),
+    /// What [`Order::Hold`] wanted has been done. `false` as the answer to `true`: its keeper cannot.
+    Held(bool),
     /// It does what it is for, or doesn't.
     Health(Health),
     /// All processes are gone. `clean` where the guest powered off.
@@ -87,6 +96,10 @@ pub struct Plan {
     pub lease: Duration,
     /// Its disk, if it has one.
     pub disk: Option<PathBuf>,
+    /// Folders beneath which those lie that it may have as volumes.
+    pub shared: Vec<PathBuf>,
+    /// Control groups.
+    pub groups: Groups,
 }
 
 /// A machine's name, folder and console, whoever started it.
@@ -104,12 +117,18 @@ pub struct Place {
     pub lifeline: Option<Arc<Lifeline>>,
     /// What it may reach, what it publishes, and the rest.
     pub spec: Spec,
+    /// The file that its keeper's token lies in.
+    pub token: PathBuf,
+    /// What limits it, once it is there.
+    pub group: Option<Group>,
 }
 
 /// Starts a machine and follows it to its end, or until it is left. There is at most one [`Report::Exited`], and it is
 /// the last.
-pub async fn run(plan: Plan, place: Place, orders: mpsc::UnboundedReceiver<Order>, report: impl Fn(Report)) {
+pub async fn run(plan: Plan, mut place: Place, orders: mpsc::UnboundedReceiver<Order>, report: impl Fn(Report)) {
+    let group = plan.groups.make(&plan.name, &plan.spec);
     let started = async {
+        place.group = group?;
         // A port that is taken is known before anything runs.
         let doors = Door::open(&place.spec.publish).await?;
         start(&plan, &place).await.map(|(link, knocked)| (link, knocked, doors))
@@ -129,11 +148,15 @@ pub async fn adopt(
         tracing::error!("machine {} runs, but none of its ports is published: {error}", place.name);
         vec![]
     });
-    let adopted = stream
-        .set_nonblocking(true)
-        .and_then(|()| UnixStream::from_std(stream))
-        .and_then(|link| Ok((link, knocker(&place.folder)?, doors)))
-        .map_err(Error::io("take over", format!("machine {}", place.name)));
+    let adopting = async {
+        // One that nobody can speak to any more is of no use to anybody.
+        let token = std::fs::read_to_string(&place.token).inspect_err(|_| end_keeper(&stream))?;
+        stream.set_nonblocking(true)?;
+        let mut link = UnixStream::from_std(stream)?;
+        write_message(&mut link, &wire::Order::Adopt { token }).await.map_err(std::io::Error::other)?;
+        Ok((link, knocker(&place.folder)?, doors))
+    };
+    let adopted = adopting.await.map_err(Error::io("take over", format!("machine {}", place.name)));
     follow(place, adopted, true, orders, report).await;
 }
 
@@ -153,11 +176,18 @@ async fn follow(
         }
         Err(error) => Some((false, error.to_string())),
     };
-    let Some((clean, reason)) = end else { return };
+    let Some((clean, mut reason)) = end else { return };
+    if let Some(breach) = place.group.as_ref().filter(|_| !clean).and_then(Group::breach) {
+        reason = format!("{breach} ({reason})");
+    }
     for process in processes {
         if tokio::time::timeout(END_TIME, process.readable()).await.is_err() {
             tracing::error!("machine {}: a process of it does not end", place.name);
         }
+    }
+    if let Some(group) = place.group.clone() {
+        // Nobody waits for it in vain: the machine's name is free for its next life only then.
+        let _ = tokio::task::spawn_blocking(move || group.end()).await;
     }
     match std::fs::remove_dir_all(&place.folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -202,7 +232,19 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, UnixListener),
     if let Some(disk) = &plan.disk {
         crate::disk::ensure(disk, plan.spec.disk_mib).await?;
     }
-    let secret = secret()?;
+    let invalid = |problem: String| Error::InvalidSpec { name: plan.name.clone(), problem };
+    let volumes = plan.spec.volumes().map_err(invalid)?;
+    if let Some(volume) = volumes.iter().find(|volume| !volume.is_beneath(&plan.shared)) {
+        return Err(Error::NotShared(volume.host.clone()));
+    }
+    let in_guest: Vec<_> = (volumes.iter().enumerate())
+        .map(|(n, volume)| {
+            let (tag, path) = (crate::volumes::tag(n), &volume.guest);
+            serde_json::json!({"tag": tag, "path": path, "read_only": volume.read_only})
+        })
+        .collect();
+    let (secret, token) = (secret()?, secret()?);
+    keep_token(&place.token, &token).map_err(Error::io("write", place.token.display()))?;
     let files = qemu::Files {
         kernel: &plan.image.kernel,
         initramfs: &folder.join(qemu::INITRAMFS),
@@ -214,16 +256,20 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, UnixListener),
         image: plan.image.clone(),
         arguments: qemu::arguments(&plan.host, &plan.spec, files),
         disks: plan.disk.iter().cloned().collect(),
+        volumes,
+        group: place.group.as_ref().map(Group::machine),
         settings: serde_json::json!({
             "hostname": plan.name,
             "secret": secret,
             "disk": plan.disk.is_some(),
             "egress": !plan.spec.egress.is_empty(),
             "ssh": plan.spec.ssh_agent.is_some(),
+            "volumes": in_guest,
         })
         .to_string(),
         certificates: if plan.spec.egress.is_empty() { None } else { certificates() },
         secret,
+        token,
         lease_ms: u64::try_from(plan.lease.as_millis()).unwrap_or(u64::MAX),
     };
     let mut link = spawn_keeper(place)?;
@@ -250,6 +296,13 @@ fn spawn_keeper(place: &Place) -> Result<UnixStream, Error> {
             command.pre_exec(move || Ok(rustix::io::fcntl_setfd(&*lifeline, rustix::io::FdFlags::empty())?));
         }
     }
+    if let Some(group) = &place.group {
+        let file = std::fs::File::options().write(true).open(group.keeper()).map_err(failed())?;
+        // SAFETY: between fork and exec the closure makes one system call, on a descriptor that it owns.
+        unsafe {
+            command.pre_exec(move || Ok(rustix::io::write(&file, b"0").map(drop)?));
+        }
+    }
     let mut child = command.spawn().map_err(failed())?;
     tokio::spawn(async move { child.wait().await });
     ours.set_nonblocking(true).map_err(failed())?;
@@ -260,6 +313,16 @@ fn spawn_keeper(place: &Place) -> Result<UnixStream, Error> {
 #[must_use]
 pub fn find_keeper(folder: &Path) -> Option<std::os::unix::net::UnixStream> {
     std::os::unix::net::UnixStream::connect(folder.join(SOCKET)).ok()
+}
+
+/// Ends a keeper that no service can speak to, and its machine with it.
+pub(crate) fn end_keeper(link: &std::os::unix::net::UnixStream) {
+    let killed = rustix::net::sockopt::socket_peercred(link)
+        .and_then(|peer| pidfd_open(peer.pid, PidfdFlags::empty()))
+        .and_then(|keeper| pidfd_send_signal(&keeper, Signal::KILL));
+    if let Err(error) = killed {
+        tracing::error!("end a keeper: {error}");
+    }
 }
 
 /// A machine between its start (or adoption) and its end.
@@ -286,7 +349,7 @@ impl<R: Fn(Report)> Life<'_, R> {
         }
         let (sender, mut events) = mpsc::channel(4);
         let reading = tokio::spawn(read(reader, sender));
-        let hello = match tokio::time::timeout(KEEPER_TIME, self.hello(&mut events)).await {
+        let mut hello = match tokio::time::timeout(KEEPER_TIME, self.hello(&mut events)).await {
             Ok(Ok(hello)) => hello,
             Ok(Err(reason)) => return Some((false, reason)),
             Err(_) => return Some((false, format!("its keeper said nothing within {KEEPER_TIME:?}"))),
@@ -299,7 +362,12 @@ impl<R: Fn(Report)> Life<'_, R> {
         };
         let mut is_ready = hello.ready;
         let mut paused = hello.paused;
-        (self.report)(Report::Started(Box::new(hello)));
+        let holds = hello.holds;
+        hello.confinement.push(match &self.place.group {
+            Some(group) => group.mechanism(),
+            None => Mechanism::missing("cgroup", "this host gives the service none"),
+        });
+        (self.report)(Report::Started(Box::new(hello), self.place.group.clone()));
         let (pauses, is_paused) = watch::channel(paused);
         let (health_changes, mut healths) = mpsc::channel(1);
         let mut ready_tasks = Vec::new();
@@ -331,6 +399,7 @@ impl<R: Fn(Report)> Life<'_, R> {
                         pauses.send_replace(paused);
                         (self.report)(Report::Paused(paused));
                     }
+                    Some(Event::Held { held }) => (self.report)(Report::Held(held)),
                     Some(Event::Paused { .. } | Event::Hello(_)) => {}
                     Some(Event::Ended { clean, reason }) => break Some((clean, reason)),
                     None => break Some((false, "its keeper was killed".to_owned())),
@@ -356,6 +425,8 @@ impl<R: Fn(Report)> Life<'_, R> {
                     }
                     Some(Order::Pause) => order(&mut self.link, &wire::Order::Pause { paused: true }).await,
                     Some(Order::Resume) => order(&mut self.link, &wire::Order::Pause { paused: false }).await,
+                    Some(Order::Hold(held)) if holds => order(&mut self.link, &wire::Order::Hold { held }).await,
+                    Some(Order::Hold(_)) => (self.report)(Report::Held(false)),
                     Some(Order::Kill) => order(&mut self.link, &wire::Order::Kill).await,
                     // The keeper sees the connection end, and its lease begins.
                     Some(Order::Leave) | None => break None,
@@ -452,7 +523,11 @@ fn watch_process(pid: i32) -> Option<AsyncFd<rustix::fd::OwnedFd>> {
 
 /// Returns when the agent has answered. The guest's knock saves asking in vain; it proves nothing by itself. Of a machine
 /// that was taken over it may have been missed.
+///
+/// One that knocks without end and answers nothing fills neither the log nor the processor: each time in vain it is let
+/// wait longer.
 async fn first_answer(knocked: &UnixListener, guest: &Guest, mut missed: bool) {
+    let mut pause = KNOCK_PAUSE;
     loop {
         if !std::mem::take(&mut missed)
             && let Err(error) = knocked.accept().await
@@ -461,10 +536,23 @@ async fn first_answer(knocked: &UnixListener, guest: &Guest, mut missed: bool) {
         }
         match guest.ask(&AgentRequest::Ping).await {
             Ok(AgentResponse::Pong { .. }) => return,
-            Ok(answer) => tracing::warn!("machine {}: its agent answers {answer:?} to a ping", guest.name),
+            Ok(_) => tracing::warn!("machine {}: its agent answers a ping with something else", guest.name),
             Err(error) => tracing::warn!("{error}"),
         }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(KNOCK_PAUSE_MAX);
     }
+}
+
+/// Keeps what a later service shows the keeper, for our user alone.
+fn keep_token(path: &Path, token: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::File::options().write(true).create_new(true).mode(0o600).open(path)?.write_all(token.as_bytes())
 }
 
 /// 256 random bits, in hexadecimal.

@@ -4,23 +4,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use shipote_agent_protocol::write_message;
+use shipote_confinement::Mechanism;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, mpsc};
 
 use crate::actor::Launcher;
 use crate::console::Console;
+use crate::groups::Groups;
 use crate::image::Image;
-use crate::keeper::wire;
 use crate::launch::{self, Order, Place, Plan, Report};
 use crate::lifeline::Lifeline;
 use crate::spec::{Spec, check_name};
-use crate::vmm::host::Host;
+use crate::vmm::host::{Accelerator, Host};
 
 /// How long machines go on without a service.
 pub const LEASE: Duration = Duration::from_secs(120);
-/// A machine's disk, in its folder of the state folder.
-const DISK: &str = "disk.img";
+
+/// The token of a machine's keeper, in its folder of the state folder.
+const TOKEN: &str = "keeper-token";
+
+/// Why a machine's processes share a user.
+pub(crate) const OWN_USER: &str = "a machine's processes run as the service's user: it has no right to become another";
 
 /// Launches with QEMU.
 #[derive(Debug, Clone)]
@@ -37,6 +42,12 @@ pub struct Qemu {
     pub lease: Duration,
     /// What keepers watch beside the service's own connection.
     pub lifeline: Option<Arc<Lifeline>>,
+    /// Folders beneath which those lie that machines may have as volumes.
+    pub shared: Vec<PathBuf>,
+    /// Control groups for machines.
+    pub groups: Groups,
+    /// How long a trial guest may take to show that the host's own processor can be used. Under KVM it takes about a second.
+    pub trial: Duration,
     /// What guests run on, once it is known.
     pub host: Arc<OnceCell<Host>>,
 }
@@ -50,7 +61,27 @@ impl Qemu {
             program: self.program.clone(),
             lifeline: self.lifeline.clone(),
             spec: spec.clone(),
+            token: self.state.join(name).join(TOKEN),
+            group: None,
         }
+    }
+
+    /// How far machines can be isolated here, and what they run on: found out by trying, once. Nothing where there is no
+    /// image that they could be started with.
+    pub async fn capabilities(&self) -> Vec<Mechanism> {
+        let Ok(image) = Image::open(&self.image) else { return vec![] };
+        let accelerator = match &self.host.get_or_init(|| Host::probe(&image, self.trial)).await.accelerator {
+            Accelerator::Kvm => Mechanism::enforced("machine-accelerator", "KVM, tried with a guest"),
+            Accelerator::Tcg(why) => {
+                Mechanism::degraded("machine-accelerator", format!("processors are emulated: {why}"))
+            }
+        };
+        let group = self.groups.mechanism();
+        vec![
+            accelerator,
+            Mechanism { name: "machine-cgroup".to_owned(), ..group },
+            Mechanism::degraded("machine-user", OWN_USER),
+        ]
     }
 }
 
@@ -70,9 +101,10 @@ impl Launcher for Qemu {
                 Ok(image) => image,
                 Err(error) => return report(Report::Exited { clean: false, reason: error.to_string() }),
             };
-            let host = this.host.get_or_init(|| Host::probe(&image)).await.clone();
-            let disk = (spec.disk_mib > 0).then(|| this.state.join(&name).join(DISK));
-            let plan = Plan { name, spec, image, host, lease: this.lease, disk };
+            let host = this.host.get_or_init(|| Host::probe(&image, this.trial)).await.clone();
+            let disk = (spec.disk_mib > 0).then(|| this.state.join(&name).join(crate::disk::FILE));
+            let plan =
+                Plan { name, spec, image, host, lease: this.lease, disk, shared: this.shared, groups: this.groups };
             launch::run(plan, place, received, report).await;
         });
         orders
@@ -85,10 +117,14 @@ impl Launcher for Qemu {
         console: Console,
         report: Box<dyn Fn(Report) + Send + Sync>,
     ) -> Option<mpsc::UnboundedSender<Order>> {
-        let place = self.place(name, spec, console);
+        let mut place = self.place(name, spec, console);
+        place.group = self.groups.existing(name, spec);
         let Some(link) = launch::find_keeper(&place.folder) else {
             // What is left of a machine whose keeper has ended.
             let _ = std::fs::remove_dir_all(&place.folder);
+            if let Some(group) = place.group {
+                group.end();
+            }
             return None;
         };
         tracing::info!("machine {name} runs: it is taken over");
@@ -98,8 +134,9 @@ impl Launcher for Qemu {
     }
 
     fn end_strangers(&self, known: &[String]) {
-        let Ok(entries) = std::fs::read_dir(&self.runtime) else { return };
-        for entry in entries.flatten() {
+        // Those whose groups are not to be touched here.
+        let mut others = known.to_vec();
+        for entry in std::fs::read_dir(&self.runtime).into_iter().flatten().flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
             if known.contains(&name) || check_name(&name).is_err() {
                 continue;
@@ -109,23 +146,23 @@ impl Launcher for Qemu {
                 continue;
             };
             tracing::warn!("machine {name} runs but is none of ours: it is ended");
+            others.push(name.clone());
+            let group = self.groups.existing(&name, &Spec::default());
+            launch::end_keeper(&link);
+            let folder = entry.path();
             tokio::spawn(async move {
-                let told = async {
+                // It closes when the keeper is gone, and its processes die with it.
+                let ended = async {
                     link.set_nonblocking(true)?;
-                    let mut link = UnixStream::from_std(link)?;
-                    write_message(&mut link, &wire::Order::Kill).await.map_err(std::io::Error::other)?;
-                    // Until it says that it has, the connection stays.
-                    while let Ok(Some(event)) = shipote_agent_protocol::read_message(&mut link).await {
-                        if matches!(event, wire::Event::Ended { .. }) {
-                            break;
-                        }
-                    }
-                    std::io::Result::Ok(())
+                    UnixStream::from_std(link)?.read_to_end(&mut Vec::new()).await
                 };
-                if let Err(error) = told.await {
-                    tracing::error!("end machine {name}: {error}");
+                let _ = ended.await;
+                let _ = std::fs::remove_dir_all(folder);
+                if let Some(group) = group {
+                    let _ = tokio::task::spawn_blocking(move || group.end()).await;
                 }
             });
         }
+        self.groups.clear_except(&others);
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Rooms: [`spec`] what a machine is made of, [`state`] the pure state machine, [`actor`] owns all machines, [`launch`]
 //! one machine's life, [`keeper`] the process that a machine's processes are children of, [`vmm`] QEMU and what it needs
-//! of the host, [`guest`] connections, `bus` (in the binary) the door.
+//! of the host, [`groups`] what limits a machine, [`snapshots`] disks that were kept and [`take`] how, [`volumes`] folders of the host, [`guest`] connections, `bus` (in the binary) the door.
 //!
 //! Invariant: every virtual machine has a keeper. While this service runs it has an entry in the actor's table; while it
 //! doesn't, the keeper waits for it for as long as the machine's lease says, and then ends the machine.
@@ -18,6 +18,7 @@ pub mod console;
 pub mod disk;
 pub mod egress;
 pub mod error;
+pub mod groups;
 pub mod guest;
 pub mod health;
 pub mod image;
@@ -27,10 +28,13 @@ pub mod launcher;
 pub mod lifeline;
 pub mod published;
 pub mod relay;
+pub mod snapshots;
 pub mod spec;
 pub mod state;
 pub mod stats;
 pub mod store;
+pub mod take;
 pub mod vmm;
+pub mod volumes;
 
 pub use error::Error;

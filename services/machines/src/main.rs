@@ -2,22 +2,33 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+mod config;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use shipote_bus::{Service, paths};
+use shipote_bus::Service;
+use shipote_bus::paths::{self, ServicePaths};
 use shipote_machines::actor::Handle;
+use shipote_machines::groups::Groups;
 use shipote_machines::launcher::{LEASE, Qemu};
 use shipote_machines::lifeline::Lifeline;
+use shipote_machines::snapshots::Snapshots;
 use shipote_machines::store::Store;
-use shipote_machines::{egress, keeper};
-use shipote_service::{Context, Definition, Parts, run};
+use shipote_machines::{egress, keeper, take};
+use shipote_service::{Context, Definition, Parts, run_with};
 use tokio::sync::mpsc;
 
 use crate::bus::{Manager, publish};
+use crate::config::Section;
+
+/// What is done before the service confines itself.
+struct Early {
+    section: Section,
+    groups: Groups,
+}
 
 struct Machines {
     actor: Handle,
@@ -37,10 +48,14 @@ impl Parts for Machines {
     }
 }
 
-async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
+async fn start(context: Context, early: Early) -> anyhow::Result<Machines> {
     let (changes, changed) = mpsc::unbounded_channel();
+    let snapshots = Snapshots::new(&context.paths.state);
+    snapshots.tidy();
+    take::tidy(&context.paths.state);
     let lifeline = Lifeline::hold(&context.store).map(Arc::new);
     let leaves = lifeline.is_some();
+    let start_time = early.section.start_time();
     let launcher = Qemu {
         image: paths::machine_image(),
         runtime: context.paths.runtime.join("machines"),
@@ -49,12 +64,22 @@ async fn start(context: Context, (): ()) -> anyhow::Result<Machines> {
         program: "/proc/self/exe".into(),
         lease: LEASE,
         lifeline,
+        shared: early.section.volumes,
+        groups: early.groups,
+        trial: start_time / 12,
         host: Arc::default(),
     };
-    let actor = Handle::start(Store::new(&context.paths.state), launcher, changes).context("load the machines")?;
+    let store = Store::new(&context.paths.state);
+    let actor = Handle::start_with(store, launcher.clone(), changes, start_time).context("load the machines")?;
     tokio::spawn(publish(context.connection.clone(), changed));
-    let manager =
-        Manager { actor: actor.clone(), authority: context.authority.clone(), audit: Arc::clone(&context.audit) };
+    let manager = Manager {
+        snapshots,
+        launcher,
+        state: context.paths.state.clone(),
+        actor: actor.clone(),
+        authority: context.authority.clone(),
+        audit: Arc::clone(&context.audit),
+    };
     context.connection.object_server().at(Service::Machines.path(), manager).await?;
     Ok(Machines { actor, leaves })
 }
@@ -66,5 +91,10 @@ fn main() -> ExitCode {
         _ => {}
     }
     let definition = Definition { service: Service::Machines, version: env!("CARGO_PKG_VERSION") };
-    run(definition, |_| Ok(()), start)
+    let early = |paths: &ServicePaths| {
+        let section = Section::load(&paths.config).context("read the configuration")?;
+        // First of all that makes processes: this one may be moved to a group of its own.
+        Ok(Early { section, groups: Groups::open(&paths.runtime) })
+    };
+    run_with(definition, early, |early| early.section.volumes.clone(), start)
 }

@@ -3,10 +3,12 @@
 //! ```toml
 //! memory_mib = 256
 //! cpus = 1
+//! cpu_percent = 50     # of one processor of the host, for all of its processes together; 100 for each of `cpus` by default
 //! disk_mib = 4096      # 0: none, images are kept in memory
 //! egress = ["registry-1.docker.io:443", "*.docker.com:443"]   # what it may reach; nothing by default
 //! ssh_agent = "/run/user/1000/keyring/ssh"                     # a socket of the host, for the guest's programs
 //! publish = ["8080:80", "5432"]                                # 127.0.0.1:8080 of the host, and a port for the proxy
+//! volumes = ["/srv/data:/data", "/srv/web:/web:ro"]            # folders of the host, and where the guest has them
 //! restart = "on-failure"                                       # or "no" (the default), "always"
 //!
 //! [health]                                                     # none by default
@@ -23,6 +25,7 @@ use crate::Error;
 use crate::egress::{RULES_MAX, Rule};
 use crate::health::Check;
 use crate::published::{PUBLISHED_MAX, Published};
+use crate::volumes::{VOLUMES_MAX, Volume};
 
 /// Longest name: it is the guest's host name (RFC 1123) and part of socket paths.
 pub const NAME_MAX: usize = 48;
@@ -35,6 +38,10 @@ pub struct Spec {
     pub memory_mib: u32,
     /// Processors, 1 to 64.
     pub cpus: u8,
+    /// Processor time of the host that all of its processes may take, in percent of one processor: 1 to 6,400, or 100
+    /// for each of `cpus` where it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u32>,
     /// Disk for images and what is written over them, in MiB: 64 to 4,194,304, or 0 for none. Takes room on the host as it fills.
     pub disk_mib: u32,
     /// What it may reach through the host; see [`crate::egress::Rule`].
@@ -43,6 +50,8 @@ pub struct Spec {
     pub ssh_agent: Option<PathBuf>,
     /// What of it others reach; see [`Published`].
     pub publish: Vec<String>,
+    /// Folders of the host that it has; see [`Volume`].
+    pub volumes: Vec<String>,
     /// When it is started again by itself.
     pub restart: Restart,
     /// How it is found out whether it does what it is for; where it doesn't, and `restart` allows it, it is started anew.
@@ -68,10 +77,12 @@ impl Default for Spec {
         Self {
             memory_mib: 256,
             cpus: 1,
+            cpu_percent: None,
             disk_mib: 0,
             egress: vec![],
             ssh_agent: None,
             publish: vec![],
+            volumes: vec![],
             restart: Restart::No,
             health: None,
         }
@@ -93,6 +104,9 @@ impl Spec {
         if !(1..=64).contains(&spec.cpus) {
             return Err(invalid(format!("cpus = {}: give 1 to 64", spec.cpus)));
         }
+        if let Some(percent) = spec.cpu_percent.filter(|percent| !(1..=6400).contains(percent)) {
+            return Err(invalid(format!("cpu_percent = {percent}: give 1 to 6400")));
+        }
         if spec.disk_mib != 0 && !(64..=4_194_304).contains(&spec.disk_mib) {
             return Err(invalid(format!("disk_mib = {}: give 64 to 4194304, or 0", spec.disk_mib)));
         }
@@ -113,6 +127,15 @@ impl Spec {
                 return Err(invalid(format!("publish {text:?}: port {port} of the host is given twice")));
             }
         }
+        let volumes = spec.volumes().map_err(&invalid)?;
+        if volumes.len() > VOLUMES_MAX {
+            return Err(invalid(format!("volumes: {} of them; the limit is {VOLUMES_MAX}", volumes.len())));
+        }
+        for (n, volume) in volumes.iter().enumerate() {
+            if volumes[..n].iter().any(|other| other.guest == volume.guest) {
+                return Err(invalid(format!("volumes: {} is given twice", volume.guest)));
+            }
+        }
         if let Some(check) = &spec.health {
             check.check().map_err(&invalid)?;
         }
@@ -120,6 +143,20 @@ impl Spec {
             return Err(invalid(format!("ssh_agent = {:?}: give an absolute path", socket.display().to_string())));
         }
         Ok(spec)
+    }
+
+    /// Processor time of the host that it may take, in percent of one processor.
+    #[must_use]
+    pub fn cpu_percent(&self) -> u32 {
+        self.cpu_percent.unwrap_or(u32::from(self.cpus) * 100)
+    }
+
+    /// Its volumes, read.
+    ///
+    /// # Errors
+    /// What is wrong with one.
+    pub fn volumes(&self) -> Result<Vec<Volume>, String> {
+        self.volumes.iter().map(|text| Volume::parse(text)).collect()
     }
 }
 
@@ -162,11 +199,15 @@ mod tests {
             "memory_mib = 63",
             "cpus = 0",
             "cpus = 65",
+            "cpu_percent = 0",
             "disk_mib = 63",
             "egress = [\"a b\"]",
             "ssh_agent = \"s\"",
             "publish = [\"0:80\"]",
             "publish = [\"80:1\", \"80:2\"]",
+            "volumes = [\"/a\"]",
+            "volumes = [\"/a:/x\", \"/b:/x\"]",
+            "volumes = [\"/a:/1\", \"/a:/2\", \"/a:/3\", \"/a:/4\", \"/a:/5\"]",
             "restart = \"maybe\"",
             "health = {}",
             "health = { port = 80, interval = 1 }",

@@ -1,12 +1,25 @@
 //! What a machine's processes take of the host, from proc_pid_stat(5) and proc_pid_statm(5).
 
+use crate::groups::Group;
+
 /// Use of the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Resident memory, bytes; what the processes share counts once for each.
+    /// Memory, bytes. Without a control group that counts it: resident, what the processes share once for each.
     pub memory_bytes: u64,
     /// Processor time, microseconds.
     pub cpu_usec: u64,
+}
+
+/// Of a machine: as its control group counts, which counts each page once, else of its processes.
+#[must_use]
+pub fn of_machine(pids: &[i32], group: Option<&Group>) -> Stats {
+    let (own, figures) = (of(pids), group.map(Group::figures).unwrap_or_default());
+    Stats {
+        memory_bytes: figures.memory.unwrap_or(own.memory_bytes),
+        // Of a group it is known without any controller.
+        cpu_usec: figures.cpu_usec.unwrap_or(own.cpu_usec),
+    }
 }
 
 /// Of all these processes together; one that has ended counts nothing.

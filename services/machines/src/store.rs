@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use shipote_state::{Format, Refused};
 
@@ -56,11 +58,13 @@ impl Store {
     pub fn save(&self, name: &str, spec: &Spec) -> Result<(), Error> {
         let folder = self.0.join(name);
         std::fs::create_dir_all(&folder).map_err(Error::io("create", folder.display()))?;
-        let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
-        let document = FORMAT.write(spec).map_err(|error| invalid(error.to_string()))?;
-        let text = toml::to_string(&without_null(document)).map_err(|error| invalid(error.to_string()))?;
-        let path = folder.join(FILE);
-        shipote_state::replace(&path, text.as_bytes()).map_err(Error::io("write", path.display()))
+        write_toml(FORMAT, &folder.join(FILE), spec)
+    }
+
+    /// The folder of a machine.
+    #[must_use]
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.0.join(name)
     }
 
     /// Removes a machine with all that lies in its folder.
@@ -73,11 +77,24 @@ impl Store {
     }
 }
 
-fn read(name: &str, path: &Path) -> Result<Spec, Refused> {
+/// A document in TOML, of whatever version it is that is still read.
+pub(crate) fn read_toml<T: DeserializeOwned>(format: Format, path: &Path) -> Result<T, Refused> {
     let text = std::fs::read_to_string(path)?;
+    let document: Value = toml::from_str(&text).map_err(|error| Refused::Damaged(error.to_string()))?;
+    format.read(document)
+}
+
+/// Writes one, whole or not at all; it is on the disk when this returns.
+pub(crate) fn write_toml(format: Format, path: &Path, document: &impl Serialize) -> Result<(), Error> {
+    let failed = |error: String| Error::io("write", path.display())(std::io::Error::other(error));
+    let document = format.write(document).map_err(|error| failed(error.to_string()))?;
+    let text = toml::to_string(&without_null(document)).map_err(|error| failed(error.to_string()))?;
+    shipote_state::replace(path, text.as_bytes()).map_err(Error::io("write", path.display()))
+}
+
+fn read(name: &str, path: &Path) -> Result<Spec, Refused> {
     let damaged = |problem: String| Refused::Damaged(problem);
-    let document: Value = toml::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-    let spec: toml::Table = FORMAT.read(document)?;
+    let spec: toml::Table = read_toml(FORMAT, path)?;
     let text = toml::to_string(&spec).map_err(|error| damaged(error.to_string()))?;
     Spec::parse(name, &text).map_err(|error| damaged(error.to_string()))
 }

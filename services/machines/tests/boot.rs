@@ -4,11 +4,13 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use shipote_agent_protocol::{ports, read_message, write_message};
+use shipote_agent_protocol::{encode, ports, read_message, write_message};
+use shipote_machines::keeper::wire::Order;
 use shipote_machines::lifeline::Lifeline;
 use shipote_machines::spec::Spec;
 use shipote_machines::state::State;
@@ -218,6 +220,14 @@ async fn a_machine_outlives_its_service_and_is_taken_over() {
     service.wait().unwrap();
 
     let known = dir.path().join("m");
+    // Whoever finds the keeper's socket and doesn't know the token learns nothing, and ends nothing.
+    for order in [Order::Adopt { token: "guess".into() }, Order::Kill, Order::Pause { paused: true }] {
+        let mut keeper = std::os::unix::net::UnixStream::connect(known.join("run/orphan/keeper")).unwrap();
+        keeper.write_all(&encode(&order).unwrap()).unwrap();
+        let mut said = Vec::new();
+        keeper.read_to_end(&mut said).unwrap();
+        assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
+    }
     let mut machines = machines_at(image, &known, Duration::from_secs(600));
     machines.until(State::Running).await;
     let inspected = machines.handle.inspect("orphan").await.unwrap();

@@ -48,10 +48,15 @@ fn serve() -> anyhow::Result<()> {
     // Before the first connection, which may put a file there.
     let disk = settings.disk && attach_disk();
     let features = Features { disk, egress: settings.egress, ssh: settings.ssh };
+    // One that cannot be had ends the machine: what it runs would write beside the folder, not into it.
+    for volume in &settings.volumes {
+        volume.mount(Path::new("/")).with_context(|| format!("mount volume {}", volume.path))?;
+    }
     let store = Store::new(mounts::STORAGE.into());
     runtime()?.block_on(async {
         let images = Some(Arc::clone(&store));
-        let agent = Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine, images, features)?;
+        let agent =
+            Agent::new(Path::new("/"), settings.secret, cgroups, Power::Machine, images, features, settings.volumes)?;
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
         let listener = listen::vsock(ports::AGENT_CONTROL).context("listen on vsock")?;
         let doors = [

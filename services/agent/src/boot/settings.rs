@@ -5,6 +5,8 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::Deserialize;
 
+use crate::volumes::Volume;
+
 /// Where the file lies.
 pub(super) const PATH: &str = "/shipote-machine.json";
 
@@ -24,6 +26,9 @@ pub(super) struct Settings {
     /// The host has an SSH agent for it.
     #[serde(default)]
     pub(super) ssh: bool,
+    /// Folders of the host.
+    #[serde(default)]
+    pub(super) volumes: Vec<Volume>,
 }
 
 /// Reads the file and removes it, so that no command in the guest finds the secret.

@@ -50,6 +50,9 @@ pub(crate) enum ImageError {
     /// The registry, or the way to it, refused.
     #[error("fetch {what}: {reason}")]
     Registry { what: String, reason: String },
+    /// A folder of the host cannot be had in the image.
+    #[error("mount {tag} on {path}: {source}")]
+    Volume { tag: String, path: String, source: std::io::Error },
     /// The file system refused.
     #[error("{operation} {path}: {source}", path = path.display())]
     Io { operation: &'static str, path: PathBuf, source: std::io::Error },

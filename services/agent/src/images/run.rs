@@ -11,6 +11,7 @@ use crate::agent::Features;
 use crate::connection::Connection;
 use crate::exec::{self, Command, Jail, Mode};
 use crate::outbox::Gone;
+use crate::volumes::{self, Volume};
 
 /// What is to be run, and how.
 pub(crate) struct Request {
@@ -23,6 +24,8 @@ pub(crate) struct Request {
     /// Answered with a container's id instead of a pid.
     pub(crate) detached: bool,
     pub(crate) features: Features,
+    /// What the machine has of the host.
+    pub(crate) volumes: Arc<[Volume]>,
 }
 
 /// Runs a command for a connection.
@@ -30,8 +33,8 @@ pub(crate) async fn run(connection: &mut Connection, store: &Arc<Store>, request
     let refused = if request.detached && request.overlay.is_none() {
         Some((codes::INVALID_REQUEST, "a detached command needs a persistent_overlay_id".to_owned()))
     } else {
-        let tag = request.mounts.first();
-        tag.map(|(tag, ..)| (codes::MOUNT_FAILED, format!("mount {tag}: this machine has no volume of that tag")))
+        let unknown = volumes::named(&request.volumes, &request.mounts).err();
+        unknown.map(|tag| (codes::MOUNT_FAILED, format!("mount {tag}: this machine has no volume of that tag")))
     };
     if let Some((code, message)) = refused {
         return connection.outbox.send(&AgentResponse::error(code, message)).await;
@@ -46,19 +49,23 @@ pub(crate) async fn run(connection: &mut Connection, store: &Arc<Store>, request
         Ok(Err(error @ ImageError::BadId(_))) => {
             connection.outbox.send(&AgentResponse::error(codes::INVALID_REQUEST, error)).await
         }
+        Ok(Err(error @ ImageError::Volume { .. })) => {
+            connection.outbox.send(&AgentResponse::error(codes::MOUNT_FAILED, error)).await
+        }
         Ok(Err(error)) => connection.outbox.send(&AgentResponse::error(codes::RUN_FAILED, error)).await,
         Err(error) => connection.outbox.send(&AgentResponse::error(codes::INTERNAL_ERROR, error)).await,
     }
 }
 
 fn prepare(store: &Arc<Store>, request: Request) -> Result<Command, ImageError> {
-    let Request { image, mut command, user, overlay, detached, features, .. } = request;
+    let Request { image, mut command, user, mounts, overlay, detached, features, volumes, .. } = request;
     let info = store.query(&image)?;
     let overlay = match &overlay {
         Some(id) => Overlay::persistent(store, &image, id)?,
         None => Overlay::temporary(store, &image)?,
     };
     let root = overlay.root();
+    attach(&root, &volumes, &mounts)?;
     let text = |path: &str| read_beneath(&root, path);
     let wanted = user.or(info.user).unwrap_or_else(|| "0".to_owned());
     let user = user::find(&image, &wanted, &text("etc/passwd"), &text("etc/group"))?;
@@ -89,6 +96,17 @@ fn prepare(store: &Arc<Store>, request: Request) -> Result<Command, ImageError> 
         keep: Arc::new((offer, overlay)),
     });
     Ok(command)
+}
+
+/// Mounts the machine's volumes in an overlay's root, and those that the request names, where they are not there yet.
+fn attach(root: &Path, all: &[Volume], mounts: &[(String, String, bool)]) -> Result<(), ImageError> {
+    let named = volumes::named(all, mounts).unwrap_or_default();
+    let own = all.iter().map(|volume| (volume, volume.path.as_str(), volume.read_only));
+    for (volume, path, read_only) in own.chain(named) {
+        let failed = |source| ImageError::Volume { tag: volume.tag.clone(), path: path.to_owned(), source };
+        volume.mount_at(root, path, read_only).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// A file of the image; empty where there is none, or where a link leads out.

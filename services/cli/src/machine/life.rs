@@ -9,21 +9,24 @@ use futures_util::StreamExt as _;
 use serde_json::json;
 use shipote_bus::machines::{MachinesError, MachinesProxy};
 
-use super::{machines, refusal};
+use super::{machines, patient_machines, refusal};
 use crate::output;
 
 /// What a machine is given.
 #[derive(Debug, Args)]
 pub(super) struct Size {
-    /// Memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
-    memory: u32,
-    /// Processors
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    cpus: u8,
+    /// Memory in MiB [default: 256]
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u32>,
+    /// Processors [default: 1]
+    #[arg(long, value_name = "N")]
+    cpus: Option<u8>,
+    /// Processor time of this host that it may take, in percent of one processor [default: 100 for each of --cpus]
+    #[arg(long, value_name = "PERCENT")]
+    cpu_percent: Option<u32>,
     /// Disk for images in MiB, which stays when the machine stops [default: none, images are kept in memory]
-    #[arg(long, value_name = "MIB", default_value_t = 0, hide_default_value = true)]
-    disk: u32,
+    #[arg(long, value_name = "MIB")]
+    disk: Option<u32>,
     /// What it may reach: HOST:PORT, *.DOMAIN:PORT or HOST (ports 80 and 443); may be repeated [default: nothing]
     #[arg(long, value_name = "RULE")]
     egress: Vec<String>,
@@ -33,6 +36,9 @@ pub(super) struct Size {
     /// Publish a port or socket of it on a port of this host's loopback, or a port for the proxy alone; may be repeated
     #[arg(long, value_name = "HOST:GUEST|GUEST")]
     publish: Vec<String>,
+    /// Give it a folder of this host at a path of its own, with `:ro` to be read only; may be repeated
+    #[arg(long, value_name = "HOST:GUEST[:ro]")]
+    volume: Vec<String>,
     /// Look after it by a command in it, run by /bin/sh, that succeeds while it does what it is for
     #[arg(long, value_name = "COMMAND", conflicts_with = "health_port")]
     health_command: Option<String>,
@@ -45,9 +51,9 @@ pub(super) struct Size {
     /// Failures in a row after which it is unhealthy, and started anew if --restart says so
     #[arg(long, value_name = "N", default_value_t = 3)]
     health_failures: u32,
-    /// Start it again by itself: no, on-failure or always
-    #[arg(long, value_name = "WHEN", default_value = "no")]
-    restart: String,
+    /// Start it again by itself: no, on-failure or always [default: no]
+    #[arg(long, value_name = "WHEN")]
+    restart: Option<String>,
 }
 
 impl Size {
@@ -59,20 +65,21 @@ impl Size {
     /// As a spec that allows some more to be reached.
     pub(super) fn spec_with(&self, egress: &[String]) -> String {
         let rules: Vec<&String> = self.egress.iter().chain(egress).collect();
-        let mut spec = serde_json::json!({
-            "memory_mib": self.memory,
-            "cpus": self.cpus,
-            "disk_mib": self.disk,
-            "egress": rules,
-            "publish": self.publish,
-            "restart": self.restart,
-        });
-        if let Some(socket) = &self.ssh_agent {
-            spec["ssh_agent"] = socket.display().to_string().into();
-        }
-        // Numbers, strings and lists of them are TOML as much as JSON.
+        let volumes: Vec<String> = self.volume.iter().map(|text| absolute(text)).collect();
+        let given = [
+            ("memory_mib", self.memory.map(|n| json!(n))),
+            ("cpus", self.cpus.map(|n| json!(n))),
+            ("cpu_percent", self.cpu_percent.map(|n| json!(n))),
+            ("disk_mib", self.disk.map(|n| json!(n))),
+            ("egress", (!rules.is_empty()).then(|| json!(rules))),
+            ("ssh_agent", self.ssh_agent.as_ref().map(|socket| json!(socket.display().to_string()))),
+            ("publish", (!self.publish.is_empty()).then(|| json!(self.publish))),
+            ("volumes", (!volumes.is_empty()).then(|| json!(volumes))),
+            ("restart", self.restart.as_ref().map(|when| json!(when))),
+        ];
+        // Numbers, strings and lists of them are TOML as much as JSON. What is not said is the service's to say.
         let mut text: String =
-            spec.as_object().into_iter().flatten().map(|(key, value)| format!("{key} = {value}\n")).collect();
+            given.iter().filter_map(|(key, value)| Some(format!("{key} = {}\n", value.as_ref()?))).collect();
         let check = match (&self.health_command, self.health_port) {
             (Some(command), _) => format!("command = {}", json!(["/bin/sh", "-c", command])),
             (None, Some(port)) => format!("port = {port}"),
@@ -84,8 +91,20 @@ impl Size {
     }
 }
 
-pub(super) async fn create(name: &str, size: &Size, json: bool) -> anyhow::Result<()> {
-    machines().await?.create(name, &size.spec(), BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+/// A volume as the service wants it: the host's folder by its own path, whatever this process's folder and links.
+fn absolute(volume: &str) -> String {
+    let Some((host, rest)) = volume.split_once(':') else { return volume.to_owned() };
+    match std::fs::canonicalize(host).ok().and_then(|path| path.into_os_string().into_string().ok()) {
+        Some(host) => format!("{host}:{rest}"),
+        // The service says what is wrong with it.
+        None => volume.to_owned(),
+    }
+}
+
+pub(super) async fn create(name: &str, from: Option<&str>, size: &Size, json: bool) -> anyhow::Result<()> {
+    let options = from.map(|from| ("from", zbus::Variant::from(from))).into_iter().collect();
+    let machines = if from.is_some() { patient_machines().await? } else { machines().await? };
+    machines.create(name, &size.spec(), options).await.map_err(|e| refusal(&e))?;
     told(name, "stopped", json)
 }
 
@@ -225,4 +244,17 @@ pub(super) async fn logs(name: &str) -> anyhow::Result<()> {
     // A reader that went away is no error.
     let _ = std::io::copy(&mut text, &mut out).and_then(|_| out.flush());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_folder_of_a_volume_is_named_by_its_own_path() {
+        let here = std::env::current_dir().and_then(std::fs::canonicalize).unwrap();
+        assert_eq!(absolute(".:/work:ro"), format!("{}:/work:ro", here.display()));
+        assert_eq!(absolute("/no/such/folder:/x"), "/no/such/folder:/x");
+        assert_eq!(absolute("nothing"), "nothing");
+    }
 }

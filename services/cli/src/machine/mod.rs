@@ -6,15 +6,21 @@ mod door;
 mod exec;
 mod image;
 mod life;
+mod snapshot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use shipote_bus::machines::{MachinesError, MachinesProxy};
+use shipote_bus::service::MechanismInfo;
 use shipote_bus::{connect, error};
 use tokio::net::UnixStream;
 use zbus::proxy::CacheProperties;
+
+/// How long a call may take that copies a disk.
+const COPY_TIME: Duration = Duration::from_secs(3600);
 
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {
@@ -33,9 +39,15 @@ enum Command {
         126 if the program cannot be executed, 127 if it is not there.")]
     Run(exec::RunArgs),
     /// Define a machine
+    #[command(after_help = "Examples:\n  shipote machine create web --publish 8080:80 --restart on-failure\n  \
+        shipote machine create build --memory 1024 --disk 4096 --volume /srv/source:/source:ro\n  \
+        shipote machine create second --from clean")]
     Create {
         /// Name: a-z, 0-9 and `-`
         name: String,
+        /// Begin with the disk and the spec of this snapshot; options say what is otherwise
+        #[arg(long, value_name = "SNAPSHOT")]
+        from: Option<String>,
         #[command(flatten)]
         size: life::Size,
         /// Print one JSON object
@@ -77,6 +89,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take a snapshot of a machine's disk, list snapshots or remove one
+    Snapshot(snapshot::SnapshotArgs),
     /// Show what a machine takes of the host, and how its processes are confined
     Stats {
         /// Name
@@ -135,7 +149,8 @@ pub(crate) async fn run(args: MachineArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(args) => return Ok(exec::run(&args).await),
         Command::Exec(args) => return Ok(exec::exec(&args).await),
-        Command::Create { name, size, json } => life::create(&name, &size, json).await?,
+        Command::Create { name, from, size, json } => life::create(&name, from.as_deref(), &size, json).await?,
+        Command::Snapshot(args) => snapshot::run(args).await?,
         Command::Start { name, json } => life::start(&name, json).await?,
         Command::Stop { name, grace, json } => life::stop(&name, grace, json).await?,
         Command::Pause { name, json } => life::pause(&name, true, json).await?,
@@ -152,8 +167,22 @@ pub(crate) async fn run(args: MachineArgs) -> anyhow::Result<ExitCode> {
 
 /// Client of the machines service.
 async fn machines() -> anyhow::Result<MachinesProxy<'static>> {
-    let connection = connect::client().await?;
+    of(connect::client().await?).await
+}
+
+/// One whose calls may take as long as a disk takes to be copied.
+async fn patient_machines() -> anyhow::Result<MachinesProxy<'static>> {
+    of(connect::patient_client(COPY_TIME).await?).await
+}
+
+async fn of(connection: zbus::Connection) -> anyhow::Result<MachinesProxy<'static>> {
     Ok(MachinesProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?)
+}
+
+/// How far machines can be isolated; nothing where the appliance has no service for them.
+pub(crate) async fn capabilities() -> Vec<MechanismInfo> {
+    let Ok(machines) = machines().await else { return vec![] };
+    machines.capabilities().await.unwrap_or_default()
 }
 
 /// The text of a refusal: the service's own, whole.

@@ -65,10 +65,11 @@ pub(crate) async fn run(args: UpArgs) -> Result<ExitCode> {
     let ready = ready::Ready { address, json: args.json };
     let limits =
         supervisor::Limits { watchdog: Duration::from_secs(args.watchdog), grace: Duration::from_secs(args.grace) };
-    let groups = shipote_cgroup::Tree::name(&folders.runtime.join(Service::Workspaces.name()));
+    let groups = [Service::Machines, Service::Workspaces]
+        .map(|service| shipote_cgroup::Tree::name(&folders.runtime.join(service.name())));
     let outcome = engine::Engine::run(folders, bus, binaries, ready, log, limits).await;
     // A confined service cannot remove the folder of its own control groups.
-    shipote_cgroup::Tree::discard(&groups);
+    groups.iter().for_each(|name| shipote_cgroup::Tree::discard(name));
     // The services are gone, so what they wrote comes to its end; but a terminal may not take it.
     let _ = tokio::time::timeout(LAST_WORDS, written).await;
     match outcome? {

@@ -14,6 +14,7 @@
 //! Invariant: the machine ends when the keeper does, and the keeper ends when its machine has and somebody was told, when
 //! nobody has been there for as long as the lease says, or when the appliance that started it is gone.
 
+mod connects;
 mod machine;
 mod process;
 mod qmp;

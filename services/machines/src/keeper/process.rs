@@ -1,24 +1,31 @@
-//! The machine's two processes: started confined, so that a guest that owns one of them gets nothing more.
+//! The machine's processes: started confined, so that a guest that owns one of them gets nothing more.
 //!
 //! Each has a landlock domain of its own (QEMU: its programs and its disks; the vsock device: the folder of its
-//! sockets), a seccomp filter (QEMU: no socket at all beside those it is given; the device: Unix sockets only), no
-//! capability, and dies with its keeper.
+//! sockets; what serves a volume: that folder), a seccomp filter (QEMU: no socket at all beside those it is given; the
+//! device: Unix sockets only; a volume's: it takes the one connection), no capability, and dies with its keeper.
 
 use std::fs::File;
-use std::io::Read as _;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::io::{IoSlice, IoSliceMut, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{
-    Pid, PidfdFlags, Signal, getpid, getppid, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
 };
-use shipote_confinement::seccomp::{Sockets, machine_filter};
-use shipote_confinement::{Domain, Handled, PathAccess};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, getppid, pidfd_open, pidfd_send_signal,
+    set_parent_process_death_signal, waitid,
+};
+use shipote_confinement::seccomp::{AskedConnects, Sockets, machine_filter};
+use shipote_confinement::{CapabilitySet, Domain, Handled, PathAccess, drop_capabilities};
 
 use crate::Error;
+use crate::volumes::Owner;
 
 /// How long the vsock device may take to listen.
 const DEVICE_TIME: Duration = Duration::from_secs(20);
@@ -27,6 +34,8 @@ const DEVICE_TIME: Duration = Duration::from_secs(20);
 pub(super) struct Process {
     child: std::process::Child,
     pub(super) pidfd: OwnedFd,
+    /// By which it asks for its connections, if it has to.
+    pub(super) asks: Option<OwnedFd>,
     /// Standard output and error, as long as they are open.
     pub(super) streams: Vec<File>,
 }
@@ -37,7 +46,11 @@ pub(super) struct Reach<'a> {
     pub(super) read: &'a [&'a Path],
     pub(super) touch: &'a [PathBuf],
     pub(super) write: &'a [&'a Path],
+    /// Folders that are open, and whether they are only read.
+    pub(super) folders: &'a [(BorrowedFd<'a>, bool)],
     pub(super) sockets: Sockets,
+    /// Its connections are made by the keeper, where the kernel can have it so.
+    pub(super) asks: bool,
 }
 
 /// Where programs and their libraries lie, on a distribution or on NixOS.
@@ -60,6 +73,10 @@ pub(super) fn domain(reach: &Reach<'_>) -> Result<Domain, Error> {
             domain = domain.allow_path(path, access).map_err(refused)?;
         }
     }
+    for (folder, read_only) in reach.folders {
+        let access = if *read_only { PathAccess::Read } else { PathAccess::Write };
+        domain = domain.allow_fd(*folder, true, access).map_err(refused)?;
+    }
     Ok(domain)
 }
 
@@ -67,22 +84,36 @@ fn refused(error: shipote_confinement::Error) -> Error {
     Error::io("confine", "a machine's process")(std::io::Error::other(error))
 }
 
-/// Starts a process. `descriptors` appear in it under the numbers that stand with them.
+/// Starts a process, as another user and in a control group where such are given. `descriptors` appear in it under the numbers that stand with
+/// them.
 pub(super) fn start(
     command: &mut Command,
     reach: &Reach<'_>,
+    user: Option<Owner>,
+    group: Option<&File>,
     descriptors: Vec<(OwnedFd, i32)>,
 ) -> Result<Process, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let mut domain = Some(domain(reach)?);
     let filter = machine_filter(reach.sockets).map_err(refused)?;
+    let asking = reach.asks.then(AskedConnects::new).transpose().map_err(refused)?;
+    let (ours, theirs) = UnixStream::pair().map_err(Error::io("make a socket for", &program))?;
     let parent = getpid();
+    let group = group.map(File::try_clone).transpose().map_err(Error::io("join", "the machine's control group"))?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).env_clear();
     command.env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
     // SAFETY: the keeper has one thread, so that what runs between fork and exec may allocate; it makes system calls on
     // values made before, and the descriptors are owned by the closure, hence open.
     unsafe {
         command.pre_exec(move || {
+            if let Some(group) = &group {
+                rustix::io::write(group, b"0")?;
+            }
+            match user {
+                Some(user) => become_user(user)?,
+                None => drop(drop_capabilities(CapabilitySet::empty()).map_err(std::io::Error::other)?),
+            }
+            // After the change of user, which the kernel takes the signal back at.
             set_parent_process_death_signal(Some(Signal::KILL))?;
             // Had the parent died before that call, no signal would come any more.
             if getppid() != Some(parent) {
@@ -98,7 +129,12 @@ pub(super) fn start(
                 domain.restrict().map_err(std::io::Error::other)?;
             }
             rustix::thread::set_no_new_privs(true)?;
-            filter.install()
+            filter.install()?;
+            // A kernel that cannot, or a supervisor above us: the keeper finds that nothing came, and says so.
+            if let Some(asks) = asking.as_ref().and_then(|asking| asking.install().ok()) {
+                give(&theirs, &asks)?;
+            }
+            Ok(())
         });
     }
     let mut child = command.spawn().map_err(Error::io("run", &program))?;
@@ -112,7 +148,42 @@ pub(super) fn start(
         .ok_or(rustix::io::Errno::SRCH)
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
         .map_err(|error| Error::io("watch", &program)(error.into()))?;
-    Ok(Process { child, pidfd, streams })
+    let asks = if reach.asks { taken(&ours) } else { None };
+    Ok(Process { child, pidfd, asks, streams })
+}
+
+/// Hands a descriptor over.
+fn give(socket: &UnixStream, descriptor: &OwnedFd) -> std::io::Result<()> {
+    let descriptors = [descriptor.as_fd()];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut message = SendAncillaryBuffer::new(&mut space);
+    message.push(SendAncillaryMessage::ScmRights(&descriptors));
+    sendmsg(socket, &[IoSlice::new(b"a")], &mut message, SendFlags::empty())?;
+    Ok(())
+}
+
+/// Takes one that was handed over before; `None` where none was.
+fn taken(socket: &UnixStream) -> Option<OwnedFd> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut message = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    recvmsg(socket, &mut [IoSliceMut::new(&mut [0])], &mut message, flags).ok()?;
+    message.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    })
+}
+
+/// Another user, for good: with the ids the capabilities go that allowed the change.
+fn become_user(user: Owner) -> std::io::Result<()> {
+    let (uid, gid) = (user.uid, user.gid);
+    // SAFETY: system calls on plain values; the process has one thread, so that none is left behind with other ids.
+    let failed = unsafe {
+        libc::setgroups(0, std::ptr::null()) != 0
+            || libc::setresgid(gid, gid, gid) != 0
+            || libc::setresuid(uid, uid, uid) != 0
+    };
+    if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 impl Process {
@@ -123,6 +194,13 @@ impl Process {
     /// Sends it a signal; one that has ended needs none.
     pub(super) fn signal(&self, signal: Signal) {
         let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// Waits until all of its threads have stopped, or it has ended: what it was writing is written then.
+    pub(super) fn has_stopped(&self) {
+        let any = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        // Its end is noticed elsewhere.
+        while matches!(waitid(WaitId::PidFd(self.pidfd.as_fd()), any), Err(rustix::io::Errno::INTR)) {}
     }
 
     /// Kills it and waits for its end.

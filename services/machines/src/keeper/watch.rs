@@ -1,5 +1,6 @@
 //! What a keeper does all day: pass on the console and orders, and see that neither side outlives its purpose.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -7,10 +8,13 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use super::machine::Machine;
+use super::process::Process;
 use super::wait;
 use super::wire::{Event, Hello, Launch, Link, Order, VERSION};
 use crate::console::Position;
 
+/// Connections that have not shown yet that they are a service's; the oldest makes room for one more.
+const STRANGERS: usize = 4;
 /// How long a service may take to close the connection on which it was told of the end.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -19,11 +23,15 @@ pub(super) struct Watch<'a> {
     machine: Machine,
     link: Option<Link>,
     listener: UnixListener,
+    /// Who has connected and said nothing yet.
+    strangers: VecDeque<Link>,
     lifeline: Option<OwnedFd>,
     /// How much of the console the present service has been sent.
     shown: Position,
     ready: bool,
     paused: bool,
+    /// As long as the present service wants it.
+    held: bool,
     /// How the machine ended, and until when somebody may ask.
     ended: Option<(bool, String)>,
     /// When nobody will come any more.
@@ -34,11 +42,12 @@ pub(super) struct Watch<'a> {
 struct Awake {
     listener: bool,
     link: bool,
-    qemu: bool,
-    device: bool,
+    process: bool,
     output: bool,
     qmp: bool,
     lifeline: bool,
+    strangers: bool,
+    connects: bool,
 }
 
 impl<'a> Watch<'a> {
@@ -54,10 +63,12 @@ impl<'a> Watch<'a> {
             machine,
             link: None,
             listener,
+            strangers: VecDeque::new(),
             lifeline,
             shown: Position::default(),
             ready: false,
             paused: false,
+            held: false,
             ended: None,
             deadline: None,
         };
@@ -93,21 +104,39 @@ impl<'a> Watch<'a> {
             if awake.qmp {
                 self.monitor();
             }
-            if (awake.qemu || awake.device) && self.ended.is_none() {
+            if awake.connects {
+                self.machine.connect();
+            }
+            if awake.process && self.ended.is_none() {
                 self.end(None);
             }
             if awake.link && !self.heed() {
-                self.link = None;
                 if self.ended.is_some() {
                     return;
                 }
-                self.deadline = Some(Instant::now() + Duration::from_millis(self.launch.lease_ms));
+                self.lose_service();
             }
             if awake.listener
                 && let Ok((stream, _)) = self.listener.accept()
                 && let Ok(link) = Link::new(stream)
             {
-                self.greet(link);
+                self.strangers.truncate(STRANGERS - 1);
+                self.strangers.push_front(link);
+            }
+            if awake.strangers {
+                self.admit();
+            }
+        }
+    }
+
+    /// Hears those who have said nothing yet: one that knows the token is the service now, one that says anything else
+    /// goes.
+    fn admit(&mut self) {
+        for mut stranger in std::mem::take(&mut self.strangers) {
+            match stranger.hear() {
+                Ok(Some(Order::Adopt { token })) if token == self.launch.token => self.greet(stranger),
+                Ok(None) => self.strangers.push_back(stranger),
+                Ok(Some(_)) | Err(_) => {}
             }
         }
     }
@@ -119,11 +148,13 @@ impl<'a> Watch<'a> {
             secret: self.launch.secret.clone(),
             ready: self.ready,
             paused: self.paused,
-            pids: vec![self.machine.qemu.pid(), self.machine.device.pid()],
+            holds: true,
+            pids: self.machine.processes().map(Process::pid).collect(),
             confinement: self.machine.confinement.clone(),
         }));
         self.shown = Position::default();
         self.link = Some(link);
+        self.hold(false);
         self.deadline = None;
         self.announce();
     }
@@ -154,9 +185,20 @@ impl<'a> Watch<'a> {
             link.say(&Event::Console { data });
         }
         if link.flush().is_err() {
-            self.link = None;
-            self.deadline = Some(Instant::now() + Duration::from_millis(self.launch.lease_ms));
+            self.lose_service();
         }
+    }
+
+    /// The service has gone: its lease begins, and what it held goes on.
+    fn lose_service(&mut self) {
+        self.link = None;
+        self.deadline = Some(Instant::now() + Duration::from_millis(self.launch.lease_ms));
+        self.hold(false);
+    }
+
+    fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.machine.pause(self.paused || held);
     }
 
     fn sleep(&self, timeout: Option<Duration>) -> std::io::Result<Awake> {
@@ -168,14 +210,12 @@ impl<'a> Watch<'a> {
             list.push((link.as_fd(), if more { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN }));
             list.len() - 1
         });
-        let mut processes = None;
+        let processes = list.len();
         if self.ended.is_none() {
-            list.push((self.machine.qemu.as_fd(), PollFlags::IN));
-            list.push((self.machine.device.as_fd(), PollFlags::IN));
-            processes = Some(list.len() - 2);
+            list.extend(self.machine.processes().map(|process| (process.as_fd(), PollFlags::IN)));
         }
         let outputs = list.len();
-        for stream in self.machine.qemu.streams.iter().chain(&self.machine.device.streams) {
+        for stream in self.machine.processes().flat_map(|process| &process.streams) {
             list.push((stream.as_fd(), PollFlags::IN));
         }
         let after_outputs = list.len();
@@ -187,16 +227,23 @@ impl<'a> Watch<'a> {
             list.push((lifeline.as_fd(), PollFlags::IN));
             list.len() - 1
         });
+        let connects = self.machine.device.asks.as_ref().map(|asks| {
+            list.push((asks.as_fd(), PollFlags::IN));
+            list.len() - 1
+        });
+        let strangers = list.len();
+        list.extend(self.strangers.iter().map(|stranger| (stranger.as_fd(), PollFlags::IN)));
         let ready = wait(&list, timeout)?;
         let is = |at: Option<usize>| at.is_some_and(|at| ready[at]);
         Ok(Awake {
             listener: ready[0],
             link: is(link),
-            qemu: is(processes),
-            device: is(processes.map(|at| at + 1)),
+            process: ready[processes..outputs].contains(&true),
             output: ready[outputs..after_outputs].contains(&true),
             qmp: is(qmp),
             lifeline: is(lifeline),
+            connects: is(connects),
+            strangers: ready[strangers..].contains(&true),
         })
     }
 
@@ -220,11 +267,15 @@ impl<'a> Watch<'a> {
                 }
                 Ok(Some(Order::Kill)) if self.ended.is_none() => self.end(Some("it was killed")),
                 Ok(Some(Order::Pause { paused })) => {
-                    self.machine.pause(paused);
                     self.paused = paused;
+                    self.machine.pause(paused || self.held);
                     link.say(&Event::Paused { paused });
                 }
-                Ok(Some(Order::Launch(_) | Order::Kill)) => {}
+                Ok(Some(Order::Hold { held })) => {
+                    link.say(&Event::Held { held });
+                    self.hold(held);
+                }
+                Ok(Some(Order::Launch(_) | Order::Adopt { .. } | Order::Kill)) => {}
                 Ok(None) => return true,
                 Err(_) => return false,
             }

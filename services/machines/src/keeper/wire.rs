@@ -1,6 +1,8 @@
 //! What the service and a keeper say to each other: JSON in the agent protocol's frames, on a Unix stream socket.
 //!
-//! Both are ours and trusted, but what a guest wrote travels inside: every buffer has a bound.
+//! Both are ours and trusted, but what a guest wrote travels inside: every buffer has a bound. A later service shows that it
+//! is one by a token that lies in the machine's folder of the state, where no process of a machine reaches: one that runs
+//! as the same user, and whose guest owns it, may find the keepers' sockets.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,9 +14,10 @@ use shipote_agent_protocol::{base64_bytes, encode};
 use shipote_confinement::Mechanism;
 
 use crate::image::Image;
+use crate::volumes::Volume;
 
 /// Version of these messages. A service that finds a keeper of another version ends its machine with a reason.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Largest frame either side sends.
 const FRAME_MAX: usize = 1024 * 1024;
 
@@ -31,12 +34,18 @@ pub struct Launch {
     pub arguments: Vec<String>,
     /// Files that the monitor may write to: disks.
     pub disks: Vec<PathBuf>,
+    /// Folders of the host that the guest has.
+    pub volumes: Vec<Volume>,
+    /// The file that the machine's processes join its control group by; none where the host has none.
+    pub group: Option<PathBuf>,
     /// What the agent finds at boot, as JSON.
     pub settings: String,
     /// Certificates that the agent knows registries by, as PEM.
     pub certificates: Option<PathBuf>,
     /// What the agent's connections begin with.
     pub secret: String,
+    /// What a later service begins with.
+    pub token: String,
     /// How long the machine goes on without a service, in milliseconds.
     pub lease_ms: u64,
 }
@@ -47,6 +56,11 @@ pub struct Launch {
 pub enum Order {
     /// Comes first, on the connection that the keeper was started with.
     Launch(Box<Launch>),
+    /// Comes first on a later connection: the token that the machine was launched with.
+    Adopt {
+        /// [`Launch::token`]
+        token: String,
+    },
     /// The agent has answered.
     Ready,
     /// End it now.
@@ -55,6 +69,12 @@ pub enum Order {
     Pause {
         /// Which.
         paused: bool,
+    },
+    /// Stop its processors for as long as the service wants them to stand still and its connection lasts; they go on by
+    /// themselves where it ends.
+    Hold {
+        /// Which.
+        held: bool,
     },
 }
 
@@ -74,6 +94,11 @@ pub enum Event {
     Paused {
         /// Which.
         paused: bool,
+    },
+    /// What [`Order::Hold`] wanted has been done.
+    Held {
+        /// Which.
+        held: bool,
     },
     /// All processes have ended; it is the last.
     Ended {
@@ -95,7 +120,10 @@ pub struct Hello {
     pub ready: bool,
     /// The processors stand still.
     pub paused: bool,
-    /// The monitor's and the vsock device's process.
+    /// It knows [`Order::Hold`].
+    #[serde(default)]
+    pub holds: bool,
+    /// The processes of the monitor, the vsock device and what serves volumes.
     pub pids: Vec<i32>,
     /// How the processes are confined.
     pub confinement: Vec<Mechanism>,

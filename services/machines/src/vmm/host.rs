@@ -8,9 +8,6 @@ use tokio::process::Command;
 use super::process;
 use crate::image::Image;
 
-/// How long a trial guest has to come up and end. Under KVM it takes about a second.
-const TRIAL: Duration = Duration::from_secs(10);
-
 /// Where the guests' processors come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Accelerator {
@@ -31,15 +28,15 @@ pub struct Host {
 
 impl Host {
     /// Finds out. That `/dev/kvm` can be opened proves little (there are hosts where it exists and guests hang), so
-    /// that a guest is really started on it.
-    pub async fn probe(image: &Image) -> Self {
-        let accelerator = accelerator(image).await;
+    /// that a guest is really started on it, which has the time of `trial` to come up and end.
+    pub async fn probe(image: &Image, trial: Duration) -> Self {
+        let accelerator = accelerator(image, trial).await;
         tracing::info!("guests run on {accelerator:?}");
         Self { accelerator, tsc_khz: tsc_khz().await }
     }
 }
 
-async fn accelerator(image: &Image) -> Accelerator {
+async fn accelerator(image: &Image, time: Duration) -> Accelerator {
     if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
         return Accelerator::Tcg(format!("open /dev/kvm: {error}"));
     }
@@ -58,11 +55,11 @@ async fn accelerator(image: &Image) -> Accelerator {
         .stdout(Stdio::null())
         .stderr(Stdio::null());
     let trial = async { process::spawn(&mut command)?.wait().await };
-    match tokio::time::timeout(TRIAL, trial).await {
+    match tokio::time::timeout(time, trial).await {
         Ok(Ok(status)) if status.success() => Accelerator::Kvm,
         Ok(Ok(status)) => Accelerator::Tcg(format!("a guest under KVM ended with {status}")),
         Ok(Err(error)) => Accelerator::Tcg(format!("run qemu-system-x86_64: {error}")),
-        Err(_) => Accelerator::Tcg(format!("a guest under KVM did not come up within {TRIAL:?}")),
+        Err(_) => Accelerator::Tcg(format!("a guest under KVM did not come up within {time:?}")),
     }
 }
 

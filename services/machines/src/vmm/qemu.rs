@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use super::host::{Accelerator, Host};
+use crate::groups::TRANSLATED_MIB;
 use crate::spec::Spec;
 
 /// The program.
@@ -17,6 +18,8 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 pub const VSOCK_DESCRIPTOR: i32 = 100;
 /// The descriptor of the control connection.
 pub const QMP_DESCRIPTOR: i32 = 101;
+/// The first descriptor of the connections to what serves volumes.
+pub const VOLUME_DESCRIPTORS: i32 = 110;
 /// The machine's own initramfs, in its folder.
 pub const INITRAMFS: &str = "initramfs.cpio";
 /// Folder of the vsock device's sockets, in the machine's.
@@ -40,9 +43,9 @@ pub struct Files<'a> {
 pub fn arguments(host: &Host, spec: &Spec, files: Files<'_>) -> Vec<String> {
     let size = spec.memory_mib;
     let (accel, cpu) = match host.accelerator {
-        Accelerator::Kvm => ("kvm", "host"),
-        // QEMU 7.2 emulates CMPXCHG16B with a fault.
-        Accelerator::Tcg(_) => ("tcg", "max,-cx16"),
+        Accelerator::Kvm => ("kvm".to_owned(), "host"),
+        // QEMU 7.2 emulates CMPXCHG16B with a fault. What it may take for translated code is part of the machine's limit.
+        Accelerator::Tcg(_) => (format!("tcg,tb-size={TRANSLATED_MIB}"), "max,-cx16"),
     };
     let mut append = "console=ttyS0 quiet panic=-1 reboot=t".to_owned();
     if let Accelerator::Tcg(_) = host.accelerator {
@@ -51,7 +54,8 @@ pub fn arguments(host: &Host, spec: &Spec, files: Files<'_>) -> Vec<String> {
     }
     let path = |path: &Path| path.display().to_string();
     [
-        ("-M", format!("microvm,accel={accel},memory-backend=mem0")),
+        ("-M", "microvm,memory-backend=mem0".to_owned()),
+        ("-accel", accel),
         ("-cpu", cpu.to_owned()),
         ("-smp", spec.cpus.to_string()),
         ("-m", format!("{size}M")),
@@ -69,6 +73,13 @@ pub fn arguments(host: &Host, spec: &Spec, files: Files<'_>) -> Vec<String> {
         ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned()),
     ]
     .into_iter()
+    .chain((0..spec.volumes.len()).zip(VOLUME_DESCRIPTORS..).flat_map(|(n, descriptor)| {
+        let tag = crate::volumes::tag(n);
+        [
+            ("-chardev", format!("socket,id={tag},fd={descriptor}")),
+            ("-device", format!("vhost-user-fs-device,chardev={tag},tag={tag},queue-size=1024")),
+        ]
+    }))
     .chain(files.disk.into_iter().flat_map(|disk| {
         let file = doubled(disk);
         [
@@ -100,11 +111,11 @@ mod tests {
     fn the_command_line_says_what_the_spec_says() {
         let tcg = joined(Accelerator::Tcg("no kvm".to_owned()));
         for part in
-            ["accel=tcg", "-smp 2", "-m 128M", "size=128M", "tsc_early_khz=2000000", "file=/run/a,,b/d", "-no-reboot"]
+            ["-accel tcg,", "-smp 2", "-m 128M", "size=128M", "tsc_early_khz=2000000", "file=/run/a,,b/d", "-no-reboot"]
         {
             assert!(tcg.contains(part), "{part} in {tcg}");
         }
         let kvm = joined(Accelerator::Kvm);
-        assert!(kvm.contains("accel=kvm") && kvm.contains("-cpu host") && !kvm.contains("tsc_early"), "{kvm}");
+        assert!(kvm.contains("-accel kvm") && kvm.contains("-cpu host") && !kvm.contains("tsc_early"), "{kvm}");
     }
 }

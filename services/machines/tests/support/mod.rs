@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use shipote_agent_protocol::{read_message, write_message};
 use shipote_machines::actor::{Change, Handle, Shown};
+use shipote_machines::groups::Groups;
 use shipote_machines::launcher::Qemu;
 use shipote_machines::lifeline::Lifeline;
 use shipote_machines::state::State;
@@ -59,7 +60,10 @@ pub(crate) fn machines_with(image: PathBuf, dir: &Path, lease: Duration, lifelin
     std::fs::create_dir_all(&state).unwrap();
     let (sender, changes) = mpsc::unbounded_channel();
     let program = env!("CARGO_BIN_EXE_shipote-machines").into();
-    let launcher = Qemu { image, runtime, state: state.clone(), program, lease, lifeline, host: Arc::default() };
+    let groups = Groups::open(&runtime);
+    let (state_folder, shared, host) = (state.clone(), vec![dir.canonicalize().unwrap()], Arc::default());
+    let trial = Duration::from_secs(10);
+    let launcher = Qemu { image, runtime, state: state_folder, program, lease, lifeline, shared, groups, trial, host };
     Machines { handle: Handle::start(Store::new(&state), launcher, sender).unwrap(), changes, dir: None }
 }
 

@@ -69,6 +69,8 @@ events! {
     (MachineUnpublish, "machine.unpublish", 0xd8174eeba76c4d87a64604d6b89bc506, "a machine withdrew an endpoint"),
     (MachineStop, "machine.stop", 0x1be570c52883423d927b0313fced8b5c, "a machine was stopped"),
     (MachineDelete, "machine.delete", 0x596cb1e91914429cba07fb97939b1794, "a machine and its disk were deleted"),
+    (MachineSnapshot, "machine.snapshot", 0x81c33ad3b9b34544be4a54807d3fda82, "a snapshot of a machine was taken"),
+    (MachineSnapshotDelete, "machine.snapshot-delete", 0x619ed7a8a85e478fa6993249c34b08c2, "a snapshot of a machine was deleted"),
     (ImagePull, "image.pull", 0x646587e8ce804dc1bdb60f43eb654bb5, "an image was pulled"),
     (ImageDrop, "image.drop", 0x153b0f5ce046482d837463372b04ee62, "an image was dropped"),
     (PluginAdd, "plugin.add", 0xe9e968a2a01c4aa7bca08094d8635336, "a plugin was added to the registry"),

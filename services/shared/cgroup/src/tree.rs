@@ -119,11 +119,11 @@ impl Tree {
         self.folder.children()
     }
 
-    /// Removes the folder called `name` where nothing is in it any more: the service itself, once confined, may not.
+    /// Removes the folder called `name` with all groups in it, where no process is in any of them: the service itself, once confined, may not.
     pub fn discard(name: &str) {
         if let Some(path) = Self::path(name) {
             // what is still in use is found by the next instance
-            let _ = fs::remove_dir(path);
+            let _ = Cgroup::at(path, Controllers::default()).remove();
         }
     }
 

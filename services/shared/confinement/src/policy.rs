@@ -115,6 +115,20 @@ impl Policy {
         toml::from_str(&text).map_err(|source| Error::ParseFile { path: path.to_owned(), source })
     }
 
+    /// Adds a folder to write to. One that is not there when the policy is applied is passed over.
+    ///
+    /// # Errors
+    /// [`Error::Placeholder`]: the path has `${` in it, or is no text.
+    pub fn allow_writing(&mut self, folder: &Path) -> Result<(), Error> {
+        match folder.to_str().filter(|text| !text.contains("${")) {
+            Some(text) => {
+                self.write.push(PathRule::Marked(MarkedPath { path: text.to_owned(), optional: true }));
+                Ok(())
+            }
+            None => Err(Error::Placeholder { text: folder.display().to_string(), name: String::new() }),
+        }
+    }
+
     /// Applies the policy to the calling thread and what it starts later, for good: capabilities,
     /// `no_new_privs`, landlock, seccomp, in that order. Call it before any other thread exists.
     ///

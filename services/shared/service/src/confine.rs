@@ -7,15 +7,18 @@ use shipote_bus::paths::{self, ServicePaths};
 use shipote_cgroup::Tree;
 use shipote_confinement::{Mechanism, Policy};
 
-/// Applies the service's policy. An absent policy is no confinement, and is reported so.
-pub(crate) fn confine(service: &str, folders: &ServicePaths) -> anyhow::Result<Vec<Mechanism>> {
+/// Applies the service's policy, with more folders that it may write to. An absent policy is no confinement, and is reported so.
+pub(crate) fn confine(service: &str, folders: &ServicePaths, more: &[PathBuf]) -> anyhow::Result<Vec<Mechanism>> {
     let file = folders.policy.join("landlock").join(format!("{service}.toml"));
     if !file.exists() {
         let reason = format!("no policy at {}", file.display());
         tracing::warn!("{service} runs without confinement of its own: {reason}");
         return Ok(vec![Mechanism::missing("policy", reason)]);
     }
-    let policy = Policy::load(&file).with_context(|| format!("load policy {}", file.display()))?;
+    let mut policy = Policy::load(&file).with_context(|| format!("load policy {}", file.display()))?;
+    for folder in more {
+        policy.allow_writing(folder).with_context(|| format!("allow writing to {}", folder.display()))?;
+    }
     let image = paths::machine_image();
     // A service that starts itself anew for a confined piece of work may execute its own binary and no other.
     let own = std::env::current_exe().context("find the service's own binary")?;

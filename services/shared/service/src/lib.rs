@@ -17,6 +17,7 @@ mod store;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -81,8 +82,20 @@ where
     F: AsyncFnOnce(Context, R) -> anyhow::Result<P>,
     P: Parts,
 {
+    run_with(definition, early, |_| vec![], start)
+}
+
+/// As [`run`], for a service that may write to more folders than its policy says: those that `folders` takes from what
+/// `early` found in the configuration.
+pub fn run_with<E, G, P, F, R>(definition: Definition, early: E, folders: G, start: F) -> ExitCode
+where
+    E: FnOnce(&ServicePaths) -> anyhow::Result<R>,
+    G: FnOnce(&R) -> Vec<PathBuf>,
+    F: AsyncFnOnce(Context, R) -> anyhow::Result<P>,
+    P: Parts,
+{
     logging::init(definition.service.binary());
-    match lifecycle::run(definition, early, start) {
+    match lifecycle::run(definition, early, folders, start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}: {}", definition.service.binary(), shipote_bus::error::one_line(error.as_ref()));

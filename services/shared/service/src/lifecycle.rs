@@ -1,6 +1,7 @@
 //! From start to stop, in the order that [`crate`] promises.
 
 use std::future::pending;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,9 +22,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a service may take to end what must not outlive it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 
-pub(crate) fn run<E, P, F, R>(definition: Definition, early: E, start: F) -> anyhow::Result<()>
+pub(crate) fn run<E, G, P, F, R>(definition: Definition, early: E, folders: G, start: F) -> anyhow::Result<()>
 where
     E: FnOnce(&ServicePaths) -> anyhow::Result<R>,
+    G: FnOnce(&R) -> Vec<PathBuf>,
     F: AsyncFnOnce(Context, R) -> anyhow::Result<P>,
     P: Parts,
 {
@@ -35,7 +37,7 @@ where
     }
     let prepared = early(&paths)?;
     raise_open_files();
-    let confinement: Arc<[_]> = confine::confine(service.name(), &paths)?.into();
+    let confinement: Arc<[_]> = confine::confine(service.name(), &paths, &folders(&prepared))?.into();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the tokio runtime")?;
     let ended = runtime.block_on(async {

@@ -94,7 +94,7 @@ pub(crate) fn build(output: &Path, profile: &Profile, compression: Compression) 
         let machine = work()?;
         let folder = machine.path().join("root").join(MACHINE_IMAGE);
         image::copy(&image::ensure(false)?, &folder)?;
-        let programs = [folder.join(image::VSOCK_DEVICE)];
+        let programs = image::PROGRAMS.map(|name| folder.join(name));
         packed.push(MACHINE.pack(machine.path(), &programs, output, compression)?);
     } else {
         eprintln!("deb: no package {}: the guest image is made for x86-64 only", MACHINE.name);

@@ -1,18 +1,18 @@
 //! `cargo xtask image`: what machines are started with.
 //!
 //! A folder with `vmlinux` (Debian 13's cloud kernel, uncompressed), `initramfs.cpio` (the agent as `/init`, a static
-//! busybox, the kernel modules that a machine needs), `vhost-device-vsock` (for hosts whose kernel has no vhost-vsock)
-//! and `image.json`, which says what it was made of.
+//! busybox, the kernel modules that a machine needs), `vhost-device-vsock` (for hosts whose kernel has no vhost-vsock),
+//! `virtiofsd` (for folders of the host) and `image.json`, which says what it was made of.
 //!
 //! Invariant: a folder is named after the hash of all that went into it and appears by one rename; `current` points to
 //! the newest. Nothing is installed on the host.
 
 mod agent;
+mod devices;
 mod initramfs;
 mod kernel;
 mod modules;
 mod packages;
-mod vsock;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -25,11 +25,11 @@ use sha2::{Digest, Sha256};
 
 use crate::vm::repository;
 
-/// The vsock device's file in an image.
-pub(crate) const VSOCK_DEVICE: &str = "vhost-device-vsock";
+/// The programs in an image.
+pub(crate) const PROGRAMS: [&str; 2] = [devices::VSOCK.name, devices::VOLUMES.name];
 
 /// Part of the key: to be raised when the code here makes something else of the same ingredients.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// Arguments of `cargo xtask image`.
 #[derive(Debug, Parser)]
@@ -55,7 +55,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// Copies a finished image, for those who may read `to`: nothing in it is secret.
 pub(crate) fn copy(image: &Path, to: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(to).with_context(|| format!("create {}", to.display()))?;
-    for (name, mode) in [("vmlinux", 0o644), ("initramfs.cpio", 0o644), (VSOCK_DEVICE, 0o755), ("image.json", 0o644)] {
+    let data = ["vmlinux", "initramfs.cpio", "image.json"].map(|name| (name, 0o644));
+    for (name, mode) in data.into_iter().chain(PROGRAMS.map(|name| (name, 0o755))) {
         let target = to.join(name);
         fs::copy(image.join(name), &target)
             .and_then(|_| fs::set_permissions(&target, fs::Permissions::from_mode(mode)))
@@ -72,9 +73,11 @@ pub(crate) fn ensure(refresh: bool) -> anyhow::Result<PathBuf> {
     lock.lock().context("lock the cache")?;
     let packages = packages::ensure(&cache, refresh)?;
     let agent = agent::build()?;
-    let vsock = vsock::ensure(&cache)?;
+    let vsock = devices::VSOCK.ensure(&cache)?;
+    let volumes = devices::VOLUMES.ensure(&cache)?;
     let program = fs::read(&agent).with_context(|| format!("read {}", agent.display()))?;
-    let key = key(&[&LAYOUT.to_le_bytes(), packages.name().as_bytes(), vsock::VERSION.as_bytes(), &program]);
+    let versions = [devices::VSOCK.version, devices::VOLUMES.version].join(" ");
+    let key = key(&[&LAYOUT.to_le_bytes(), packages.name().as_bytes(), versions.as_bytes(), &program]);
     let image = cache.join(format!("image-{key}"));
     if !image.exists() {
         let work = cache.join("building");
@@ -84,7 +87,9 @@ pub(crate) fn ensure(refresh: bool) -> anyhow::Result<PathBuf> {
         kernel::extract(&unpacked.vmlinuz, &work.join("vmlinux"))?;
         let modules = modules::collect(&unpacked.modules)?;
         fs::write(work.join("initramfs.cpio"), initramfs::build(&program, &unpacked.busybox, &modules)?)?;
-        fs::copy(&vsock, work.join(VSOCK_DEVICE)).context("copy vhost-device-vsock")?;
+        for (program, name) in [vsock, volumes].iter().zip(PROGRAMS) {
+            fs::copy(program, work.join(name)).with_context(|| format!("copy {name}"))?;
+        }
         fs::write(work.join("image.json"), describe(&packages, &modules)?)?;
         fs::remove_dir_all(work.join("packages"))?;
         fs::rename(&work, &image).context("put the image into the cache")?;
@@ -116,7 +121,8 @@ fn describe(packages: &packages::Packages, modules: &modules::Modules) -> anyhow
     let description = serde_json::json!({
         "kernel": packages.kernel(),
         "busybox": packages.busybox(),
-        "vhost_device_vsock": vsock::VERSION,
+        "vhost_device_vsock": devices::VSOCK.version,
+        "virtiofsd": devices::VOLUMES.version,
         "modules": {"first": names(&modules.first), "later": names(&modules.later)},
     });
     Ok(serde_json::to_string_pretty(&description)?)

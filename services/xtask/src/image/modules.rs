@@ -12,7 +12,7 @@ use super::kernel::decompress;
 /// What the agent needs before it can answer.
 const FIRST: &[&str] = &["virtio_mmio", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
 /// What disks, images and commands need.
-const LATER: &[&str] = &["virtio_blk", "overlay", "virtio_rng"];
+const LATER: &[&str] = &["virtio_blk", "overlay", "virtio_rng", "virtio_balloon"];
 
 /// One module.
 #[derive(Debug)]

@@ -11,6 +11,8 @@ pub enum MachinesError {
     NoSuchMachine(String),
     /// A machine has this name.
     NameTaken(String),
+    /// No snapshot has this name.
+    NoSuchSnapshot(String),
     /// The spec cannot be honoured; names the key.
     InvalidSpec(String),
     /// An argument is out of range.

@@ -34,12 +34,31 @@ pub struct MachineDetails {
     pub name: String,
     /// As in [`MachineInfo`].
     pub state: String,
-    /// The monitor's process and the vsock device's; none where it doesn't run.
+    /// Processes of the monitor, the vsock device and what serves volumes; none where it doesn't run.
     pub pids: Vec<i32>,
-    /// Resident memory of the processes, bytes.
+    /// Memory of the processes, bytes: as their control group counts it, else resident.
     pub memory_bytes: u64,
     /// Processor time of the processes, microseconds.
     pub cpu_usec: u64,
     /// How the processes are confined: mechanism, `enforced`, `degraded` or `missing`, reason.
     pub confinement: Vec<(String, String, String)>,
+}
+
+/// A snapshot of a machine's disk.
+#[derive(Debug, Clone, PartialEq, SerializeDict, DeserializeDict, Type)]
+#[zbus(signature = "a{sv}")]
+pub struct SnapshotInfo {
+    /// Name, unique.
+    pub name: String,
+    /// Machine that it is of, which may be gone.
+    pub machine: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// How the disk was: `stopped` (the machine had powered off), `synced` (all written, then held) or `cut` (as after a
+    /// power cut).
+    pub consistency: String,
+    /// The disk's size in MiB.
+    pub disk_mib: u32,
+    /// What it takes of the host's disk, bytes; what is shared with other copies counts in full.
+    pub bytes: u64,
 }

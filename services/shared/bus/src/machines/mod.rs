@@ -5,7 +5,7 @@ mod info;
 mod proxy;
 
 pub use error::MachinesError;
-pub use info::{MachineDetails, MachineInfo};
+pub use info::{MachineDetails, MachineInfo, SnapshotInfo};
 pub use proxy::{MachinesProxy, StateChanged};
 
 /// Interface of the root object.

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use zbus::OwnedFd;
 
-use super::{MachineDetails, MachineInfo, MachinesError};
+use crate::service::MechanismInfo;
+
+use super::{MachineDetails, MachineInfo, MachinesError, SnapshotInfo};
 
 type Options<'a> = BTreeMap<&'a str, zbus::Variant<'a>>;
 
@@ -32,9 +34,17 @@ pub trait Machines {
     /// See the interface.
     fn list(&self, options: Options<'_>) -> Result<Vec<MachineInfo>, MachinesError>;
     /// See the interface.
+    fn snapshot(&self, name: &str, snapshot: &str, options: Options<'_>) -> Result<SnapshotInfo, MachinesError>;
+    /// See the interface.
+    fn list_snapshots(&self, options: Options<'_>) -> Result<Vec<SnapshotInfo>, MachinesError>;
+    /// See the interface.
+    fn delete_snapshot(&self, snapshot: &str, options: Options<'_>) -> Result<(), MachinesError>;
+    /// See the interface.
     fn connect(&self, name: &str, port: u32, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
     /// See the interface.
     fn reach(&self, name: &str, port: u16, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
+    /// See the interface.
+    fn capabilities(&self) -> Result<Vec<MechanismInfo>, MachinesError>;
     /// See the interface.
     fn workload_token(&self, name: &str, options: Options<'_>) -> Result<String, MachinesError>;
     /// See the interface.

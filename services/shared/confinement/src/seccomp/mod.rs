@@ -14,7 +14,7 @@ mod service;
 
 pub use command::{command_filter, command_filter_in_parts};
 pub use explain::Explained;
-pub use machine::{Sockets, machine_filter};
+pub use machine::{AskedConnects, Sockets, machine_filter};
 pub use service::service_filter;
 
 use crate::Error;

@@ -17,6 +17,9 @@ pub(super) const NAMESPACES: u32 = (libc::CLONE_NEWNS
 /// As [`NAMESPACES`], for clone(2), whose lowest byte is the signal.
 pub(super) const NO_NAMESPACES: Check = Check::Without { argument: 0, bits: NAMESPACES & !0xff, errno: libc::EPERM };
 
+/// As [`NAMESPACES`], for unshare(2), which also parts what threads share, such as their working folder.
+const NOTHING_NEW: Check = Check::Without { argument: 0, bits: NAMESPACES, errno: libc::EPERM };
+
 const KERNEL: &[i64] = &[
     libc::SYS_acct,
     libc::SYS_add_key,
@@ -62,7 +65,6 @@ const NAMESPACE_CALLS: &[i64] = &[
     libc::SYS_pivot_root,
     libc::SYS_setns,
     libc::SYS_umount2,
-    libc::SYS_unshare,
 ];
 
 #[cfg(target_arch = "x86_64")]
@@ -94,6 +96,7 @@ pub(super) fn denied(namespaces: bool) -> Vec<(i64, Verdict)> {
     }
     if !namespaces {
         table.extend(NAMESPACE_CALLS.iter().map(|number| (*number, Verdict::Errno(libc::EPERM))));
+        table.push((libc::SYS_unshare, Verdict::Argument(&NOTHING_NEW)));
         table.push((libc::SYS_clone3, Verdict::Errno(libc::ENOSYS)));
     }
     table
@@ -120,6 +123,9 @@ mod tests {
             let user = [libc::CLONE_NEWUSER as u64, 0, 0, 0, 0, 0];
             let refused = (!namespaces).then_some(libc::EPERM);
             assert_eq!(errno(&filter, libc::SYS_clone, user), refused);
+            assert_eq!(errno(&filter, libc::SYS_unshare, user), refused);
+            assert_eq!(errno(&filter, libc::SYS_unshare, [0x80, 0, 0, 0, 0, 0]), refused, "CLONE_NEWTIME");
+            assert_eq!(errno(&filter, libc::SYS_unshare, [libc::CLONE_FS as u64, 0, 0, 0, 0, 0]), None);
             assert_eq!(errno(&filter, libc::SYS_mount, [0; 6]), refused);
         }
     }
