@@ -1,8 +1,29 @@
 # The Debian packages: what they install, what an upgrade leaves alone, what removing and purging leave behind.
 # machine: fresh
 
+import json
+
 SERVICES = ("workspaces", "machines", "proxy", "plugins")
 PACKAGE = "/mnt/host/shipote.deb"
+# Those that an administrator leaves on.
+RUNNING = ("workspaces", "proxy", "plugins")
+COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
+PIPELINE = """label = "p"
+[[nodes]]
+label = "make"
+command = ["sh", "-c", "sleep 30; seq 20000"]
+[[nodes]]
+label = "sum"
+command = ["sha256sum"]
+[[edges]]
+from = "make"
+to = "sum\""""
+
+
+def commands():
+    """The process of each command that runs."""
+    return {c["id"]: c["pid"] for c in json.loads(machine.succeed("shipote ps --json"))["commands"]}
+
 
 start_all()
 machine.wait_for_unit("multi-user.target")
@@ -35,16 +56,34 @@ with subtest("the units are sound and start at boot"):
     for service in SERVICES:
         assert machine.succeed(f"systemctl is-enabled shipote-{service}.service").strip() == "enabled"
 
-with subtest("an upgrade leaves state and an administrator's choice alone"):
-    machine.succeed("shipote workspace create kept")
+with subtest("an upgrade leaves work that runs, state and an administrator's choice alone"):
+    machine.succeed(
+        "shipote workspace create kept",
+        "shipote run -w kept -- sh -c 'echo kept > /work/file'",
+        "shipote plugin add /usr/share/shipote/examples/redact.wat",
+        f"cat > /tmp/pipeline.toml <<'EOF'\n{PIPELINE}\nEOF",
+        "systemd-run --quiet --unit piped -p StandardOutput=file:/tmp/sum -p StandardError=journal $(command -v shipote)"
+        " pipeline run --tap /tmp/pipeline.toml",
+    )
+    id = machine.succeed(f"shipote run -w kept --detach -- sh -c '{COUNT}'").strip()
     machine.succeed("systemctl disable --now shipote-machines.service")
-    before = machine.succeed("systemctl show -P MainPID shipote-proxy.service")
+    before = {service: machine.succeed(f"systemctl show -P MainPID shipote-{service}.service") for service in RUNNING}
+    command = commands()[id]
     machine.succeed(f"dpkg --force-unsafe-io -i {PACKAGE}")
-    for service in ("workspaces", "proxy", "plugins"):
+    for service in RUNNING:
         machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
-    assert machine.succeed("systemctl show -P MainPID shipote-proxy.service") != before, "the proxy was not restarted"
+        after = machine.succeed(f"systemctl show -P MainPID shipote-{service}.service")
+        assert after != before[service], f"the new {service} was not started"
     machine.fail("systemctl is-enabled shipote-machines.service")
-    machine.wait_until_succeeds("shipote workspace list | grep -qw kept", timeout=60)
+    machine.wait_until_succeeds("shipote run -w kept -- grep -x kept /work/file", timeout=60)
+    machine.succeed("shipote plugin list | grep -w redact")
+    assert commands()[id] == command, "another process"
+    machine.succeed(f"shipote kill -s KILL {id}")
+    machine.wait_until_fails(f"shipote ps --json | grep -q {id}", timeout=60)
+    lines = [int(line) for line in machine.succeed(f"shipote logs {id}").split()]
+    assert len(lines) > 10 and lines == list(range(1, len(lines) + 1)), lines
+    machine.wait_until_succeeds("test -s /tmp/sum", timeout=240)
+    assert machine.succeed("cat /tmp/sum") == machine.succeed("seq 20000 | sha256sum")
     machine.succeed("systemctl enable shipote-machines.service")
 
 with subtest("after a removal nothing runs, and configuration and state are kept"):
