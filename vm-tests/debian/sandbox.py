@@ -9,7 +9,7 @@ machine.succeed("getent passwd mallory || useradd --create-home mallory")
 for user in ("root", "mallory"):
     for test in machine.succeed("ls /mnt/host/tests").split():
         with subtest(f"{test} as {user}"):
-            unit = f"-p User={user} -p Delegate=yes -p WorkingDirectory=/tmp -p TasksMax=infinity -p RuntimeMaxSec=240"
+            unit = f"-p User={user} -p Delegate=yes -p WorkingDirectory=/tmp -p TasksMax=infinity -p RuntimeMaxSec=600"
             report = machine.succeed(f"systemd-run --quiet --pipe --wait {unit} /mnt/host/tests/{test} --nocapture 2>&1")
             assert "not tested" not in report, report
             print("     " + [line for line in report.splitlines() if line.startswith("test result")][-1])

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::json;
@@ -115,12 +116,21 @@ async fn resize(manager: &ManagerProxy<'_>, id: &str) {
     let _ = manager.resize_terminal(id, cols, rows).await;
 }
 
-/// How a command ended whose output has.
+/// How a command ended whose output has. The output may end before: a command may close it and live on, and a service
+/// that was restarted hears of the exit a moment after it.
 async fn ended(manager: &ManagerProxy<'_>, id: &str) -> anyhow::Result<i32> {
-    let all = manager.list_commands("", [].into()).await.map_err(|e| output::refusal(&e))?;
-    let id = id.to_ascii_uppercase();
-    let status = all.iter().find(|command| command.id.ends_with(&id)).and_then(|command| command.exit_status);
-    status.with_context(|| format!("attach {id}: its output has ended, how it ended is not known any more"))
+    let wanted = id.to_ascii_uppercase();
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let all = manager.list_commands("", [].into()).await.map_err(|e| output::refusal(&e))?;
+        let command = all.iter().find(|command| command.id.ends_with(&wanted));
+        match command.map(|command| command.exit_status) {
+            Some(Some(status)) => return Ok(status),
+            Some(None) => tokio::time::sleep(pause).await,
+            None => anyhow::bail!("attach {id}: its output has ended, how it ended is not known any more"),
+        }
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
 }
 
 /// The descriptor that is written to, which may come to be another one.

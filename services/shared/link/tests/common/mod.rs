@@ -1,5 +1,10 @@
 //! Components for the tests, from core modules in text form and WIT.
-#![allow(clippy::unwrap_used, dead_code, reason = "a test fails where it unwraps; each test uses a part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::result_large_err,
+    dead_code,
+    reason = "a test fails where it unwraps; each test uses a part"
+)]
 
 use std::time::Duration;
 
