@@ -5,14 +5,14 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use shipote_proxy::{Engine, Settings};
+use shipote_proxy::{Engine, Inherited, Settings};
 use shipote_rules::{compile, load_dir};
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args_os().skip(1);
     let dir = PathBuf::from(args.next().context("usage: serve DIR [WORKERS]")?);
     let workers = args.next().and_then(|w| w.to_str()?.parse().ok()).unwrap_or(1);
-    let engine = Engine::start(Settings { workers, ..Settings::default() }, Vec::new())?;
+    let engine = Engine::start(Settings { workers, ..Settings::default() }, Inherited::default())?;
     engine.apply(compile(&load_dir(&dir)?)?)?;
     println!("ready");
     loop {

@@ -1,19 +1,18 @@
 //! The data plane as a whole: its workers, what they listen on, and the plan they run by.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use shipote_bus::proxy::{CertInfo, PoolInfo};
 use shipote_rules::{Graph, ListenSpec, Transport};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::figures::Figures;
 use crate::flows::{Flow, Flows};
 use crate::health::Health;
+use crate::listen::{Inherited, Listeners, Opened};
 use crate::plan::{LinkError, Plan, Plugins};
 use crate::plugin::own::Own;
 use crate::plugin::{CanaryFailed, Place, PluginCode, Runtime};
@@ -76,19 +75,14 @@ struct Handle {
     window: Window,
 }
 
-/// Sockets that the service manager opened.
-#[derive(Debug, Default)]
-pub struct Inherited {
-    /// Listeners.
-    pub tcp: Vec<TcpListener>,
-    /// For datagrams.
-    pub udp: Vec<UdpSocket>,
-}
-
-impl From<Vec<TcpListener>> for Inherited {
-    fn from(tcp: Vec<TcpListener>) -> Self {
-        Self { tcp, udp: Vec::new() }
-    }
+/// What the workers listen on.
+#[derive(Debug)]
+struct Listening {
+    /// The addresses of the rules.
+    wanted: Vec<ListenSpec>,
+    /// Those that have sockets of their own.
+    sockets: Vec<ListenSpec>,
+    listeners: Listeners,
 }
 
 /// A running data plane.
@@ -97,13 +91,10 @@ pub struct Engine {
     shared: Arc<Shared>,
     registry: Registry,
     workers: Vec<Handle>,
-    /// Sockets that came from the service manager, by address: never closed, so that none is lost while rules change.
-    inherited: BTreeMap<SocketAddr, TcpListener>,
-    inherited_udp: BTreeMap<SocketAddr, UdpSocket>,
-    listening: Mutex<Vec<ListenSpec>>,
     /// The plan before the one that holds. Kept so that no worker is the last to let go of it: taking a large one to
     /// pieces takes milliseconds, which its requests would wait for.
     retired: Mutex<Option<Arc<Plan>>>,
+    listening: Mutex<Listening>,
     health: Health,
     runtime: OnceLock<Runtime>,
     tell: mpsc::UnboundedSender<CanaryFailed>,
@@ -117,12 +108,12 @@ impl Engine {
         self.registry.take_asked()
     }
 
-    /// Starts the workers, with rules that match nothing. `inherited` are sockets that the service manager opened.
+    /// Starts the workers, with rules that match nothing. `inherited` is what was listened on before.
     ///
     /// # Errors
     /// A thread could not be started, or an inherited socket has no address.
-    pub fn start(settings: Settings, inherited: impl Into<Inherited>) -> io::Result<Self> {
-        let inherited = inherited.into();
+    pub fn start(settings: Settings, inherited: Inherited) -> io::Result<Self> {
+        let listeners = Listeners::new(inherited)?;
         let settings = Arc::new(settings);
         let registry = Registry::new();
         let empty = Graph {
@@ -137,16 +128,6 @@ impl Engine {
         let none = Plugins { runtime: None, codes: &[] };
         let plan = Plan::link(empty, &registry, &none, None).map_err(io::Error::other)?;
         let shared = Arc::new(Shared::new(Arc::new(plan)));
-        let mut by_address = BTreeMap::new();
-        for socket in inherited.tcp {
-            socket.set_nonblocking(true)?;
-            by_address.insert(socket.local_addr()?, socket);
-        }
-        let mut inherited_udp = BTreeMap::new();
-        for socket in inherited.udp {
-            socket.set_nonblocking(true)?;
-            inherited_udp.insert(socket.local_addr()?, socket);
-        }
         let mut workers = Vec::with_capacity(settings.workers);
         for i in 0..settings.workers.max(1) {
             let (commands, receiver) = mpsc::unbounded_channel();
@@ -174,11 +155,9 @@ impl Engine {
             shared,
             registry,
             workers,
-            inherited: by_address,
-            inherited_udp,
             retired: Mutex::default(),
             health: Health::start()?,
-            listening: Mutex::default(),
+            listening: Mutex::new(Listening { wanted: Vec::new(), sockets: Vec::new(), listeners }),
             runtime: OnceLock::new(),
             tell,
             told: Mutex::new(Some(told)),
@@ -213,28 +192,41 @@ impl Engine {
         }
         let wanted: Vec<ListenSpec> = plan.graph.listeners.iter().map(|l| l.listen).collect();
         let mut listening = self.listening.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut new = Vec::new();
-        for spec in wanted.iter().filter(|a| !listening.contains(a)) {
-            let address = spec.address;
-            for worker in &self.workers {
-                let command = match spec.transport {
-                    Transport::Tcp => self.bind(address).map(|socket| Command::Listen(address, socket)),
-                    Transport::Udp => self.bind_udp(address).map(|socket| Command::Receive(address, socket)),
-                };
-                new.push((worker, command.map_err(|source| ApplyError::Listen { address, source })?));
+        let Listening { wanted: had, sockets, listeners } = &mut *listening;
+        let needed = listeners.physical(&wanted);
+        let mut new: Vec<(ListenSpec, Vec<Opened>)> = Vec::new();
+        for spec in needed.iter().filter(|spec| !sockets.contains(spec)) {
+            match listeners.open(*spec, self.workers.len()) {
+                Ok(opened) => new.push((*spec, opened)),
+                Err(source) => {
+                    new.into_iter().for_each(|(spec, opened)| listeners.give_back(spec, opened));
+                    return Err(ApplyError::Listen { address: spec.address, source });
+                }
             }
         }
         let plan = Arc::new(plan);
         self.health.watch(&plan);
         self.shared.swap(plan);
         *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
-        for (worker, command) in new {
-            tell(worker, command);
+        for (spec, opened) in new {
+            listeners.keep(spec, &opened);
+            for Opened { worker, socket, .. } in opened {
+                let command = match spec.transport {
+                    Transport::Tcp => Command::Listen(spec.address, socket.into()),
+                    Transport::Udp => Command::Receive(spec.address, socket.into()),
+                };
+                tell(&self.workers[worker], command);
+            }
         }
-        for address in listening.iter().filter(|a| !wanted.contains(a)) {
-            self.workers.iter().for_each(|w| tell(w, Command::Unlisten(*address)));
+        for spec in sockets.iter().filter(|spec| !needed.contains(spec)) {
+            self.workers.iter().for_each(|w| tell(w, Command::Unlisten(*spec)));
+            listeners.close(spec);
         }
-        *listening = wanted;
+        for spec in had.iter().filter(|spec| !wanted.contains(spec)) {
+            self.workers.iter().for_each(|w| tell(w, Command::EndIdle(*spec)));
+        }
+        listeners.settle(&needed);
+        (*had, *sockets) = (wanted, needed);
         Ok(())
     }
 
@@ -246,37 +238,6 @@ impl Engine {
             let _ = self.runtime.set(made);
         }
         self.runtime.get().ok_or_else(|| ApplyError::Plugins("no engine".to_owned()))
-    }
-
-    fn bind(&self, address: SocketAddr) -> io::Result<TcpListener> {
-        if let Some(socket) = self.inherited.get(&address) {
-            return socket.try_clone();
-        }
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(4096)?;
-        Ok(socket.into())
-    }
-
-    /// Each worker has a socket of its own; the kernel sends a client's datagrams to the same one each time.
-    fn bind_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
-        if let Some(socket) = self.inherited_udp.get(&address) {
-            return socket.try_clone();
-        }
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_reuse_port(true)?;
-        if address.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        Ok(socket.into())
     }
 
     /// Stops accepting, lets open requests end, and returns when the last connection is gone or time is up; then how

@@ -19,6 +19,7 @@ mod http;
 mod http1;
 mod http2;
 mod io;
+mod listen;
 #[doc(hidden)]
 pub mod measure;
 pub mod metrics;
@@ -36,8 +37,9 @@ mod upstream;
 mod walk;
 mod worker;
 
-pub use engine::{ApplyError, ConnectionInfo, Engine, Inherited, UpstreamInfo};
+pub use engine::{ApplyError, ConnectionInfo, Engine, UpstreamInfo};
 pub use flows::Flow;
+pub use listen::{Handed, Inherited, Keeper, is_kept_name};
 pub use plan::LinkError;
 pub use plugin::{CanaryFailed, PluginCanary, PluginCode, PluginLink};
 pub use settings::Settings;

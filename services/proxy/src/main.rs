@@ -63,7 +63,8 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
         egress.set(client, &way.allow, &access).with_context(|| format!("[proxy.egress.{client:?}]"))?;
     }
     let (memory, others) = Memory::restore(context.store.clone(), &egress);
-    let engine = Engine::start(early.settings, sockets::inherited(others)).context("start the workers")?;
+    let inherited = sockets::inherited(others, context.store.clone());
+    let engine = Engine::start(early.settings, inherited).context("start the workers")?;
     let engine = Arc::new(engine);
     let state = Arc::new(State::new(
         Arc::clone(&engine),

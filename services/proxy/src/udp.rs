@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use crate::flows::Entry;
 use crate::http::body::within;
 use crate::http1::exchange::InFlight;
+use crate::listen::logical;
 use crate::plan::Plan;
 use crate::upstream::{Key, Target, pick};
 use crate::walk::{Arrival, Peer, arrive, canonical};
@@ -75,6 +76,7 @@ fn begin(
         return None;
     }
     let plan = worker.plan();
+    let address = logical(address, from);
     let listener = plan.listener(Transport::Udp, address)?;
     let entered = enter(worker, from, ListenSpec { transport: Transport::Udp, address })?;
     let peer = Peer {

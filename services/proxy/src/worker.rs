@@ -22,6 +22,7 @@ use crate::http1::exchange::Ended;
 use crate::http1::response::ResponseHead;
 use crate::http2;
 use crate::io::{Clock, Io, Pool, Slot, Stream};
+use crate::listen::logical;
 use crate::peek::{self, First};
 use crate::plan::Plan;
 use crate::plugin::Instances;
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     Receive(SocketAddr, std::net::UdpSocket),
     /// Stop accepting for this address.
     Unlisten(ListenSpec),
+    /// End what is idle of this address, which no rule names any more.
+    EndIdle(ListenSpec),
     /// Stop accepting, end what is idle, and answer when the last connection is gone.
     Drain(oneshot::Sender<()>),
 }
@@ -209,8 +212,8 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
             },
             Command::Unlisten(address) => {
                 listeners.remove(&address).into_iter().flatten().for_each(|l| l.abort());
-                worker.end_idle(Some(address));
             }
+            Command::EndIdle(address) => worker.end_idle(Some(address)),
             Command::Drain(done) => {
                 listeners.drain().flat_map(|(_, l)| l).for_each(|l| l.abort());
                 let gone = worker.gone.notified();
@@ -250,7 +253,7 @@ async fn sweep(worker: Rc<Worker>) {
 async fn accept(worker: Rc<Worker>, listener: TcpListener, address: SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, remote)) => admit(&worker, stream, remote, address),
+            Ok((stream, remote)) => admit(&worker, stream, remote, logical(address, remote)),
             Err(e) => {
                 // Out of descriptors or memory: others must end first, and trying at once would only burn time.
                 tracing::warn!("accept on {address}: {e}");

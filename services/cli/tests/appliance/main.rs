@@ -14,6 +14,7 @@ mod figures;
 mod hostile;
 mod interfaces;
 mod leaks;
+mod listeners;
 mod nodes;
 mod permissions;
 mod pipelines;

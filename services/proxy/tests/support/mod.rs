@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
-use shipote_proxy::{Engine, Settings};
+use shipote_proxy::{Engine, Inherited, Settings};
 use shipote_rules::{Source, compile};
 
 pub struct Proxy {
@@ -34,7 +34,7 @@ impl Proxy {
     }
 
     pub fn start_with(settings: Settings, rules: &Json) -> Self {
-        let proxy = Self { engine: Engine::start(settings, Vec::new()).unwrap() };
+        let proxy = Self { engine: Engine::start(settings, Inherited::default()).unwrap() };
         proxy.apply(rules).unwrap();
         proxy
     }

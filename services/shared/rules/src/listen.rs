@@ -16,6 +16,17 @@ pub enum Transport {
     Udp,
 }
 
+impl Transport {
+    /// The name that rules and logs call it by.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
 /// One address to listen on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct ListenSpec {
