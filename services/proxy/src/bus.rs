@@ -11,7 +11,7 @@ use shipote_bus::proxy::{
     UpstreamInfo,
 };
 use shipote_proxy::egress::{Access, EgressError};
-use shipote_rules::{Graph, Source, Transport, compile, mermaid};
+use shipote_rules::{Graph, Source, compile, mermaid};
 use shipote_service::Authority;
 use zbus::OwnedVariant;
 use zbus::message::Header;
@@ -40,7 +40,7 @@ impl Manager {
         none(&options)?;
         Ok(self.state.engine.with_graph(|graph| {
             let info = |l: &shipote_rules::Listener| ListenerInfo {
-                transport: if l.listen.transport == Transport::Udp { "udp" } else { "tcp" }.to_owned(),
+                transport: l.listen.transport.name().to_owned(),
                 address: l.listen.address.to_string(),
                 tls: l.tls.is_some(),
                 rules: l.rules.clone(),

@@ -25,6 +25,7 @@ pub(crate) struct ProxySection {
     flows: Option<usize>,
     egress: BTreeMap<String, EgressSection>,
     udp_sessions: Option<usize>,
+    quic_handshakes: Option<usize>,
     peek_time_ms: Option<u64>,
 }
 
@@ -55,6 +56,7 @@ pub(crate) fn load(config: &Path) -> anyhow::Result<(Settings, BTreeMap<String, 
         connections_per_address: section.connections_per_address.unwrap_or(default.connections_per_address),
         idle_upstream: section.idle_upstream.unwrap_or(default.idle_upstream),
         idle_upstream_time: millis(section.idle_upstream_time_ms, default.idle_upstream_time),
+        quic_handshakes: section.quic_handshakes.unwrap_or(default.quic_handshakes),
         udp_sessions: section.udp_sessions.unwrap_or(default.udp_sessions).max(1),
         peek_time: millis(section.peek_time_ms, default.peek_time),
         flows: section.flows.unwrap_or(default.flows),

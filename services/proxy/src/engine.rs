@@ -214,6 +214,7 @@ impl Engine {
                 let command = match spec.transport {
                     Transport::Tcp => Command::Listen(spec.address, socket.into()),
                     Transport::Udp => Command::Receive(spec.address, socket.into()),
+                    Transport::Quic => Command::Quic(spec.address, socket.into()),
                 };
                 tell(&self.workers[worker], command);
             }

@@ -32,6 +32,8 @@ pub(crate) struct Figures {
     pub(crate) accepted: Count,
     /// Connections refused by a limit.
     pub(crate) refused: Count,
+    /// Clients that had to prove their address before a handshake.
+    pub(crate) proofs: Count,
     /// Datagrams that no queue had room for.
     pub(crate) dropped: Count,
     /// Connections open now.

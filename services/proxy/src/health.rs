@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::plan::Plan;
-use crate::upstream::{Connected, Target, connect};
+use crate::upstream::{Connected, Dialer, Speak, Target, connect};
 
 /// The asking thread; it ends with this.
 #[derive(Debug)]
@@ -116,6 +116,9 @@ async fn ask_on(patient: Patient) {
 }
 
 async fn ask(target: &Target, check: &HealthCheck) -> Result<(), String> {
+    if target.speak == Speak::Three {
+        return ask_three(target, check).await;
+    }
     let Connected { mut stream, two } = connect(target, check.timeout, false).await.map_err(|e| e.to_string())?;
     let Some(path) = &check.path else { return Ok(()) };
     let status = if two {
@@ -137,5 +140,21 @@ async fn ask(target: &Target, check: &HealthCheck) -> Result<(), String> {
         stream.read_exact(&mut head).await.map_err(|e| e.to_string())?;
         std::str::from_utf8(&head[9..]).ok().and_then(|s| s.parse().ok()).unwrap_or(0)
     };
+    judge(status, path)
+}
+
+async fn ask_three(target: &Target, check: &HealthCheck) -> Result<(), String> {
+    let dialer = Dialer::default();
+    let connection = dialer.connect(target, check.timeout).await.map_err(|e| e.to_string())?;
+    let Some(path) = &check.path else { return Ok(()) };
+    let mut place = connection.join(0).ok_or("it takes no request")?;
+    let request = http::Request::get(format!("https://{}{path}", target.name)).body(()).map_err(|e| e.to_string())?;
+    let mut stream = place.send.send_request(request).await.map_err(|e| e.to_string())?;
+    stream.finish().await.map_err(|e| e.to_string())?;
+    let answer = stream.recv_response().await.map_err(|e| e.to_string())?;
+    judge(answer.status().as_u16(), path)
+}
+
+fn judge(status: u16, path: &str) -> Result<(), String> {
     if (200..400).contains(&status) { Ok(()) } else { Err(format!("it answered {status} to {path}")) }
 }

@@ -18,6 +18,7 @@ mod health;
 mod http;
 mod http1;
 mod http2;
+mod http3;
 mod io;
 mod listen;
 #[doc(hidden)]

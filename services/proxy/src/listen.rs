@@ -106,9 +106,11 @@ impl Listeners {
     /// for `0.0.0.0:443` as well.
     pub(crate) fn physical(&self, wanted: &[ListenSpec]) -> Vec<ListenSpec> {
         let both = |spec: &ListenSpec| {
-            let six = ListenSpec { address: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), spec.address.port()), ..*spec };
-            let unit = self.units.get(&six)?.first()?;
-            let any = spec.address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED) && !self.units.contains_key(spec);
+            let six =
+                ListenSpec { address: SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), spec.address.port()), ..*spec };
+            let unit = self.units.get(&six.socket())?.first()?;
+            let own = self.units.contains_key(&spec.socket());
+            let any = spec.address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED) && !own;
             (any && !unit.only_v6().unwrap_or(true)).then_some(six)
         };
         let all: BTreeSet<ListenSpec> = wanted.iter().map(|spec| both(spec).unwrap_or(*spec)).collect();
@@ -117,7 +119,7 @@ impl Listeners {
 
     /// The sockets of an address for so many workers. None is left over: a socket that listens has a worker.
     pub(crate) fn open(&mut self, spec: ListenSpec, workers: usize) -> io::Result<Vec<Opened>> {
-        if let Some(unit) = self.units.get(&spec) {
+        if let Some(unit) = self.units.get(&spec.socket()) {
             // Connections can be taken by anybody; the datagrams of a client belong to one worker.
             let count = if spec.transport == Transport::Tcp { workers.max(unit.len()) } else { unit.len() };
             let each = (0..count).map(|i| {
@@ -126,7 +128,7 @@ impl Listeners {
             });
             return each.collect();
         }
-        let left = self.left.remove(&spec).unwrap_or_default().into_iter();
+        let left = self.left.remove(&spec.socket()).unwrap_or_default().into_iter();
         let mut opened: Vec<Opened> = left
             .enumerate()
             .map(|(i, (name, socket))| Opened { worker: i % workers, socket, kept: Some(name) })
@@ -146,12 +148,12 @@ impl Listeners {
     /// The rules that these were opened for do not hold: what the instance before left goes on waiting.
     pub(crate) fn give_back(&mut self, spec: ListenSpec, opened: Vec<Opened>) {
         let named = opened.into_iter().filter_map(|o| Some((o.kept?, o.socket)));
-        self.left.entry(spec).or_default().extend(named);
+        self.left.entry(spec.socket()).or_default().extend(named);
     }
 
     /// The rules hold that these were opened for: from now on the keeper has them, too.
     pub(crate) fn keep(&mut self, spec: ListenSpec, opened: &[Opened]) {
-        if self.units.contains_key(&spec) {
+        if self.units.contains_key(&spec.socket()) {
             return;
         }
         let mut names: Vec<String> = Vec::with_capacity(opened.len());
@@ -171,16 +173,19 @@ impl Listeners {
 
     /// No rule listens there any more.
     pub(crate) fn close(&mut self, spec: &ListenSpec) {
-        self.forget(self.kept.remove(spec).unwrap_or_default());
+        let names = self.kept.remove(spec).unwrap_or_default();
+        self.forget(names);
     }
 
     /// Rules hold: what the instance before left and nobody listens on is closed, and units without rules are named.
     pub(crate) fn settle(&mut self, listening: &[ListenSpec]) {
         let left = std::mem::take(&mut self.left);
         self.forget(left.into_values().flatten().map(|(name, _)| name));
-        for spec in self.units.keys().filter(|spec| !listening.contains(spec)) {
+        for spec in self.units.keys().filter(|unit| !listening.iter().any(|spec| spec.socket() == **unit)) {
             let (kind, address) = (spec.transport.name(), spec.address);
-            tracing::warn!("the service manager listens on {kind} {address}, which no rule names: who connects there waits");
+            tracing::warn!(
+                "the service manager listens on {kind} {address}, which no rule names: who connects there waits"
+            );
         }
     }
 
@@ -213,7 +218,7 @@ fn bind(spec: ListenSpec) -> io::Result<Socket> {
     let address = spec.address;
     let (kind, protocol) = match spec.transport {
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
-        Transport::Udp => (Type::DGRAM, Protocol::UDP),
+        Transport::Udp | Transport::Quic => (Type::DGRAM, Protocol::UDP),
     };
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     if spec.transport == Transport::Tcp {

@@ -24,6 +24,7 @@ pub fn render(engine: &Engine) -> String {
     };
     counter("connections_accepted", "Connections accepted.", sum(&|f| &f.accepted));
     counter("connections_refused", "Connections refused by a limit.", sum(&|f| &f.refused));
+    counter("quic_retries", "Clients that had to prove their address before a handshake.", sum(&|f| &f.proofs));
     counter("datagrams_dropped", "Datagrams that no queue had room for.", sum(&|f| &f.dropped));
     counter("bytes_in", "Bytes of bodies and tunnels from clients.", sum(&|f| &f.bytes_in));
     counter("bytes_out", "Bytes of bodies and tunnels to clients.", sum(&|f| &f.bytes_out));

@@ -11,6 +11,7 @@ use shipote_rules::{
     Transport, Upstream, UpstreamAddress,
 };
 
+use crate::http3::config::Crypto;
 use crate::plugin::{Canary, Place, PluginCode, Runtime};
 use crate::rate::Limiter;
 use crate::upstream::{Registry, Speak, Target};
@@ -37,7 +38,7 @@ pub(crate) struct Plan {
     pub(crate) auth: Vec<Option<Arc<Target>>>,
     /// By middleware; plugins only.
     pub(crate) places: Vec<Option<Place>>,
-    /// By terminator: HTTP/2 may be spoken to an upstream, or another one be asked after a failure.
+    /// By terminator: HTTP/2 or 3 may be spoken to an upstream, or another one be asked after a failure.
     others: Vec<bool>,
     /// The largest body that a rule may hold in memory.
     pub(crate) body_limit: u64,
@@ -45,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) certs: Vec<CertInfo>,
     /// By listener.
     tls: Vec<Option<Arc<rustls::ServerConfig>>>,
+    /// By listener; those of QUIC only.
+    quic: Vec<Option<Crypto>>,
     listeners: HashMap<(Transport, SocketAddr), usize>,
 }
 
@@ -67,13 +70,14 @@ impl Plan {
             let linked: Result<Vec<_>, String> = upstreams.iter().map(|u| registry.target(u, version)).collect();
             let linked = linked.map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
             let retries = matches!(&entry.terminator, Terminator::HttpProxy(spec) if spec.retries > 0);
-            others.push(retries || linked.iter().any(|t| matches!(t.speak, Speak::Two | Speak::Either)));
+            others.push(retries || linked.iter().any(|t| matches!(t.speak, Speak::Two | Speak::Three | Speak::Either)));
             targets.push(linked);
         }
         // What the compiler adds has no name, and no limit that somebody meant.
         let named = graph.terminators.iter().filter(|t| !t.rule.is_empty());
         let body_limit = named.map(|t| t.request_body_limit).max().unwrap_or(0);
         let mut tls = Vec::with_capacity(graph.listeners.len());
+        let mut quic = Vec::with_capacity(graph.listeners.len());
         let mut certs = Vec::new();
         for listener in &graph.listeners {
             let rule = listener.rules.first().cloned().unwrap_or_default();
@@ -81,7 +85,10 @@ impl Plan {
             if let Some(tls) = &listener.tls {
                 certs.extend(crate::tls::certs(&listener.listen.address.to_string(), tls));
             }
-            tls.push(configured.map_err(|reason| LinkError { rule, reason })?);
+            let configured = configured.map_err(|reason| LinkError { rule: rule.clone(), reason })?;
+            let over = configured.as_ref().filter(|_| listener.listen.transport == Transport::Quic);
+            quic.push(over.map(|tls| Crypto::new(tls)).transpose().map_err(|reason| LinkError { rule, reason })?);
+            tls.push(configured);
         }
         let mut places: Vec<Option<Place>> = Vec::with_capacity(graph.middleware.len());
         let mut seen = HashMap::new();
@@ -117,7 +124,7 @@ impl Plan {
         }
         let listeners =
             graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
-        Ok(Self { graph, targets, others, body_limit, certs, limiters, auth, places, tls, listeners })
+        Ok(Self { graph, targets, others, body_limit, certs, limiters, auth, places, tls, quic, listeners })
     }
 
     fn limiter(&self, rule: &str, middleware: &Middleware) -> Option<Arc<Limiter>> {
@@ -132,7 +139,7 @@ impl Plan {
         self.limiters[at].clone()
     }
 
-    /// Whether HTTP/2 may be spoken to an upstream of this terminator, or another one be asked after a failure.
+    /// Whether HTTP/2 or 3 may be spoken to an upstream of this terminator, or another one be asked after a failure.
     pub(crate) fn takes_more(&self, terminator: TerminatorId) -> bool {
         self.others[terminator.index()]
     }
@@ -140,7 +147,7 @@ impl Plan {
     /// Whether a WebSocket may pass this terminator.
     pub(crate) fn takes_websocket(&self, terminator: TerminatorId) -> bool {
         let terminator = &self.graph.terminator(terminator).terminator;
-        matches!(terminator, Terminator::HttpProxy(spec) if spec.websocket && spec.version != HttpVersion::H2)
+        matches!(terminator, Terminator::HttpProxy(spec) if spec.websocket && !matches!(spec.version, HttpVersion::H2 | HttpVersion::H3))
     }
 
     pub(crate) fn listener(&self, transport: Transport, address: SocketAddr) -> Option<&Listener> {
@@ -150,6 +157,11 @@ impl Plan {
     /// How a listener does its handshakes.
     pub(crate) fn tls(&self, transport: Transport, address: SocketAddr) -> Option<&Arc<rustls::ServerConfig>> {
         self.listeners.get(&(transport, address)).and_then(|&i| self.tls[i].as_ref())
+    }
+
+    /// How a listener speaks QUIC.
+    pub(crate) fn quic(&self, address: SocketAddr) -> Option<&Crypto> {
+        self.listeners.get(&(Transport::Quic, address)).and_then(|&i| self.quic[i].as_ref())
     }
 }
 
@@ -237,12 +249,7 @@ fn fits(graph: &Graph, middleware: usize, kind: MiddlewareKind) -> Result<(), St
 
 fn upstreams_of(entry: &TerminatorEntry) -> Result<&[Upstream], String> {
     let upstreams: &[Upstream] = match &entry.terminator {
-        Terminator::HttpProxy(spec) => {
-            if spec.version == HttpVersion::H3 {
-                return Err("HTTP/3 to an upstream is not built into this version; use http2_proxy".into());
-            }
-            &spec.upstreams
-        }
+        Terminator::HttpProxy(spec) => &spec.upstreams,
         Terminator::TcpForward { upstreams, .. } | Terminator::UdpForward { upstreams, .. } => upstreams,
         Terminator::Cgi { .. } => return Err("cgi is not built into this version".into()),
         Terminator::Static(_) | Terminator::RedirectHttps(_) | Terminator::Close | Terminator::Send => &[],

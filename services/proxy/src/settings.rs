@@ -25,6 +25,8 @@ pub struct Settings {
     pub idle_upstream: usize,
     /// How long they are kept.
     pub idle_upstream_time: Duration,
+    /// Handshakes of QUIC at once, on one listener of one worker, over which a client must prove its address first.
+    pub quic_handshakes: usize,
     /// Clients that send datagrams at once, on one listener of one worker.
     pub udp_sessions: usize,
     /// Flows remembered.
@@ -46,6 +48,7 @@ impl Default for Settings {
             connections: 65_536,
             idle_upstream: 128,
             idle_upstream_time: Duration::from_secs(15),
+            quic_handshakes: 128,
             udp_sessions: 4096,
             flows: 10_000,
             drain_time: Duration::from_secs(30),

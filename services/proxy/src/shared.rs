@@ -21,6 +21,9 @@ pub(crate) struct Shared {
     next_connection: AtomicU64,
     open: AtomicU32,
     by_address: Mutex<HashMap<IpAddr, u32>>,
+    /// How QUIC is spoken. All workers tell clients of connections that are no more in the same way, since those may
+    /// come to another worker when their address changes.
+    pub(crate) quic: quinn::EndpointConfig,
 }
 
 impl Shared {
@@ -33,6 +36,7 @@ impl Shared {
             next_connection: AtomicU64::new(1),
             open: AtomicU32::new(0),
             by_address: Mutex::default(),
+            quic: quinn::EndpointConfig::default(),
         }
     }
 

@@ -45,6 +45,18 @@ pub(crate) struct PeerCert {
     pub(crate) not_after: i64,
 }
 
+impl Settled {
+    /// What a handshake settled, with the client's certificate where it showed one.
+    pub(crate) fn new(version: &'static str, alpn: Option<Vec<u8>>, leaf: Option<&CertificateDer<'_>>) -> Self {
+        Self {
+            version,
+            alpn,
+            fingerprint: leaf.map(|cert| hex(&Sha256::digest(cert))),
+            cert: leaf.and_then(|cert| PeerCert::read(cert)),
+        }
+    }
+}
+
 impl PeerCert {
     /// Reads a certificate; nothing where it cannot be read.
     pub(crate) fn read(der: &[u8]) -> Option<Self> {
@@ -177,11 +189,6 @@ pub(crate) fn settled(connection: &rustls::ServerConnection) -> (Settled, Option
         _ => "",
     };
     let leaf = connection.peer_certificates().and_then(<[_]>::first);
-    let settled = Settled {
-        version,
-        alpn: connection.alpn_protocol().map(<[u8]>::to_vec),
-        fingerprint: leaf.map(|cert| hex(&Sha256::digest(cert))),
-        cert: leaf.and_then(|cert| PeerCert::read(cert)),
-    };
+    let settled = Settled::new(version, connection.alpn_protocol().map(<[u8]>::to_vec), leaf);
     (settled, connection.server_name().map(str::to_ascii_lowercase))
 }

@@ -21,7 +21,7 @@ use crate::http::body::within;
 use crate::http1::exchange::InFlight;
 use crate::listen::logical;
 use crate::plan::Plan;
-use crate::upstream::{Key, Target, pick};
+use crate::upstream::{Key, Target, pick, resolve};
 use crate::walk::{Arrival, Peer, arrive, canonical};
 use crate::worker::{Entered, Worker, enter, unix_ms};
 
@@ -81,7 +81,7 @@ fn begin(
     let entered = enter(worker, from, ListenSpec { transport: Transport::Udp, address })?;
     let peer = Peer {
         id: entered.id,
-        udp: true,
+        transport: Transport::Udp,
         remote: from,
         remote_text: canonical(from.ip()).to_string(),
         local: socket.local_addr().unwrap_or(address),
@@ -196,13 +196,7 @@ async fn connect(target: &Target) -> io::Result<UdpSocket> {
     let UpstreamAddress::Tcp { host, port } = &target.address else {
         return Err(io::Error::other(format!("{} takes no datagrams", target.name)));
     };
-    let address = match target.ip {
-        Some(ip) => SocketAddr::new(ip, *port),
-        None => tokio::net::lookup_host((host.as_str(), *port))
-            .await?
-            .next()
-            .ok_or_else(|| io::Error::other("the name has no address"))?,
-    };
+    let address = resolve(target, host, *port).await?;
     let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = UdpSocket::bind(any).await?;
     socket.connect(address).await?;

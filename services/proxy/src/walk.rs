@@ -20,8 +20,8 @@ use crate::tls::{PeerCert, Settled};
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) id: u64,
-    /// It sends datagrams, else a stream.
-    pub(crate) udp: bool,
+    /// What carries its bytes.
+    pub(crate) transport: Transport,
     pub(crate) remote: SocketAddr,
     /// The remote address as headers and logs carry it.
     pub(crate) remote_text: String,
@@ -43,7 +43,7 @@ impl Peer {
     pub(crate) fn for_tests(remote: SocketAddr, local: SocketAddr) -> Self {
         Self {
             id: 1,
-            udp: false,
+            transport: Transport::Tcp,
             remote,
             remote_text: remote.ip().to_string(),
             local,
@@ -59,7 +59,7 @@ impl Peer {
 impl View for Peer {
     fn any(&self, field: &Field, f: &mut dyn FnMut(Value<'_>) -> bool) -> bool {
         match field {
-            Field::Transport => f(Value::Bytes(if self.udp { b"udp" } else { b"tcp" })),
+            Field::Transport => f(Value::Bytes(self.carrier().as_bytes())),
             Field::RemoteIp => f(Value::Address(canonical(self.remote.ip()))),
             Field::RemotePort => f(Value::Integer(self.remote.port().into())),
             Field::LocalIp => f(Value::Address(canonical(self.local.ip()))),
@@ -86,6 +86,11 @@ impl View for Peer {
 }
 
 impl Peer {
+    /// What carries its bytes, as rules and plugins call it.
+    pub(crate) fn carrier(&self) -> &'static str {
+        if self.transport == Transport::Tcp { "tcp" } else { "udp" }
+    }
+
     /// What the client's certificate says, where it showed one.
     pub(crate) fn cert(&self) -> Option<&PeerCert> {
         self.tls.as_ref()?.cert.as_ref()
@@ -278,7 +283,7 @@ pub(crate) fn route<'p>(
     plugins: &Instances,
     resume: Option<Resume<'_>>,
 ) -> Verdict<'p> {
-    let Some(listener) = plan.listener(Transport::Tcp, peer.listener) else { return Verdict::Close { rule: "" } };
+    let Some(listener) = plan.listener(peer.transport, peer.listener) else { return Verdict::Close { rule: "" } };
     let mut at = resume.as_ref().map_or(listener.entry, |r| r.at);
     let held = resume.as_ref().and_then(|r| r.held);
     let mut called = resume.and_then(|r| r.called);

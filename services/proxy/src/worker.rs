@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::http1::connection;
 use crate::http1::exchange::Ended;
 use crate::http1::response::ResponseHead;
 use crate::http2;
+use crate::http3;
 use crate::io::{Clock, Io, Pool, Slot, Stream};
 use crate::listen::logical;
 use crate::peek::{self, First};
@@ -31,11 +32,13 @@ use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::tls;
 use crate::udp;
-use crate::upstream::Pools;
+use crate::upstream::{Dialer, Pools};
 use crate::walk::{Arrival, Peer, arrive, canonical};
 
 /// How often what is idle is looked at.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How long it may take to tell peers of QUIC that their connections ended.
+const FAREWELL: Duration = Duration::from_millis(300);
 
 /// What a worker is told.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub(crate) enum Command {
     Listen(SocketAddr, std::net::TcpListener),
     /// Take datagrams from this socket.
     Receive(SocketAddr, std::net::UdpSocket),
+    /// Speak QUIC on this socket.
+    Quic(SocketAddr, std::net::UdpSocket),
     /// Stop accepting for this address.
     Unlisten(ListenSpec),
     /// End what is idle of this address, which no rule names any more.
@@ -81,6 +86,9 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) pools: Pools,
+    pub(crate) dialer: Dialer,
+    /// What speaks QUIC here.
+    pub(crate) endpoints: RefCell<Vec<Weak<quinn::Endpoint>>>,
     pub(crate) plugins: Instances,
     pub(crate) figures: Arc<Figures>,
     pub(crate) flows: Arc<Flows>,
@@ -170,6 +178,8 @@ pub(crate) fn run(
     let worker = Rc::new(Worker {
         pools: Pools::new(Rc::clone(&clock), settings.idle_upstream, settings.idle_upstream_time),
         pool: Pool::default(),
+        dialer: Dialer::default(),
+        endpoints: RefCell::default(),
         plugins: Instances::default(),
         figures: Arc::clone(&window.figures),
         flows: Arc::clone(&window.flows),
@@ -210,17 +220,27 @@ async fn obey(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>
                 }
                 Err(e) => tracing::error!("receive on udp {address}: {e}"),
             },
+            Command::Quic(address, socket) => {
+                let speaking = tokio::task::spawn_local(http3::server::listen(Rc::clone(&worker), socket, address));
+                listeners.entry(ListenSpec { transport: Transport::Quic, address }).or_default().push(speaking);
+            }
             Command::Unlisten(address) => {
                 listeners.remove(&address).into_iter().flatten().for_each(|l| l.abort());
             }
             Command::EndIdle(address) => worker.end_idle(Some(address)),
             Command::Drain(done) => {
-                listeners.drain().flat_map(|(_, l)| l).for_each(|l| l.abort());
+                // Who speaks QUIC has to say to newcomers that they are not wanted.
+                let streams = listeners.drain().filter(|(spec, _)| spec.transport != Transport::Quic);
+                streams.flat_map(|(_, l)| l).for_each(|l| l.abort());
                 let gone = worker.gone.notified();
                 worker.end_idle(None);
                 if !worker.open.borrow().is_empty() {
                     gone.await;
                 }
+                let endpoints: Vec<_> = worker.endpoints.take().iter().filter_map(Weak::upgrade).collect();
+                let farewell = futures_util::future::join_all(endpoints.iter().map(|e| e.wait_idle()));
+                // What could not be told by then, the next instance or a time limit tells.
+                let _ = tokio::time::timeout(FAREWELL, farewell).await;
                 // Who asked may have given up waiting.
                 let _ = done.send(());
                 return;
@@ -307,7 +327,7 @@ fn admit(worker: &Rc<Worker>, mut stream: TcpStream, remote: SocketAddr, address
         let (remote, local) = ends;
         let peer = Peer {
             id,
-            udp: false,
+            transport: Transport::Tcp,
             remote,
             remote_text: canonical(remote.ip()).to_string(),
             local,

@@ -498,3 +498,77 @@ fn floods_of_settings_and_pings_do_not_pile_up() {
     assert!(blocked, "80 MB of questions were taken in though no answer was read");
     assert_eq!(call(port, "/", vec![], None).status, 200);
 }
+
+/// Opens a WebSocket in a stream (RFC 8441): the status, and what came back for `sent`.
+async fn chat(port: u16, protocol: &'static str, sent: &[u8]) -> (u16, http::HeaderMap, Vec<u8>) {
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let mut send = send.ready().await.unwrap();
+    while !send.is_extended_connect_protocol_enabled() {
+        tokio::task::yield_now().await;
+    }
+    let mut request = http::Request::builder()
+        .method("CONNECT")
+        .uri("http://a.example/chat")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-protocol", "chat")
+        .body(())
+        .unwrap();
+    request.extensions_mut().insert(h2::ext::Protocol::from_static(protocol));
+    let (response, mut out) = send.send_request(request, false).unwrap();
+    let (parts, mut body) = response.await.unwrap().into_parts();
+    let mut back = Vec::new();
+    if parts.status == 200 {
+        out.send_data(Bytes::copy_from_slice(sent), false).unwrap();
+        while back.len() < sent.len() {
+            let piece = body.data().await.unwrap().unwrap();
+            body.flow_control().release_capacity(piece.len()).unwrap();
+            back.extend_from_slice(&piece);
+        }
+        // An end of this half is an end of the upstream's, which answers with its own.
+        out.send_data(Bytes::new(), true).unwrap();
+        assert!(body.data().await.is_none());
+    }
+    driver.abort();
+    (parts.status.as_u16(), parts.headers, back)
+}
+
+#[test]
+fn a_websocket_passes_in_a_stream_where_the_rule_allows_it() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (port, upstream) = (free_port(), Upstream::websocket_by_key(None));
+    let websocket = |address: &str| {
+        let mut rules = to(port, "websocket", address);
+        rules[0]["middleware_chain"] = json!([{"use": "response_headers", "args": {"set": {"x-rule": "yes"}}}]);
+        rules
+    };
+    let proxy = Proxy::start(&websocket(&upstream.address()));
+    let bytes = vec![7; 50_000];
+    let (status, headers, back) = runtime.block_on(chat(port, "websocket", &bytes));
+    assert_eq!((status, back.len()), (200, bytes.len()));
+    assert_eq!(
+        (&headers["sec-websocket-protocol"], &headers["x-rule"]),
+        (&"chat".parse().unwrap(), &"yes".parse().unwrap())
+    );
+    assert!(!headers.contains_key("sec-websocket-accept") && !headers.contains_key("upgrade"), "{headers:?}");
+    let seen = upstream.seen();
+    assert!(seen.starts_with("GET /chat HTTP/1.1\r\n") && seen.contains("sec-websocket-version: 13"), "{seen}");
+    support::until(|| proxy.engine.flows(10).iter().any(|f| f.status == 200 && f.bytes_out == 50_000).then_some(()));
+
+    assert_eq!(runtime.block_on(chat(port, "connect-udp", b"x")).0, 501, "another protocol");
+    let wrong = Upstream::websocket_by_key(Some("AAAAAAAAAAAAAAAAAAAAAAAAAAA="));
+    proxy.apply(&websocket(&wrong.address())).unwrap();
+    assert_eq!(runtime.block_on(chat(port, "websocket", b"x")).0, 502, "an answer to another key");
+    let plain = Upstream::echo();
+    proxy.apply(&websocket(&plain.address())).unwrap();
+    assert_eq!(runtime.block_on(chat(port, "websocket", b"x")).0, 502, "an upstream that does not switch");
+    // Success would be a tunnel, so that nothing else may look like it.
+    proxy.apply(&to(port, "http_proxy", &plain.address())).unwrap();
+    assert_eq!(runtime.block_on(chat(port, "websocket", b"x")).0, 501, "the rule does not allow it");
+    proxy
+        .apply(&json!([{"name": "fixed", "listen": [format!("127.0.0.1:{port}")],
+        "terminate": {"type": "static", "status": 200, "text": "hello"}}]))
+        .unwrap();
+    assert_eq!(runtime.block_on(chat(port, "websocket", b"x")).0, 501, "an answer of the rule's own");
+}

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &CompileArgs) -> anyhow::Result<ExitCode> {
 fn summary(graph: &Graph) -> String {
     let mut out = String::new();
     for listener in &graph.listeners {
-        let transport = if listener.listen.transport == shipote_rules::Transport::Udp { "udp" } else { "tcp" };
+        let transport = listener.listen.transport.name();
         let tls = if listener.tls.is_some() { " tls" } else { "" };
         let rules = listener.rules.join(", ");
         out.push_str(&format!("{transport} {}{tls}: {rules}\n", listener.listen.address));

@@ -101,7 +101,7 @@ fn nobody() -> Peer {
     let any = std::net::SocketAddr::from(([0, 0, 0, 0], 0));
     Peer {
         id: 0,
-        udp: false,
+        transport: shipote_rules::Transport::Tcp,
         remote: any,
         remote_text: String::new(),
         local: any,

@@ -3,13 +3,16 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use shipote_rules::{HashOn, ProxySpec, TerminatorId};
 
 use crate::http1::exchange::Ended;
 use crate::http1::request::RequestHead;
 use crate::io::{Io, Slot};
 use crate::plan::Plan;
-use crate::upstream::{AcquireError, Connected, Key, Multiplexed, Shared, Speak, Target, Used, connect, pick};
+use crate::upstream::{
+    AcquireError, Connected, Key, Multiplexed, Requests, Shared, Speak, Target, Used, connect, pick,
+};
 use crate::walk::Peer;
 use crate::worker::Worker;
 
@@ -40,7 +43,11 @@ pub(crate) enum Link {
         served: u32,
     },
     Two {
-        place: Multiplexed,
+        place: Multiplexed<h2::client::SendRequest<Bytes>>,
+        target: Arc<Target>,
+    },
+    Three {
+        place: Multiplexed<Requests>,
         target: Arc<Target>,
     },
 }
@@ -48,7 +55,7 @@ pub(crate) enum Link {
 impl Link {
     pub(crate) fn target(&self) -> &Arc<Target> {
         match self {
-            Self::One { target, .. } | Self::Two { target, .. } => target,
+            Self::One { target, .. } | Self::Two { target, .. } | Self::Three { target, .. } => target,
         }
     }
 }
@@ -66,6 +73,17 @@ pub(crate) async fn acquire(want: &Want<'_>) -> Result<Link, Ended> {
             return Ok(link);
         }
         slot.set(spec.limits.connect * 2);
+        if target.speak == Speak::Three {
+            match three(want, target).await {
+                Ok(link) => return Ok(link),
+                Err(failed) => {
+                    worker.figures.connect_failures.add(1);
+                    tried.push(target.id);
+                    last = Some(failed);
+                    continue;
+                }
+            }
+        }
         let failed = match connect(target, spec.limits.connect, want.only_one).await {
             Ok(Connected { stream, two: false }) => {
                 worker.figures.connects.add(1);
@@ -75,7 +93,7 @@ pub(crate) async fn acquire(want: &Want<'_>) -> Result<Link, Ended> {
             Ok(Connected { stream, two: true }) => {
                 worker.figures.connects.add(1);
                 match Shared::start(stream).await {
-                    Ok(shared) => match worker.pools.add(target, shared) {
+                    Ok(shared) => match worker.pools.two.add(target, shared, worker.pools.now()) {
                         Some(place) => return Ok(Link::Two { place, target: Arc::clone(target) }),
                         None => AcquireError::NotTwo(target.name.clone()),
                     },
@@ -99,15 +117,30 @@ fn idle(want: &Want<'_>, target: &Arc<Target>) -> Option<Link> {
     if want.fresh {
         return None;
     }
+    let pools = &want.worker.pools;
     if !want.only_one
         && matches!(target.speak, Speak::Two | Speak::Either)
-        && let Some(place) = want.worker.pools.share(target)
+        && let Some(place) = pools.two.share(target, pools.now())
     {
         return Some(Link::Two { place, target: Arc::clone(target) });
     }
-    let Used { stream, served } = want.worker.pools.take(target, want.repeatable)?;
+    if target.speak == Speak::Three {
+        let place = pools.three.share(target, pools.now())?;
+        return Some(Link::Three { place, target: Arc::clone(target) });
+    }
+    let Used { stream, served } = pools.take(target, want.repeatable)?;
     let io = Io::new(stream, Rc::clone(want.slot));
     Some(Link::One { io, target: Arc::clone(target), served })
+}
+
+/// A new connection of HTTP/3.
+async fn three(want: &Want<'_>, target: &Arc<Target>) -> Result<Link, AcquireError> {
+    let Want { worker, spec, .. } = want;
+    let shared = worker.dialer.connect(target, spec.limits.connect).await?;
+    worker.figures.connects.add(1);
+    let place = worker.pools.three.add(target, shared, worker.pools.now());
+    let place = place.ok_or_else(|| AcquireError::Full(target.name.clone()))?;
+    Ok(Link::Three { place, target: Arc::clone(target) })
 }
 
 /// What a consistent hash of this rule is taken of.

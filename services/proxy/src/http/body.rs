@@ -1,4 +1,4 @@
-//! Bodies as they come in, from either version of HTTP, a piece at a time; and bodies that are held in memory because
+//! Bodies as they come in, from any version of HTTP, a piece at a time; and bodies that are held in memory because
 //! a rule or a plugin looks at them.
 
 use std::future::poll_fn;
@@ -9,9 +9,10 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::HeaderMap;
 
-use crate::http1::Framing;
 use crate::http1::body::SourceError;
 use crate::http1::chunked::{Chunks, Step};
+use crate::http1::{Framing, Refusal};
+use crate::http3::stream::{Receiving, broken};
 use crate::io::{Buf, Io, IoError, Slot};
 
 /// Waits for `future` until the slot's deadline.
@@ -33,6 +34,7 @@ pub(crate) enum Source<'a> {
     Whole(Bytes),
     One(One<'a>),
     Two(Two<'a>),
+    Three(Three<'a>),
 }
 
 /// A body of HTTP/1.1.
@@ -62,6 +64,20 @@ pub(crate) struct Two<'a> {
     owed: usize,
 }
 
+/// A body of HTTP/3.
+#[derive(Debug)]
+pub(crate) struct Three<'a> {
+    stream: Receiving,
+    slot: &'a Slot,
+    /// A piece that came with the head.
+    early: Option<Bytes>,
+    /// How long it says it is, and how much of it came. (Nobody else compares the two.)
+    declared: Option<u64>,
+    came: u64,
+    /// All of it was read, trailers too.
+    over: bool,
+}
+
 impl<'a> Source<'a> {
     /// What of a body is in `buf` belongs to it, and the rest follows in `io`. With `asked`, the sender is told to go
     /// on before anything is read.
@@ -79,6 +95,15 @@ impl<'a> Source<'a> {
         if stream.is_end_stream() { Self::Empty } else { Self::Two(Two { stream, slot, owed: 0 }) }
     }
 
+    pub(crate) fn three(stream: Receiving, slot: &'a Slot, declared: Option<u64>, early: Option<Bytes>) -> Self {
+        Self::Three(Three { stream, slot, early, declared, came: 0, over: false })
+    }
+
+    /// Trailers may follow the data.
+    fn has_trailers(&self) -> bool {
+        matches!(self, Self::Two(_) | Self::Three(_))
+    }
+
     async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         match self {
             Self::Empty => Ok(None),
@@ -89,6 +114,7 @@ impl<'a> Source<'a> {
             }
             Self::One(one) => one.next().await,
             Self::Two(two) => two.next().await,
+            Self::Three(three) => three.next().await,
         }
     }
 
@@ -99,12 +125,20 @@ impl<'a> Source<'a> {
             Self::Whole(bytes) => bytes.is_empty(),
             Self::One(one) => matches!(one.rest, Rest::Done),
             Self::Two(two) => two.stream.is_end_stream(),
+            Self::Three(three) => three.over,
         }
     }
 
     async fn trailers(&mut self) -> Result<Option<HeaderMap>, SourceError> {
-        let Self::Two(two) = self else { return Ok(None) };
-        Ok(within(two.slot, poll_fn(|cx| two.stream.poll_trailers(cx))).await??)
+        match self {
+            Self::Two(two) => Ok(within(two.slot, poll_fn(|cx| two.stream.poll_trailers(cx))).await??),
+            Self::Three(three) if !three.over => {
+                let trailers = within(three.slot, poll_fn(|cx| three.stream.poll_trailers(cx))).await?;
+                three.over = true;
+                Ok(trailers.map_err(broken)?)
+            }
+            _ => Ok(None),
+        }
     }
 }
 
@@ -184,6 +218,30 @@ impl Two<'_> {
     }
 }
 
+impl Three<'_> {
+    async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+        loop {
+            let piece = match self.early.take() {
+                Some(early) => Some(early),
+                None if self.over => None,
+                None => within(self.slot, poll_fn(|cx| self.stream.poll_data(cx))).await?.map_err(broken)?,
+            };
+            self.came += piece.as_ref().map_or(0, |p| p.len() as u64);
+            match (self.declared, &piece) {
+                (Some(declared), _) if self.came > declared => {
+                    return Err(Refusal::bad("the body is longer than it says").into());
+                }
+                (Some(declared), None) if self.came < declared => return Err(SourceError::Short),
+                _ => self.slot.touch(),
+            }
+            match piece {
+                Some(empty) if empty.is_empty() => {}
+                piece => return Ok(piece),
+            }
+        }
+    }
+}
+
 /// A body, of which the beginning may be held.
 #[derive(Debug)]
 pub(crate) struct Body<'a> {
@@ -214,7 +272,7 @@ impl<'a> Body<'a> {
     /// There is nothing more to hand out.
     pub(crate) fn is_over(&self) -> bool {
         // Held data does not mean that the trailers are there, too.
-        let trailers = matches!(&self.source, Source::Two(_)) && !self.source.is_over();
+        let trailers = self.source.has_trailers() && !self.source.is_over();
         self.given == self.held.len() && (self.ended || self.source.is_over()) && !trailers
     }
 
@@ -239,10 +297,10 @@ impl<'a> Body<'a> {
         let piece = self.source.next().await?;
         match &piece {
             Some(piece) => self.bytes += piece.len() as u64,
-            // Trailers are still to come from HTTP/2, but no data.
+            // Trailers are still to come, but no data.
             None => self.ended = true,
         }
-        if matches!(self.source, Source::Empty) || (self.source.is_over() && !matches!(self.source, Source::Two(_))) {
+        if matches!(self.source, Source::Empty) || (self.source.is_over() && !self.source.has_trailers()) {
             self.ended = true;
         }
         Ok(piece)

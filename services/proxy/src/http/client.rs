@@ -14,12 +14,28 @@ use crate::http1::Framing;
 use crate::http1::body::Coding;
 use crate::http1::compose::{self, Outgoing};
 use crate::http1::request::Facts;
+use crate::http3::stream::Sending;
 use crate::io::{Io, IoError, Slot};
 
 /// Who gets the answer.
 pub(crate) enum Client<'a> {
-    One { io: &'a Io, facts: Facts },
-    Two { respond: &'a mut SendResponse<Bytes>, slot: &'a Slot, is_head: bool },
+    One {
+        io: &'a Io,
+        facts: Facts,
+    },
+    /// With `connect`, it asked for a tunnel, which an answer of success would be.
+    Two {
+        respond: &'a mut SendResponse<Bytes>,
+        slot: &'a Slot,
+        is_head: bool,
+        connect: bool,
+    },
+    /// The stream is taken when the answer begins.
+    Three {
+        sending: &'a mut Option<Sending>,
+        slot: &'a Slot,
+        is_head: bool,
+    },
 }
 
 /// Begun: where the body goes, and whether the connection can carry another request afterwards.
@@ -49,21 +65,36 @@ impl<'a> Client<'a> {
                 let coding = if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
                 Ok(Begun { sink: Sink::One { io, coding, before }, keep_alive })
             }
-            Self::Two { respond, slot, is_head } => {
-                let bodiless = *is_head || matches!(reply.status, 100..=199 | 204 | 304);
-                let status =
-                    StatusCode::from_u16(reply.status).map_err(|e| IoError::System(std::io::Error::other(e)))?;
-                let mut response = http::Response::new(());
-                *response.status_mut() = status;
-                *response.headers_mut() = reply.headers;
-                if let (Some(length), false) = (reply.length, matches!(reply.status, 100..=199 | 204)) {
-                    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+            Self::Two { respond, slot, is_head, connect } => {
+                let (mut response, bodiless) = response(reply, *is_head)?;
+                let mistaken = *connect && response.status().is_success();
+                if mistaken {
+                    *response.status_mut() = StatusCode::NOT_IMPLEMENTED;
+                    response.headers_mut().clear();
                 }
-                let end = bodiless || over;
+                let end = bodiless || over || mistaken;
                 let stream = respond.send_response(response, end).map_err(broken)?;
                 let sink = if end { Sink::Nothing } else { Sink::Two { stream, slot } };
                 Ok(Begun { sink, keep_alive: true })
             }
+            Self::Three { sending, slot, is_head } => {
+                let (response, _) = response(reply, *is_head)?;
+                let twice = || IoError::System(std::io::Error::other("an answer was begun twice"));
+                let sending = sending.take().ok_or_else(twice)?;
+                Ok(Begun { sink: Sink::Three { sending, head: Some(response), slot }, keep_alive: true })
+            }
+        }
+    }
+
+    /// The client asked for a tunnel and has none yet.
+    pub(crate) fn wants_tunnel(&self) -> bool {
+        matches!(self, Self::Two { connect: true, .. })
+    }
+
+    /// The answer that begins next is one to who asked for a tunnel.
+    pub(crate) fn opens_tunnel(&mut self) {
+        if let Self::Two { connect, .. } = self {
+            *connect = false;
         }
     }
 
@@ -74,13 +105,26 @@ impl<'a> Client<'a> {
             if let Poll::Ready(value) = future.as_mut().poll(cx) {
                 return Poll::Ready(Some(value));
             }
-            if let Self::Two { respond, .. } = self
-                && respond.poll_reset(cx).is_ready()
-            {
-                return Poll::Ready(None);
-            }
-            Poll::Pending
+            let left = match self {
+                Self::One { .. } => false,
+                Self::Two { respond, .. } => respond.poll_reset(cx).is_ready(),
+                Self::Three { sending, .. } => sending.as_ref().is_some_and(|s| s.is_unwanted(cx)),
+            };
+            if left { Poll::Ready(None) } else { Poll::Pending }
         })
         .await
     }
+}
+
+/// The head of an answer as HTTP/2 and HTTP/3 have it, and whether it can have no body.
+fn response(reply: Reply, is_head: bool) -> Result<(http::Response<()>, bool), IoError> {
+    let bodiless = is_head || matches!(reply.status, 100..=199 | 204 | 304);
+    let status = StatusCode::from_u16(reply.status).map_err(|e| IoError::System(std::io::Error::other(e)))?;
+    let mut response = http::Response::new(());
+    *response.status_mut() = status;
+    *response.headers_mut() = reply.headers;
+    if let (Some(length), false) = (reply.length, matches!(reply.status, 100..=199 | 204)) {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Ok((response, bodiless))
 }

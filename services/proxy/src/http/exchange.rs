@@ -10,6 +10,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h3::error::{Code, StreamError};
 use shipote_rules::{NodeId, OnError, ProxySpec, Response, TerminatorId};
 
 use super::acquire::{Link, Want, acquire, key};
@@ -17,6 +20,7 @@ use super::body::within;
 use super::client::Begun;
 use super::compress::{self, Encoder};
 use super::general::Request;
+use super::multiplexed::TOOK_BACK;
 use super::reply::Reply;
 use super::sink::{Sink, relay};
 use super::{Body, Client, Source};
@@ -25,9 +29,13 @@ use crate::http1::compose;
 use crate::http1::exchange::{Ended, InFlight, broken_body, read_head};
 use crate::http1::{Framing, Refusal};
 use crate::http2;
+use crate::http3::{
+    self,
+    stream::{Receiving, Sending},
+};
 use crate::io::{Io, IoError};
 use crate::plugin::{self, Answered};
-use crate::upstream::{Multiplexed, Target, Used};
+use crate::upstream::{Multiplexed, Requests, Target, Used};
 use crate::walk::{After, Edits, compression, response_edits};
 
 /// A body of known length up to this is read before an upstream is chosen, so that the request can go on a connection
@@ -140,12 +148,13 @@ async fn acquire_for(want: &Want<'_>, whole: bool) -> Result<Link, Ended> {
     match acquire(want).await? {
         Link::One { served: 1.., .. } => acquire(&Want { fresh: true, ..*want }).await,
         Link::Two { place, .. } if place.served > 0 && !place.is_good().await => acquire(want).await,
+        Link::Three { place, .. } if place.served > 0 && !place.is_good().await => acquire(want).await,
         good => Ok(good),
     }
 }
 
-fn taken_back() -> Ended {
-    Ended::broken(0, &http2::server::TOOK_BACK)
+pub(super) fn taken_back() -> Ended {
+    Ended::broken(0, &TOOK_BACK)
 }
 
 #[allow(clippy::too_many_arguments, reason = "one step of an exchange needs what the exchange needs")]
@@ -167,6 +176,10 @@ async fn attempt(
             let scheme = if target.secure().is_some() { "https" } else { "http" };
             let asked = http2::head::request(text, scheme, request.wants_trailers()).map_err(refused)?;
             two(request, way, edits, place, asked, try_status, body, client).await
+        }
+        Link::Three { place, .. } => {
+            let asked = http2::head::request(text, "https", request.wants_trailers()).map_err(refused)?;
+            three(request, way, edits, place, asked, try_status, body, client).await
         }
     }
 }
@@ -190,7 +203,7 @@ async fn one(
     let progress = Progress::default();
     let result = {
         let mut sink = Sink::One { io: &io, coding, before: text.to_vec() };
-        let sending = send(body, &mut sink);
+        let sending = send_body(body, &mut sink);
         let receiving = async {
             match client.unless_gone(read_head(&io, &mut answer, &mut head, facts.is_head)).await {
                 None => return Err(Failed::For(taken_back())),
@@ -234,7 +247,7 @@ async fn two(
     request: &Request<'_, '_>,
     way: &Way<'_>,
     edits: &Edits<'_>,
-    mut place: Multiplexed,
+    mut place: Multiplexed<SendRequest<Bytes>>,
     asked: http::Request<()>,
     try_status: bool,
     body: &mut Body<'_>,
@@ -252,7 +265,7 @@ async fn two(
     let (answer, stream) = place.send.send_request(asked, body.is_over()).map_err(again)?;
     let progress = Progress::default();
     let mut sink = if body.is_over() { Sink::Nothing } else { Sink::Two { stream, slot: request.slot } };
-    let sending = send(body, &mut sink);
+    let sending = send_body(body, &mut sink);
     let facts = request.head.facts;
     let served = place.served;
     let receiving = async {
@@ -289,6 +302,78 @@ async fn two(
     both(request, way, sending, receiving, &progress).await
 }
 
+#[allow(clippy::too_many_arguments, reason = "one step of an exchange needs what the exchange needs")]
+async fn three(
+    request: &Request<'_, '_>,
+    way: &Way<'_>,
+    edits: &Edits<'_>,
+    mut place: Multiplexed<Requests>,
+    asked: http::Request<()>,
+    try_status: bool,
+    body: &mut Body<'_>,
+    client: &mut Client<'_>,
+) -> Result<Ended, Failed> {
+    let facts = request.head.facts;
+    let served = place.served;
+    let stream = match within(request.slot, place.send.send_request(asked)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(e)) => {
+            place.give_up();
+            return Err(Failed::Again(Ended::refuse(502, &format_args!("send the request: {e}"))));
+        }
+        Err(e) => {
+            place.give_up();
+            return Err(Failed::For(Ended::refuse(504, &e)));
+        }
+    };
+    let (send, mut answer) = stream.split();
+    let progress = Progress::default();
+    let mut sink = Sink::Three { sending: Sending::Request(send), head: None, slot: request.slot };
+    let sending = send_body(body, &mut sink);
+    let receiving = async {
+        let response = loop {
+            match client.unless_gone(within(request.slot, answer.recv_response())).await {
+                None => return Err(Failed::For(taken_back())),
+                Some(Ok(Ok(interim))) if interim.status().is_informational() => {}
+                Some(Ok(Ok(response))) => break response,
+                Some(Err(e)) => {
+                    // Nothing says whether the connection still lives.
+                    place.give_up();
+                    return Err(Failed::Elsewhere(Ended::refuse(504, &e)));
+                }
+                Some(Ok(Err(e))) => {
+                    let ended = Ended::refuse(502, &format_args!("read the answer: {e}"));
+                    // A rejected request was not acted upon (RFC 9114, section 4.1.1).
+                    let rejected = matches!(e, StreamError::RemoteTerminate { code: Code::H3_REQUEST_REJECTED, .. });
+                    let lost = matches!(e, StreamError::ConnectionError { .. } | StreamError::RemoteClosing { .. });
+                    if lost {
+                        place.give_up();
+                    }
+                    let stale = lost && served > 0 && facts.idempotent;
+                    return Err(if rejected || stale { Failed::Again(ended) } else { Failed::Elsewhere(ended) });
+                }
+            }
+        };
+        if try_status && matches!(response.status().as_u16(), 502..=504) {
+            return Err(Failed::Elsewhere(Ended::refuse(response.status().as_u16(), &"the upstream said so")));
+        }
+        progress.started.set(true);
+        let (parts, ()) = response.into_parts();
+        let wrong = |e: Refusal| refused(Refusal { status: 502, ..e });
+        http3::head::check(&parts.headers).map_err(wrong)?;
+        let declared = http3::head::length(&parts.headers).map_err(wrong)?;
+        let bodiless = facts.is_head || matches!(parts.status.as_u16(), 204 | 304);
+        let source = if bodiless {
+            Source::Empty
+        } else {
+            Source::three(Receiving::Answer(answer), request.slot, declared, None)
+        };
+        let phase = (way.response, way.spec.limits.idle);
+        Ok(deliver(request, phase, edits, Reply::two(parts), source, client, progress.sent.get()).await)
+    };
+    both(request, way, sending, receiving, &progress).await
+}
+
 fn refused(refusal: Refusal) -> Failed {
     Failed::For(Ended::refuse(refusal.status, &refusal))
 }
@@ -302,7 +387,7 @@ pub(crate) struct Progress {
     pub(crate) started: Cell<bool>,
 }
 
-async fn send(body: &mut Body<'_>, sink: &mut Sink<'_>) -> Result<(), BodyError> {
+async fn send_body(body: &mut Body<'_>, sink: &mut Sink<'_>) -> Result<(), BodyError> {
     let result = relay(body, sink, None).await;
     if matches!(result, Err(BodyError::Source(_))) {
         sink.tear();

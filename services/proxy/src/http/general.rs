@@ -9,7 +9,7 @@ use shipote_rules::{HeaderEdit, Response, Terminator, TimeLimits};
 use super::auth;
 use super::exchange::{self, Way, deliver};
 use super::reply::Reply;
-use super::{Body, Client};
+use super::{Body, Client, websocket};
 use crate::http1::compose;
 use crate::http1::exchange::{Ended, broken_body};
 use crate::http1::request::RequestHead;
@@ -127,7 +127,14 @@ async fn finish<'p>(
             let rule = entry.rule.as_str();
             let ended = match &entry.terminator {
                 Terminator::HttpProxy(spec) => {
-                    let ended = exchange::pass(request, &Way { spec, terminator, response }, edits, body, client).await;
+                    let way = Way { spec, terminator, response };
+                    let ended = if !client.wants_tunnel() {
+                        exchange::pass(request, &way, edits, body, client).await
+                    } else if request.head.facts.websocket && request.plan.takes_websocket(terminator) {
+                        websocket::pass(request, &way, edits, body, client).await
+                    } else {
+                        Ended::refuse(501, &"the rule passes no WebSocket on")
+                    };
                     if ended.refuse { own(request, ended, body, client).await } else { ended }
                 }
                 Terminator::Static(fixed) => {

@@ -1,4 +1,4 @@
-//! Where a body goes, to either version of HTTP.
+//! Where a body goes, to any version of HTTP.
 
 use std::future::poll_fn;
 use std::io::Write as _;
@@ -7,12 +7,14 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use h2::{Reason, SendStream};
+use h3::error::Code;
 use http::HeaderMap;
 
 use super::Body;
 use super::body::within;
 use super::compress::Encoder;
 use crate::http1::body::{BodyError, Coding, SourceError};
+use crate::http3::{self, stream::Sending};
 use crate::io::{Io, IoError, Slot};
 
 /// A receiver of a body.
@@ -29,10 +31,17 @@ pub(crate) enum Sink<'a> {
         stream: SendStream<Bytes>,
         slot: &'a Slot,
     },
+    Three {
+        sending: Sending,
+        /// What goes before the body.
+        head: Option<http::Response<()>>,
+        slot: &'a Slot,
+    },
 }
 
 impl Sink<'_> {
     async fn data(&mut self, mut piece: Bytes, last: bool) -> Result<(), IoError> {
+        self.flush_three().await?;
         match self {
             Self::Nothing => Ok(()),
             Self::One { io, coding: Coding::Plain, before } => {
@@ -58,10 +67,18 @@ impl Sink<'_> {
                 }
                 Ok(())
             }
+            Self::Three { sending, slot, .. } => {
+                while !piece.is_empty() {
+                    within(slot, sending.data(&mut piece)).await?.map_err(http3::stream::broken)?;
+                    slot.touch();
+                }
+                Ok(())
+            }
         }
     }
 
     async fn end(&mut self, trailers: Option<HeaderMap>, ended: bool) -> Result<(), IoError> {
+        self.flush_three().await?;
         match self {
             Self::Nothing => Ok(()),
             Self::One { io, coding, before } => {
@@ -79,7 +96,20 @@ impl Sink<'_> {
                 _ if ended => Ok(()),
                 _ => stream.send_data(Bytes::new(), true).map_err(broken),
             },
+            Self::Three { sending, slot, .. } => {
+                within(slot, sending.end(trailers)).await?.map_err(http3::stream::broken)
+            }
         }
+    }
+
+    /// Sends the head of an answer of HTTP/3.
+    async fn flush_three(&mut self) -> Result<(), IoError> {
+        if let Self::Three { sending, head, slot } = self
+            && let Some(head) = head.take()
+        {
+            within(slot, sending.head(head)).await?.map_err(http3::stream::broken)?;
+        }
+        Ok(())
     }
 
     /// Sends what is ready to go, so that the receiver can begin before there is a body.
@@ -90,28 +120,34 @@ impl Sink<'_> {
             io.write(before).await?;
             before.clear();
         }
-        Ok(())
+        self.flush_three().await
     }
 
     /// Tells the receiver that the body will not be whole. (With HTTP/1.1 the connection's end does.)
     pub(crate) fn tear(&mut self) {
-        if let Self::Two { stream, .. } = self {
-            stream.send_reset(Reason::INTERNAL_ERROR);
+        match self {
+            Self::Two { stream, .. } => stream.send_reset(Reason::INTERNAL_ERROR),
+            Self::Three { sending, .. } => sending.reset(Code::H3_INTERNAL_ERROR),
+            Self::Nothing | Self::One { .. } => {}
         }
     }
 
     /// Waits for the next piece, unless the receiver goes away first.
     async fn wait(&mut self, body: &mut Body<'_>) -> Result<Option<Bytes>, BodyError> {
-        let Self::Two { stream, .. } = self else { return Ok(body.next().await?) };
+        if matches!(self, Self::Nothing | Self::One { .. }) {
+            return Ok(body.next().await?);
+        }
         let mut next = pin!(body.next());
         poll_fn(|cx| {
             if let Poll::Ready(piece) = next.as_mut().poll(cx) {
                 return Poll::Ready(piece.map_err(BodyError::Source));
             }
-            match stream.poll_reset(cx) {
-                Poll::Ready(_) => Poll::Ready(Err(BodyError::Sink(gone()))),
-                Poll::Pending => Poll::Pending,
-            }
+            let left = match self {
+                Self::Two { stream, .. } => stream.poll_reset(cx).is_ready(),
+                Self::Three { sending, .. } => sending.is_unwanted(cx),
+                Self::Nothing | Self::One { .. } => false,
+            };
+            if left { Poll::Ready(Err(BodyError::Sink(gone()))) } else { Poll::Pending }
         })
         .await
     }

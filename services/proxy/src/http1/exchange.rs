@@ -285,7 +285,7 @@ async fn acquire(ask: &Ask<'_>, repeatable: bool, fresh: bool) -> Result<Line, E
     let want = Want { worker, plan, spec, terminator, slot, key, avoid: &[], repeatable, fresh, only_one: true };
     match acquire::acquire(&want).await? {
         Link::One { io, target, served } => Ok(Line { io, target, served }),
-        Link::Two { .. } => Err(Ended::refuse(502, &"the upstream speaks only HTTP/2")),
+        Link::Two { .. } | Link::Three { .. } => Err(Ended::refuse(502, &"the upstream does not speak HTTP/1.1")),
     }
 }
 

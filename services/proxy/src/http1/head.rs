@@ -17,6 +17,13 @@ impl Refusal {
     pub(crate) const fn bad(reason: &'static str) -> Self {
         Self { status: 400, reason }
     }
+
+    /// The answer that says so, without a body.
+    pub(crate) fn response(self) -> http::Response<()> {
+        let mut response = http::Response::new(());
+        *response.status_mut() = http::StatusCode::from_u16(self.status).unwrap_or(http::StatusCode::BAD_REQUEST);
+        response
+    }
 }
 
 /// Most header lines of one head.

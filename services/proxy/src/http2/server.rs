@@ -10,23 +10,18 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use shipote_rules::Transport;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::head;
-use crate::flows::Entry;
 use crate::http::body::within;
-use crate::http::general::{Outcome, Request, run};
-use crate::http::{Body, Client, Source};
+use crate::http::multiplexed::Multiplexed;
+use crate::http::{Client, Source, websocket};
 use crate::http1::exchange::Ended;
-use crate::http1::request::RequestHead;
 use crate::io::{Slot, Stream};
-use crate::walk::{Edits, Peer, route};
+use crate::walk::Peer;
 use crate::worker::Worker;
 
 /// Requests at once.
@@ -36,8 +31,6 @@ const STREAM_WINDOW: u32 = 128 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes of answers that wait for the client, of one stream.
 const SEND_BUFFER: usize = 256 << 10;
-/// Requests taken back after which a connection that takes back more than it lets finish is ended.
-const TAKEN_BACK: u32 = 100;
 
 /// A stream of which the first bytes were read already.
 struct Early {
@@ -82,15 +75,6 @@ impl AsyncWrite for Early {
     }
 }
 
-/// What the streams of a connection share.
-struct Connection {
-    worker: Rc<Worker>,
-    peer: Peer,
-    open: Cell<u32>,
-    finished: Cell<u32>,
-    taken_back: Cell<u32>,
-}
-
 /// Serves a connection until it ends. `early` was read from it already. `idle` stays set: who sets the slot off asks for
 /// an end in good order, which here means that open requests go on.
 pub(crate) async fn serve(
@@ -107,13 +91,13 @@ pub(crate) async fn serve(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
+        .enable_connect_protocol()
         .max_header_list_size(u32::try_from(worker.settings.head_bytes).unwrap_or(u32::MAX))
         .handshake::<_, Bytes>(Early { bytes: early, stream });
     let Ok(Ok(mut connection)) = within(&slot, handshake).await else { return };
     idle.set(true);
     slot.set(worker.settings.idle_time);
-    let common =
-        Rc::new(Connection { worker, peer, open: Cell::new(0), finished: Cell::new(0), taken_back: Cell::new(0) });
+    let common = Multiplexed::new(worker, peer);
     let mut ending = false;
     loop {
         let next = poll_fn(|cx| match connection.poll_accept(cx) {
@@ -124,7 +108,7 @@ pub(crate) async fn serve(
         match next.await {
             Some(Some(Ok((request, respond)))) => {
                 slot.set(common.worker.settings.idle_time);
-                common.open.set(common.open.get() + 1);
+                common.begin();
                 tokio::task::spawn_local(stream_task(Rc::clone(&common), request, respond));
             }
             Some(Some(Err(e))) => {
@@ -134,20 +118,18 @@ pub(crate) async fn serve(
             Some(None) => return,
             None if ending => return,
             None => {
-                let worker = &common.worker;
-                let wanted = worker.plan().listener(Transport::Tcp, common.peer.listener).is_some();
-                if common.open.get() > 0 && wanted && !worker.shared.draining() {
+                let settings = &common.worker.settings;
+                if common.is_wanted() {
                     // Requests have limits of their own.
-                    slot.set(worker.settings.idle_time);
+                    slot.set(settings.idle_time);
                     continue;
                 }
                 connection.graceful_shutdown();
                 ending = true;
-                slot.set(worker.settings.drain_time);
+                slot.set(settings.drain_time);
             }
         }
-        let taken_back = common.taken_back.get();
-        if taken_back > TAKEN_BACK && taken_back > common.finished.get() && !ending {
+        if common.is_abused() && !ending {
             connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             ending = true;
             slot.set(common.worker.settings.head_time);
@@ -155,72 +137,34 @@ pub(crate) async fn serve(
     }
 }
 
-async fn stream_task(connection: Rc<Connection>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-    let began = Instant::now();
-    let (parts, incoming) = request.into_parts();
-    let worker = &connection.worker;
-    let slot = worker.slot();
-    let end = incoming.is_end_stream();
-    let mut bytes = worker.pool.text();
-    let mut head = RequestHead::default();
-    let read = head::text(&mut bytes, &parts, end).and_then(|()| head.parse(&bytes));
-    let plan = worker.plan();
-    let ended;
-    let rule;
-    match read {
-        Ok(true) => {
-            let peer = &connection.peer;
-            let mut edits = Edits::default();
-            let verdict = route(&plan, peer, &head, &bytes, &mut edits, &worker.plugins, None);
-            let request = Request { worker, plan: &plan, peer, head: &head, bytes: &bytes, slot: &slot };
-            let mut body = Body::new(Source::two(incoming, &slot));
-            let mut client = Client::Two { respond: &mut respond, slot: &slot, is_head: head.facts.is_head };
-            let outcome: Outcome<'_> = run(&request, verdict, &mut edits, &mut body, &mut client).await;
-            (ended, rule) = (outcome.ended, outcome.rule);
+async fn stream_task(common: Rc<Multiplexed>, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let (mut parts, incoming) = request.into_parts();
+    let slot = common.worker.slot();
+    let served = match websocket::taken(&mut parts) {
+        Ok(connect) => {
+            // What follows in a tunnel is no body.
+            let end = incoming.is_end_stream() || connect;
+            let source = Source::two(incoming, &slot);
+            common
+                .serve((&parts, end), (source, &slot), |is_head| Client::Two {
+                    respond: &mut respond,
+                    slot: &slot,
+                    is_head,
+                    connect,
+                })
+                .await
         }
-        refused => {
-            let (status, reason) = refused.err().map_or((400, "not a request"), |r| (r.status, r.reason));
-            let mut response = http::Response::new(());
-            *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_REQUEST);
-            // A client that is gone needs no answer.
-            let _ = respond.send_response(response, true);
-            (ended, rule) = (Ended { status, error: Some(reason.to_owned()), ..Ended::default() }, "");
-        }
-    }
-    if ended.status == 0 {
+        Err(refusal) => Err(refusal),
+    };
+    match served {
         // To close is what the rule said, or all that is left. Not as a refused stream: that would invite the client to
         // send again what an upstream may have acted upon.
-        respond.send_reset(Reason::CANCEL);
+        Ok(Ended { status: 0, .. }) => respond.send_reset(Reason::CANCEL),
+        Ok(_) => {}
+        Err(refusal) => {
+            // A client that is gone needs no answer.
+            let _ = respond.send_response(refusal.response(), true);
+        }
     }
-    let gone = ended.status == 0 && ended.upstream.is_some() || ended.error.as_deref() == Some(TOOK_BACK);
-    let counter = if gone { &connection.taken_back } else { &connection.finished };
-    counter.set(counter.get().saturating_add(1));
-    record(&connection, &ended, rule, &parts, began);
-    connection.open.set(connection.open.get() - 1);
-    connection.worker.pool.give_text(bytes);
-}
-
-/// What an exchange says that ended because the client reset its stream.
-pub(crate) const TOOK_BACK: &str = "the client took the request back";
-
-fn record(connection: &Connection, ended: &Ended, rule: &str, parts: &http::request::Parts, began: Instant) {
-    let now = Instant::now();
-    let duration = now.saturating_duration_since(began);
-    let host = parts.uri.authority().map_or("", http::uri::Authority::as_str);
-    connection.worker.answered(ended, duration);
-    let entry = Entry {
-        connection: connection.peer.id,
-        client: &connection.peer.remote_text,
-        rule,
-        method: parts.method.as_str().as_bytes(),
-        host: host.as_bytes(),
-        path: parts.uri.path().as_bytes(),
-        status: ended.status,
-        upstream: ended.upstream.as_ref().map_or("", |t| &t.name),
-        bytes_in: ended.bytes_in,
-        bytes_out: ended.bytes_out,
-        duration,
-        error: ended.error.as_deref().unwrap_or(""),
-    };
-    connection.worker.flows.push(&entry, now);
+    common.end();
 }

@@ -84,7 +84,7 @@ fn context(path: &str, peer: &Peer) -> Option<ContextEntry> {
         "conn.peer_port" => ContextValue::Uint64(peer.remote.port().into()),
         "conn.local_ip" => ContextValue::Text(crate::walk::canonical(peer.local.ip()).to_string()),
         "conn.local_port" => ContextValue::Uint64(peer.local.port().into()),
-        "conn.transport" => ContextValue::Text(if peer.udp { "udp" } else { "tcp" }.to_owned()),
+        "conn.transport" => ContextValue::Text(peer.carrier().to_owned()),
         "conn.alpn" => ContextValue::Text(text(tls?.alpn.as_deref()?)),
         "conn.id" => ContextValue::Text(peer.id.to_string()),
         "conn.accept_unix_ms" => ContextValue::Uint64(peer.accepted_unix_ms),

@@ -2,12 +2,14 @@
 
 mod names;
 mod pool;
+mod quic;
 mod secure;
 mod streams;
 mod target;
 
 pub use names::Ask;
-pub(crate) use pool::{AcquireError, Connected, Pools, Used, connect};
+pub(crate) use pool::{AcquireError, Connected, Pools, Used, connect, resolve};
+pub(crate) use quic::{Dialer, Requests};
 pub(crate) use secure::trusting_the_system;
 pub(crate) use streams::{Multiplexed, Shared};
 pub(crate) use target::{Key, Registry, Speak, Target, pick};

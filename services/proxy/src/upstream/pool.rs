@@ -5,16 +5,18 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use shipote_rules::UpstreamAddress;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
-use super::streams::Shared;
-use super::{Multiplexed, Speak, Target};
+use super::streams::{Carrier, Shared};
+use super::{Multiplexed, Requests, Speak, Target};
 use crate::io::{Clock, Stream};
 
 /// Why there is no connection.
@@ -26,6 +28,8 @@ pub(crate) enum AcquireError {
     TimedOut(String),
     #[error("{0} does not speak HTTP/2")]
     NotTwo(String),
+    #[error("{0} takes no request")]
+    Full(String),
 }
 
 /// A connection, and how many requests it carried.
@@ -42,11 +46,12 @@ struct Idle {
 }
 
 /// Idle connections of one worker, by upstream; the one used last is taken first.
-#[derive(Debug)]
 pub(crate) struct Pools {
     idle: RefCell<Vec<Vec<Idle>>>,
-    /// Connections that carry many requests at once, by upstream.
-    shared: RefCell<Vec<Vec<Shared>>>,
+    /// Connections of HTTP/2.
+    pub(crate) two: Many<h2::client::SendRequest<Bytes>>,
+    /// Connections of HTTP/3.
+    pub(crate) three: Many<Requests>,
     clock: Rc<Clock>,
     most: usize,
     keep: u64,
@@ -59,7 +64,8 @@ const SETTLED: u64 = 200;
 
 impl Pools {
     pub(crate) fn new(clock: Rc<Clock>, most: usize, keep: Duration) -> Self {
-        Self { idle: RefCell::default(), shared: RefCell::default(), clock, most, keep: keep.as_millis() as u64 }
+        let (two, three) = (Many::default(), Many::default());
+        Self { idle: RefCell::default(), two, three, clock, most, keep: keep.as_millis() as u64 }
     }
 
     /// An idle connection that is still good.
@@ -97,33 +103,56 @@ impl Pools {
         pool.push(Idle { used, since: self.clock.coarse() });
     }
 
-    /// A place on a connection that carries many requests at once.
-    pub(crate) fn share(&self, target: &Target) -> Option<Multiplexed> {
-        let mut shared = self.shared.borrow_mut();
-        let pool = shared.get_mut(target.id)?;
-        pool.retain(|s| !s.is_gone());
-        pool.iter().find_map(|s| s.join(self.clock.coarse()))
-    }
-
-    /// Keeps a new connection that carries many requests at once, and takes a place on it.
-    pub(crate) fn add(&self, target: &Target, new: Shared) -> Option<Multiplexed> {
-        let mut shared = self.shared.borrow_mut();
-        if shared.len() <= target.id {
-            shared.resize_with(target.id + 1, Vec::new);
-        }
-        let place = new.join(self.clock.coarse());
-        shared[target.id].push(new);
-        place
+    /// The time, as connections are told it.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.coarse()
     }
 
     /// Closes what was idle for too long.
     pub(crate) fn sweep(&self) {
         let now = self.clock.coarse();
-        for pool in self.shared.borrow_mut().iter_mut() {
-            pool.retain(|s| !s.is_gone() && !s.idle_since(now.saturating_sub(self.keep)));
-        }
+        let then = now.saturating_sub(self.keep);
+        self.two.sweep(then);
+        self.three.sweep(then);
         for pool in self.idle.borrow_mut().iter_mut() {
             pool.retain(|idle| now.saturating_sub(idle.since) <= self.keep);
+        }
+    }
+}
+
+/// Connections that carry many requests at once, by upstream.
+pub(crate) struct Many<S>(RefCell<Vec<Vec<Shared<S>>>>);
+
+impl<S> Default for Many<S> {
+    fn default() -> Self {
+        Self(RefCell::default())
+    }
+}
+
+impl<S: Carrier> Many<S> {
+    /// A place on one of them.
+    pub(crate) fn share(&self, target: &Target, now: u64) -> Option<Multiplexed<S>> {
+        let mut shared = self.0.borrow_mut();
+        let pool = shared.get_mut(target.id)?;
+        pool.retain(|s| !s.is_gone());
+        pool.iter().find_map(|s| s.join(now))
+    }
+
+    /// Keeps a new one, and takes a place on it.
+    pub(crate) fn add(&self, target: &Target, new: Shared<S>, now: u64) -> Option<Multiplexed<S>> {
+        let mut shared = self.0.borrow_mut();
+        if shared.len() <= target.id {
+            shared.resize_with(target.id + 1, Vec::new);
+        }
+        let place = new.join(now);
+        shared[target.id].push(new);
+        place
+    }
+
+    /// Closes those that nobody used since then.
+    fn sweep(&self, then: u64) {
+        for pool in self.0.borrow_mut().iter_mut() {
+            pool.retain(|s| !s.is_gone() && !s.idle_since(then));
         }
     }
 }
@@ -134,6 +163,17 @@ pub(crate) struct Connected {
     pub(crate) stream: Stream,
     /// It speaks HTTP/2, else HTTP/1.1 or bytes.
     pub(crate) two: bool,
+}
+
+/// The address of an upstream that takes datagrams.
+pub(crate) async fn resolve(target: &Target, host: &str, port: u16) -> io::Result<SocketAddr> {
+    match target.ip {
+        Some(ip) => Ok(SocketAddr::new(ip, port)),
+        None => tokio::net::lookup_host((host, port))
+            .await?
+            .next()
+            .ok_or_else(|| io::Error::other("the name has no address")),
+    }
 }
 
 /// Makes a connection, encrypted where that is asked for; with `only_one` it does not settle on HTTP/2.
@@ -162,6 +202,9 @@ async fn make(target: &Target, only_one: bool) -> io::Result<Connected> {
     match &target.address {
         UpstreamAddress::Unix(path) => UnixStream::connect(path).await.map(|s| plain(Stream::Unix(s))),
         UpstreamAddress::Tcp { host, port } => {
+            if target.speak == Speak::Three {
+                return Err(io::Error::other("it speaks HTTP/3, which no stream carries"));
+            }
             let tcp = match target.ip {
                 Some(ip) => TcpStream::connect((ip, *port)).await?,
                 None => TcpStream::connect((host.as_str(), *port)).await?,

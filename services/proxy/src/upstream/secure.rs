@@ -11,6 +11,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use shipote_rules::{Upstream, UpstreamAddress, UpstreamTls};
 
 use super::Speak;
+use crate::http3;
 
 /// How to encrypt to one upstream.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub(crate) struct Secure {
     pub(crate) any: Arc<ClientConfig>,
     /// Settles on HTTP/1.1: a WebSocket needs it.
     pub(crate) one: Arc<ClientConfig>,
+    /// For HTTP/3, where that is spoken.
+    pub(super) quic: Option<quinn::ClientConfig>,
 }
 
 impl Secure {
@@ -37,11 +40,13 @@ impl Secure {
             Speak::Bytes => Vec::new(),
             Speak::One => vec![b"http/1.1".to_vec()],
             Speak::Two => vec![b"h2".to_vec()],
+            Speak::Three => vec![http3::ALPN.to_vec()],
             Speak::Either => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
         };
         let mut one = one;
         one.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Some(Self { name, any: Arc::new(any), one: Arc::new(one) }))
+        let quic = (speak == Speak::Three).then(|| http3::config::client(&any)).transpose()?;
+        Ok(Some(Self { name, any: Arc::new(any), one: Arc::new(one), quic }))
     }
 }
 

@@ -1,4 +1,4 @@
-//! HTTP/2 connections to upstreams, each shared by many requests of one worker.
+//! Connections of HTTP/2 and HTTP/3 to upstreams, each shared by many requests of one worker.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -16,10 +16,21 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Bytes of the head of an answer.
 const HEAD_BYTES: u32 = 64 << 10;
 
+/// What requests are sent by.
+pub(crate) trait Carrier: Clone {
+    /// Requests at once that the upstream allows.
+    fn most(&self) -> usize;
+}
+
+impl Carrier for SendRequest<Bytes> {
+    fn most(&self) -> usize {
+        self.current_max_send_streams()
+    }
+}
+
 /// What the pool keeps of a connection.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    send: SendRequest<Bytes>,
+pub(crate) struct Shared<S> {
+    send: S,
     open: Rc<Cell<usize>>,
     gone: Rc<Cell<bool>>,
     used: Cell<u64>,
@@ -27,17 +38,16 @@ pub(crate) struct Shared {
 }
 
 /// A place on a connection, for one request.
-#[derive(Debug)]
-pub(crate) struct Multiplexed {
-    pub(crate) send: SendRequest<Bytes>,
+pub(crate) struct Multiplexed<S> {
+    pub(crate) send: S,
     open: Rc<Cell<usize>>,
     gone: Rc<Cell<bool>>,
     /// Requests that the connection took before this one.
     pub(crate) served: u32,
 }
 
-impl Shared {
-    /// Makes a connection of a stream; a task of its own drives it until it ends.
+impl Shared<SendRequest<Bytes>> {
+    /// Makes a connection of HTTP/2 of a stream; a task of its own drives it until it ends.
     pub(crate) async fn start(stream: Stream) -> Result<Self, h2::Error> {
         let (send, connection) = h2::client::Builder::new()
             .enable_push(false)
@@ -46,16 +56,25 @@ impl Shared {
             .max_header_list_size(HEAD_BYTES)
             .handshake::<_, Bytes>(stream)
             .await?;
-        let gone = Rc::new(Cell::new(false));
-        let theirs = Rc::clone(&gone);
-        tokio::task::spawn_local(async move {
+        Ok(Self::new(send, async move {
             if let Err(e) = connection.await {
                 tracing::debug!("a connection to an upstream ended: {e}");
             }
+        }))
+    }
+}
+
+impl<S: Carrier> Shared<S> {
+    /// A connection that lasts as long as what drives it.
+    pub(super) fn new(send: S, driver: impl Future<Output = ()> + 'static) -> Self {
+        let gone = Rc::new(Cell::new(false));
+        let theirs = Rc::clone(&gone);
+        tokio::task::spawn_local(async move {
+            driver.await;
             theirs.set(true);
         });
         let (open, served) = (Rc::default(), Rc::default());
-        Ok(Self { send, open, gone, used: Cell::new(0), served })
+        Self { send, open, gone, used: Cell::new(0), served }
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -67,8 +86,9 @@ impl Shared {
         self.open.get() == 0 && self.used.get() < then
     }
 
-    pub(super) fn join(&self, now: u64) -> Option<Multiplexed> {
-        if self.gone.get() || self.open.get() >= PLACES.min(self.send.current_max_send_streams()) {
+    /// A place on it, if there is one.
+    pub(crate) fn join(&self, now: u64) -> Option<Multiplexed<S>> {
+        if self.gone.get() || self.open.get() >= PLACES.min(self.send.most()) {
             return None;
         }
         self.open.set(self.open.get() + 1);
@@ -78,7 +98,7 @@ impl Shared {
     }
 }
 
-impl Multiplexed {
+impl<S> Multiplexed<S> {
     /// Whether the connection still lives, once its task has seen what came in.
     pub(crate) async fn is_good(&self) -> bool {
         // The first turn lets the runtime look at the sockets, the second lets the connection's task run.
@@ -93,7 +113,7 @@ impl Multiplexed {
     }
 }
 
-impl Drop for Multiplexed {
+impl<S> Drop for Multiplexed<S> {
     fn drop(&mut self) {
         self.open.set(self.open.get().saturating_sub(1));
     }

@@ -24,6 +24,8 @@ pub(crate) enum Speak {
     One,
     /// HTTP/2.
     Two,
+    /// HTTP/3.
+    Three,
     /// Either, as the handshake settles.
     Either,
 }
@@ -139,6 +141,7 @@ impl Registry {
         let speak = match version {
             None => Speak::Bytes,
             Some(HttpVersion::H2) => Speak::Two,
+            Some(HttpVersion::H3) => Speak::Three,
             Some(HttpVersion::Auto) if upstream.tls.is_some() => Speak::Either,
             Some(_) => Speak::One,
         };

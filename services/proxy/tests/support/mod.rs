@@ -8,6 +8,7 @@
 )]
 
 pub mod plugin;
+pub mod three;
 pub mod two;
 
 use std::io::{Read, Write};
@@ -299,6 +300,34 @@ impl Upstream {
                 let mut writer = stream.try_clone().unwrap();
                 let _ = std::io::copy(&mut stream, &mut writer);
             }
+        })
+    }
+}
+
+impl Upstream {
+    /// Switches to WebSocket with the answer that fits the key, or with `answer`, and sends back what comes.
+    pub fn websocket_by_key(answer: Option<&str>) -> Self {
+        let fixed = answer.map(str::to_owned);
+        Self::start(move |mut stream, shared| {
+            let Some((head, _)) = request(&mut stream, shared) else { return };
+            let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+            let key = String::from_utf8_lossy(&shared.seen.lock().unwrap()).into_owned();
+            let key = key
+                .lines()
+                .rev()
+                .find_map(|l| l.to_ascii_lowercase().starts_with("sec-websocket-key: ").then(|| l[19..].to_owned()));
+            assert!(head.contains("upgrade: websocket") && head.starts_with("get "), "{head}");
+            let text = format!("{}258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key.unwrap().trim());
+            let sum = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+            let fit = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, sum);
+            let accept = fixed.as_deref().unwrap_or(&fit);
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: chat\r\n\r\n"
+            );
+            let _ = stream.write_all(answer.as_bytes());
+            let mut writer = stream.try_clone().unwrap();
+            let _ = std::io::copy(&mut stream, &mut writer);
+            let _ = writer.shutdown(std::net::Shutdown::Write);
         })
     }
 }

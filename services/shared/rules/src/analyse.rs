@@ -66,6 +66,10 @@ pub(crate) fn analyse(rules: Vec<Rule>) -> Result<AnalysedSet, Problems> {
     for (listen, mut members) in by_address {
         members.sort_by_key(|&i| sort_key(&rules[i], i));
         let tls = tls_of(&rules, &members, &mut problems);
+        if let (Transport::Quic, Some(message)) = (listen.transport, quic(&rules, listen, tls.is_some())) {
+            let rule = &rules[members[0]].rule;
+            problems.push(Problem::new("listen", message).at(&rule.file, Some(&rule.name)));
+        }
         let mut proxied_by: Vec<IpNet> =
             members.iter().flat_map(|&i| rules[i].rule.proxied_by.iter().copied()).collect();
         proxied_by.sort_unstable();
@@ -107,9 +111,12 @@ fn fits(rule: &Rule, decided: Phase, ends: Phase) -> Result<(), Problem> {
         }
     }
     for listen in &rule.listen {
-        if listen.transport != rule.terminate.transport() {
+        // Requests come over either; a rule that takes them reads `udp:` as HTTP/3.
+        if listen.transport != rule.terminate.transport() && listen.transport != Transport::Quic {
             let message = match listen.transport {
-                Transport::Udp => format!("{} cannot take datagrams; use udp_forward", rule.terminate.name()),
+                Transport::Udp | Transport::Quic => {
+                    format!("{} cannot take datagrams; use udp_forward", rule.terminate.name())
+                }
                 Transport::Tcp => "udp_forward needs a listen address such as \"udp:53\"".to_owned(),
             };
             return Err(Problem::new("listen", message));
@@ -119,6 +126,19 @@ fn fits(rule: &Rule, decided: Phase, ends: Phase) -> Result<(), Problem> {
         return Err(Problem::new("match", "a rule for datagrams can match only transport, remote.* and local.*"));
     }
     Ok(())
+}
+
+/// What keeps requests from coming in over QUIC at this address.
+fn quic(rules: &[Analysed], listen: ListenSpec, encrypted: bool) -> Option<String> {
+    let address = listen.address;
+    let forwards = |r: &Analysed| r.rule.listen.contains(&listen.socket());
+    if !encrypted {
+        return Some(format!(
+            "udp:{address} with HTTP is HTTP/3, which needs a certificate: give this rule a tls section"
+        ));
+    }
+    let other = &rules.iter().find(|r| forwards(r))?.rule.name;
+    Some(format!("rule {other:?} forwards the datagrams of udp:{address}, so that HTTP/3 cannot be spoken there"))
 }
 
 fn tls_of(rules: &[Analysed], members: &[usize], problems: &mut Vec<RuleProblem>) -> Option<ListenerTls> {

@@ -14,6 +14,8 @@ pub enum Transport {
     Tcp,
     /// Datagrams.
     Udp,
+    /// Requests over QUIC, which is carried by datagrams: HTTP/3. Rules write it as `udp:`.
+    Quic,
 }
 
 impl Transport {
@@ -23,6 +25,7 @@ impl Transport {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Quic => "quic",
         }
     }
 }
@@ -37,6 +40,13 @@ pub struct ListenSpec {
 }
 
 impl ListenSpec {
+    /// The same place as its socket sees it.
+    #[must_use]
+    pub fn socket(self) -> Self {
+        let transport = if self.transport == Transport::Tcp { Transport::Tcp } else { Transport::Udp };
+        Self { transport, ..self }
+    }
+
     pub(crate) fn parse(text: &str, path: &str) -> Result<Vec<Self>, Problem> {
         let trimmed = text.trim();
         let (transport, rest, prefixed) = match (trimmed.strip_prefix("tcp:"), trimmed.strip_prefix("udp:")) {

@@ -9,7 +9,7 @@ use crate::graph::{
     CheckId, Graph, Listener, MiddlewareEntry, MiddlewareId, Node, NodeId, OnError, TerminatorEntry, TerminatorId,
 };
 use crate::listen::Transport;
-use crate::middleware::Middleware;
+use crate::middleware::{HeaderEdit, Middleware};
 use crate::predicate::{Check, Predicate};
 use crate::response::Response;
 use crate::rule::{Limits, Rule};
@@ -172,9 +172,11 @@ impl Builder {
     /// A rule's chain and terminator: request middleware, terminator, response middleware, send.
     fn chain(&mut self, rule: &Rule) -> NodeId {
         let (after, before): (Vec<_>, Vec<_>) = rule.chain.iter().partition(|(m, _)| m.phase() == Phase::Response);
+        let told = alt_svc(rule).map(|edit| (edit, None));
         let response = (rule.terminate.phase() == Phase::Request).then(|| {
             let send = self.terminate("", Terminator::Send, Limits::default(), None);
-            after.into_iter().rev().fold(send, |next, entry| self.middleware(rule, entry, next))
+            // The rule's own edits come after, so that they can say otherwise.
+            told.iter().chain(after).rev().fold(send, |next, entry| self.middleware(rule, entry, next))
         });
         let end = self.terminate(&rule.name, rule.terminate.clone(), rule.limits, response);
         before.into_iter().rev().fold(end, |next, entry| self.middleware(rule, entry, next))
@@ -204,6 +206,16 @@ impl Builder {
         });
         self.node(Node::Terminate { terminator: id, response })
     }
+}
+
+/// Answers of a rule that is served by HTTP/3 as well say so (RFC 9114, section 3.1.1).
+fn alt_svc(rule: &Rule) -> Option<Middleware> {
+    let mut ports: Vec<u16> =
+        rule.listen.iter().filter(|l| l.transport == Transport::Quic).map(|l| l.address.port()).collect();
+    ports.dedup();
+    let value: Vec<String> = ports.iter().map(|port| format!("h3=\":{port}\"; ma=86400")).collect();
+    let set = vec![("alt-svc".to_owned(), value.join(", "))];
+    (!ports.is_empty()).then(|| Middleware::ResponseHeaders(HeaderEdit { set, ..HeaderEdit::default() }))
 }
 
 fn next_phase(phase: Phase, encrypted: bool) -> Phase {

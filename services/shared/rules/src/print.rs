@@ -12,7 +12,7 @@ use crate::terminate::Terminator;
 pub fn mermaid(graph: &Graph) -> String {
     let mut out = String::from("flowchart TD\n");
     for (i, listener) in graph.listeners.iter().enumerate() {
-        let transport = if listener.listen.transport == crate::Transport::Udp { "udp:" } else { "" };
+        let transport = if listener.listen.transport == crate::Transport::Tcp { "" } else { "udp:" };
         let label = quote(&format!("{transport}{}", listener.listen.address));
         let _ = writeln!(out, "  l{i}([{label}]) --> n{}", listener.entry.0);
     }

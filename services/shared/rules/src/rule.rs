@@ -6,8 +6,9 @@ use ipnet::IpNet;
 use serde_json::Value as Json;
 
 use crate::error::Problem;
+use crate::field::Phase;
 use crate::graph::OnError;
-use crate::listen::ListenSpec;
+use crate::listen::{ListenSpec, Transport};
 use crate::middleware::{Middleware, parse_chain};
 use crate::predicate::Predicate;
 use crate::section::Section;
@@ -68,7 +69,7 @@ impl Rule {
         if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) {
             return Err(Problem::new("name", "must have 1 to 128 characters and no control characters"));
         }
-        let listen = parse_listen(&mut section)?;
+        let mut listen = parse_listen(&mut section)?;
         let proxied_by = read_proxied_by(&mut section)?;
         let matches = section.get("match").map(|v| Predicate::parse(v, "match")).transpose()?;
         let chain = match section.get("middleware_chain") {
@@ -80,6 +81,12 @@ impl Rule {
             return Err(Problem::new("allow_zero_rtt", "early data is not accepted: it can be replayed"));
         }
         let terminate = Terminator::parse(section.require("terminate")?, "terminate")?;
+        if terminate.phase() == Phase::Request {
+            listen.iter_mut().filter(|l| l.transport == Transport::Udp).for_each(|l| l.transport = Transport::Quic);
+        }
+        if !proxied_by.is_empty() && listen.iter().all(|l| l.transport != Transport::Tcp) {
+            return Err(Problem::new("accept_proxy_protocol", "the PROXY protocol is spoken over TCP alone"));
+        }
         let bytes = 0..=1 << 40;
         let defaults = Limits::default();
         let limits = Limits {

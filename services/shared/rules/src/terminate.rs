@@ -256,7 +256,7 @@ fn transport(section: &mut Section<'_>, expected: &str) -> Result<(), Problem> {
 }
 
 fn read_proxy(section: &mut Section<'_>, version: HttpVersion) -> Result<ProxySpec, Problem> {
-    let upstreams = Upstream::read(section)?;
+    let mut upstreams = Upstream::read(section)?;
     let version = match section.text("version")? {
         None => version,
         Some("auto") => HttpVersion::Auto,
@@ -268,6 +268,16 @@ fn read_proxy(section: &mut Section<'_>, version: HttpVersion) -> Result<ProxySp
             return Err(Problem::new(section.path("version"), message));
         }
     };
+    if version == HttpVersion::H3 {
+        for upstream in &mut upstreams {
+            if !matches!(upstream.address, UpstreamAddress::Tcp { .. }) {
+                let message = format!("{} cannot be reached by HTTP/3; write \"host:port\"", upstream.address);
+                return Err(Problem::new(section.path("upstreams"), message));
+            }
+            // There is no HTTP/3 in the clear.
+            upstream.tls.get_or_insert_default();
+        }
+    }
     let host = match section.text("host")? {
         None => None,
         Some(host) => Some(crate::response::header_value(host, &section.path("host"))?),

@@ -301,3 +301,26 @@ fn a_redirect_and_a_proxy_keep_their_rule_names() {
     }
     assert!(g.terminators.iter().any(|t| matches!(&t.terminator, Terminator::HttpProxy(p) if p.websocket)));
 }
+
+#[test]
+fn http_on_udp_is_http3_and_needs_a_certificate_and_its_address_alone() {
+    let tls = json!({"cert_file": "/c", "key_file": "/k"});
+    let compile = |rules: Json| compile(&[Source::new("a.json", json!({"rules": rules}).to_string())]);
+    let http = json!({"name": "web", "listen": ["127.0.0.1:443", "udp:127.0.0.1:443"], "tls": tls,
+        "terminate": {"type": "static", "status": 200}});
+    let graph = compile(json!([http])).unwrap();
+    let kinds: Vec<_> = graph.listeners.iter().map(|l| (l.listen.transport.name(), l.tls.is_some())).collect();
+    assert_eq!(kinds, [("tcp", true), ("quic", true)]);
+    let told = serde_json::to_string(&graph).unwrap();
+    assert!(told.contains(r#""alt-svc","h3=\":443\"; ma=86400""#), "{told}");
+
+    let mut plain = http.clone();
+    plain.as_object_mut().unwrap().remove("tls");
+    assert!(compile(json!([plain])).unwrap_err().to_string().contains("HTTP/3"));
+    let forward = json!({"name": "dns", "listen": ["udp:127.0.0.1:443"],
+        "terminate": {"type": "udp_forward", "upstream": "10.0.0.1:53"}});
+    assert!(compile(json!([http, forward])).unwrap_err().to_string().contains("\"dns\""));
+    let unix = json!({"name": "u", "listen": ["127.0.0.1:80"],
+        "terminate": {"type": "http3_proxy", "upstream": "unix:/run/x"}});
+    assert!(compile(json!([unix])).unwrap_err().to_string().contains("HTTP/3"));
+}
