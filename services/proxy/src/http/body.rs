@@ -34,7 +34,7 @@ pub(crate) enum Source<'a> {
     Whole(Bytes),
     One(One<'a>),
     Two(Two<'a>),
-    Three(Three<'a>),
+    Three(Box<Three<'a>>),
 }
 
 /// A body of HTTP/1.1.
@@ -96,7 +96,7 @@ impl<'a> Source<'a> {
     }
 
     pub(crate) fn three(stream: Receiving, slot: &'a Slot, declared: Option<u64>, early: Option<Bytes>) -> Self {
-        Self::Three(Three { stream, slot, early, declared, came: 0, over: false })
+        Self::Three(Box::new(Three { stream, slot, early, declared, came: 0, over: false }))
     }
 
     /// Trailers may follow the data.
@@ -133,7 +133,8 @@ impl<'a> Source<'a> {
         match self {
             Self::Two(two) => Ok(within(two.slot, poll_fn(|cx| two.stream.poll_trailers(cx))).await??),
             Self::Three(three) if !three.over => {
-                let trailers = within(three.slot, poll_fn(|cx| three.stream.poll_trailers(cx))).await?;
+                let (slot, stream) = (three.slot, &mut three.stream);
+                let trailers = within(slot, poll_fn(|cx| stream.poll_trailers(cx))).await?;
                 three.over = true;
                 Ok(trailers.map_err(broken)?)
             }

@@ -32,7 +32,7 @@ pub(crate) enum Client<'a> {
     },
     /// The stream is taken when the answer begins.
     Three {
-        sending: &'a mut Option<Sending>,
+        sending: &'a mut Option<Box<Sending>>,
         slot: &'a Slot,
         is_head: bool,
     },

@@ -328,7 +328,7 @@ async fn three(
     };
     let (send, mut answer) = stream.split();
     let progress = Progress::default();
-    let mut sink = Sink::Three { sending: Sending::Request(send), head: None, slot: request.slot };
+    let mut sink = Sink::Three { sending: Box::new(Sending::Request(send)), head: None, slot: request.slot };
     let sending = send_body(body, &mut sink);
     let receiving = async {
         let response = loop {

@@ -32,7 +32,7 @@ pub(crate) enum Sink<'a> {
         slot: &'a Slot,
     },
     Three {
-        sending: Sending,
+        sending: Box<Sending>,
         /// What goes before the body.
         head: Option<http::Response<()>>,
         slot: &'a Slot,

@@ -243,7 +243,7 @@ async fn request(common: &Multiplexed, resolver: RequestResolver<Quic, Bytes>, w
     let (parts, ()) = request.into_parts();
     let fate = Fate::of(watch, stream.send_id());
     let (send, recv) = stream.split();
-    let mut sending = Some(Sending::Answer(send, Rc::clone(&fate)));
+    let mut sending = Some(Box::new(Sending::Answer(send, Rc::clone(&fate))));
     let refused = async {
         head::check(&parts.headers)?;
         let declared = length(&parts.headers)?;
