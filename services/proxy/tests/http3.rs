@@ -174,7 +174,8 @@ fn what_is_torn_or_too_long_is_not_passed_on_as_whole() {
         for path in ["/torn", "/longer"] {
             let client = Three::connect(port, &cert).await.unwrap();
             let result = client.get(path).await;
-            assert!(result.is_err(), "{path}: {result:?}");
+            // A reset overtakes what was sent before it, so that there may have been no answer at all.
+            assert!(result.as_ref().map_or(true, |a| a.status == 502), "{path}: {result:?}");
         }
     });
     let one = Upstream::fixed("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort");

@@ -177,15 +177,13 @@ async fn serve(worker: Rc<Worker>, connection: quinn::Connection, peer: Peer, sl
     idle.set(true);
     slot.set(worker.settings.idle_time);
     let common = Multiplexed::new(worker, peer);
-    let mut ending = false;
+    let ending = Rc::new(Cell::new(false));
     loop {
         let next = {
             let mut accept = pin!(requests.accept());
             poll_fn(|cx| match accept.as_mut().poll(cx) {
                 Poll::Ready(next) => Poll::Ready(Some(next)),
                 Poll::Pending if slot.poll_expired(cx) => Poll::Ready(None),
-                // An end of a request wakes this.
-                Poll::Pending if ending && common.open.get() == 0 => Poll::Ready(Some(Ok(None))),
                 Poll::Pending => Poll::Pending,
             })
             .await
@@ -195,9 +193,14 @@ async fn serve(worker: Rc<Worker>, connection: quinn::Connection, peer: Peer, sl
                 slot.set(common.worker.settings.idle_time);
                 common.begin();
                 let (common, watch) = (Rc::clone(&common), Rc::clone(&watch));
+                let (ending, slot) = (Rc::clone(&ending), Rc::clone(&slot));
                 tokio::task::spawn_local(async move {
                     request(&common, resolver, &watch).await;
                     common.end();
+                    if ending.get() && common.open.get() == 0 {
+                        // The last one: the connection has nothing to wait for.
+                        slot.expire();
+                    }
                 });
             }
             Some(Ok(None)) => return,
@@ -205,7 +208,7 @@ async fn serve(worker: Rc<Worker>, connection: quinn::Connection, peer: Peer, sl
                 tracing::debug!("connection {} ended: {e}", common.peer.id);
                 return;
             }
-            None if ending => return,
+            None if ending.get() => return,
             None => {
                 let settings = &common.worker.settings;
                 if common.is_wanted() {
@@ -213,9 +216,12 @@ async fn serve(worker: Rc<Worker>, connection: quinn::Connection, peer: Peer, sl
                     slot.set(settings.idle_time);
                     continue;
                 }
-                ending = true;
+                ending.set(true);
                 slot.set(settings.drain_time);
                 if !matches!(within(&slot, requests.shutdown(0)).await, Ok(Ok(()))) {
+                    return;
+                }
+                if common.open.get() == 0 {
                     return;
                 }
             }
