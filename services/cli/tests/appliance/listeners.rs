@@ -14,7 +14,7 @@ fn fixed(appliance: &Appliance, ports: &[u16]) {
         .iter()
         .map(|port| {
             json!({"name": format!("at-{port}"), "listen": [format!("127.0.0.1:{port}")],
-                "terminate": {"type": "static", "body": format!("port {port}")}})
+                "terminate": {"type": "static", "status": 200, "text": format!("port {port}")}})
         })
         .collect();
     std::fs::write(folder.join("fixed.json"), json!({"rules": rules}).to_string()).unwrap();
