@@ -70,10 +70,11 @@ pub(crate) async fn listen(worker: Rc<Worker>, socket: std::net::UdpSocket, addr
         Err(e) => return tracing::error!("speak QUIC on {address}: {e}"),
     };
     let listening = Listening(Rc::new(endpoint));
-    let mut endpoints = worker.endpoints.borrow_mut();
-    endpoints.retain(|e| e.strong_count() > 0);
-    endpoints.push(Rc::downgrade(&listening.0));
-    drop(endpoints);
+    {
+        let mut endpoints = worker.endpoints.borrow_mut();
+        endpoints.retain(|e| e.strong_count() > 0);
+        endpoints.push(Rc::downgrade(&listening.0));
+    }
     let handshakes = Rc::default();
     while let Some(incoming) = listening.0.accept().await {
         if worker.shared.draining() {
