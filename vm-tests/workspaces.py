@@ -113,9 +113,9 @@ EOF"""
     assert machine.succeed("shipote pipeline run --tap /tmp/pipeline.toml < /etc/passwd 2> /tmp/table") == expected
     print(machine.succeed("cat /tmp/table"))
 
-with subtest("a detached command is attached to, and its input ends with the last who attaches"):
+with subtest("a detached command is attached to, and its input ends if who attaches says so"):
     command = machine.succeed("shipote run --detach --interactive -- sed -u s/^/got:/").strip()
-    machine.succeed(f"echo hello | shipote attach {command} > /tmp/attached")
+    machine.succeed(f"echo hello | shipote attach --end-input {command} > /tmp/attached")
     assert machine.succeed("cat /tmp/attached").strip() == "got:hello"
     machine.wait_until_succeeds(f"shipote ps --all --json | grep -q '\"exit_status\":0'", timeout=30)
 
