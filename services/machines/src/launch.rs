@@ -131,7 +131,7 @@ pub async fn run(plan: Plan, mut place: Place, orders: mpsc::UnboundedReceiver<O
         place.group = group?;
         // A port that is taken is known before anything runs.
         let doors = Door::open(&place.spec.publish).await?;
-        start(&plan, &place).await.map(|(link, knocked)| (link, knocked, doors))
+        start(&plan, &place).await.map(|(link, keeper, knocked)| Started { link, keeper, knocked, doors })
     };
     let started = started.await;
     follow(place, started, false, orders, report).await;
@@ -154,22 +154,37 @@ pub async fn adopt(
         stream.set_nonblocking(true)?;
         let mut link = UnixStream::from_std(stream)?;
         write_message(&mut link, &wire::Order::Adopt { token }).await.map_err(std::io::Error::other)?;
-        Ok((link, knocker(&place.folder)?, doors))
+        let keeper = link.peer_cred()?.pid().and_then(watch_process);
+        Ok(Started { link, keeper, knocked: knocker(&place.folder)?, doors })
     };
     let adopted = adopting.await.map_err(Error::io("take over", format!("machine {}", place.name)));
     follow(place, adopted, true, orders, report).await;
 }
 
+/// A machine whose keeper is there.
+struct Started {
+    link: UnixStream,
+    /// The keeper's process. Its child's, or that of the connection's other end: of a pair of sockets that this service
+    /// made, that would be itself.
+    keeper: Option<Watched>,
+    knocked: UnixListener,
+    doors: Vec<Door>,
+}
+
+/// A process that is waited for.
+type Watched = AsyncFd<rustix::fd::OwnedFd>;
+
 async fn follow(
     place: Place,
-    started: Result<(UnixStream, UnixListener, Vec<Door>), Error>,
+    started: Result<Started, Error>,
     adopted: bool,
     mut orders: mpsc::UnboundedReceiver<Order>,
     report: impl Fn(Report),
 ) {
     let mut processes = Vec::new();
     let end = match started {
-        Ok((link, knocked, doors)) => {
+        Ok(Started { link, keeper, knocked, doors }) => {
+            processes.extend(keeper);
             let (reader, link) = link.into_split();
             let life = Life { place: &place, knocked, doors, link, orders: &mut orders, report: &report, adopted };
             life.run(reader, &mut processes).await
@@ -213,7 +228,7 @@ pub(crate) fn listener(folder: &Path, port: u32) -> std::io::Result<UnixListener
     UnixListener::bind(path)
 }
 
-async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, UnixListener), Error> {
+async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, Option<Watched>, UnixListener), Error> {
     let folder = &place.folder;
     let _ = std::fs::remove_dir_all(folder);
     let sockets = folder.join(qemu::VSOCK_FOLDER);
@@ -272,18 +287,18 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, UnixListener),
         token,
         lease_ms: u64::try_from(plan.lease.as_millis()).unwrap_or(u64::MAX),
     };
-    let mut link = spawn_keeper(place)?;
+    let (mut link, keeper) = spawn_keeper(place)?;
     let failed = |error: shipote_agent_protocol::FrameError| Error::Io {
         operation: "start",
         object: format!("the keeper of machine {}", plan.name),
         source: std::io::Error::other(error),
     };
     write_message(&mut link, &wire::Order::Launch(Box::new(launch))).await.map_err(failed)?;
-    Ok((link, knocked))
+    Ok((link, keeper, knocked))
 }
 
 /// Starts a keeper. It outlives this process, which therefore only waits for it while it can.
-fn spawn_keeper(place: &Place) -> Result<UnixStream, Error> {
+fn spawn_keeper(place: &Place) -> Result<(UnixStream, Option<Watched>), Error> {
     let failed = || Error::io("start the keeper", place.program.display());
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed())?;
     let mut command = Command::new(&place.program);
@@ -304,9 +319,10 @@ fn spawn_keeper(place: &Place) -> Result<UnixStream, Error> {
         }
     }
     let mut child = command.spawn().map_err(failed())?;
+    let keeper = child.id().and_then(|pid| watch_process(i32::try_from(pid).ok()?));
     tokio::spawn(async move { child.wait().await });
     ours.set_nonblocking(true).map_err(failed())?;
-    UnixStream::from_std(ours).map_err(failed())
+    Ok((UnixStream::from_std(ours).map_err(failed())?, keeper))
 }
 
 /// Asks for the keeper of a machine that an earlier service started; `None` where there is none any more.
@@ -339,14 +355,7 @@ struct Life<'a, R> {
 
 impl<R: Fn(Report)> Life<'_, R> {
     /// How it ended; `None` where it was left to itself.
-    async fn run(
-        mut self,
-        reader: OwnedReadHalf,
-        processes: &mut Vec<AsyncFd<rustix::fd::OwnedFd>>,
-    ) -> Option<(bool, String)> {
-        if let Ok(credentials) = self.link.as_ref().peer_cred() {
-            processes.extend(credentials.pid().and_then(watch_process));
-        }
+    async fn run(mut self, reader: OwnedReadHalf, processes: &mut Vec<Watched>) -> Option<(bool, String)> {
         let (sender, mut events) = mpsc::channel(4);
         let reading = tokio::spawn(read(reader, sender));
         let mut hello = match tokio::time::timeout(KEEPER_TIME, self.hello(&mut events)).await {
@@ -515,7 +524,7 @@ async fn read(mut reader: OwnedReadHalf, events: mpsc::Sender<Event>) {
 }
 
 /// Something that becomes readable when a process is gone; `None` where it is gone already.
-fn watch_process(pid: i32) -> Option<AsyncFd<rustix::fd::OwnedFd>> {
+fn watch_process(pid: i32) -> Option<Watched> {
     let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::NONBLOCK).ok()?;
     // SAFETY: the AsyncFd owns the descriptor, which is therefore open, and the same one, for as long as it lives.
     unsafe { AsyncFd::register(fd) }.ok()
