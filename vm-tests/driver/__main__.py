@@ -69,9 +69,13 @@ def test(arguments):
                             one.remove()
                 continue
             machine = machine or Machine(arguments.machine)
-            scenario(suite, [machine], path, text)
-            if suite.failed and arguments.hold:
+            if scenario(suite, [machine], path, text):
+                continue
+            if arguments.hold:
                 hold(machine, arguments.hold)
+            # in whatever state it was left, the next scenario should not be judged by it
+            machine.remove()
+            machine = None
     finally:
         if machine is not None:
             machine.remove()
@@ -81,6 +85,7 @@ def test(arguments):
 
 
 def scenario(suite, machines, path, text):
+    """Runs one scenario; gives whether it passed."""
     suite.scenario = os.path.splitext(os.path.basename(path))[0]
     begin, before = time.monotonic(), suite.passed
 
@@ -101,9 +106,10 @@ def scenario(suite, machines, path, text):
         suite.report("FAIL", f"line {where[-1] if where else '?'}", begin, "\n".join([what, *states]))
         if isinstance(error, KeyboardInterrupt):
             raise
-        return
+        return False
     if suite.passed == before:
         suite.report("ok", "", begin)
+    return True
 
 
 def hold(machine, record):

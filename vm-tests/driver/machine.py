@@ -18,6 +18,9 @@ from process import RunFolder, die_with_parent
 # Seconds: default limit of a command and of a wait. A third of the NixOS driver's, which runs on faster machines but
 # has a whole build farm's patience.
 LIMIT = 300
+# Emulated processors patch the kernel's code under one another's feet: now and then a kernel dies of that in its first
+# second (bytes of `sched_clock_cpu` that are half a jump). So often a boot that ended so is begun again, and it is said.
+BOOTS = 3
 
 
 class Failed(Exception):
@@ -65,20 +68,25 @@ class Machine:
         if self.answers:
             return
         begin = self.begin
-        try:
-            self.control.connect(begin + self.description["boot_timeout"], lambda: self.qemu.poll() is None)
-        except Lost as error:
-            # what comes next gets a new boot instead of waiting for this one again and again
-            self.crash()
-            raise Failed(f"boot: {error}\n{self._console_tail()}") from error
+        for left in reversed(range(BOOTS)):
+            try:
+                self.control.connect(self.begin + self.description["boot_timeout"], lambda: self.qemu.poll() is None)
+                break
+            except Lost as error:
+                # what comes next gets a new boot instead of waiting for this one again and again
+                self.crash()
+                if not left or not self._kernel_died_early():
+                    raise Failed(f"boot: {error}\n{self._console_tail()}") from error
+                self.log(f"the kernel died in its boot; booting again\n{self._console_tail()}")
+                self.launch()
         self.answers = True
-        self.log(f"the agent answers after {time.monotonic() - begin:.1f} s")
+        self.log(f"the agent answers after {time.monotonic() - self.begin:.1f} s")
         if self.network is not None:
             self.succeed(self.network.settings(self.name))
         if self.description["provision"] and not self.provisioned:
             self.succeed(self.description["provision"], timeout=300)
             self.provisioned = True
-            self.log(f"installed after {time.monotonic() - begin:.1f} s")
+            self.log(f"installed after {time.monotonic() - self.begin:.1f} s")
 
     def shutdown(self):
         """Powers the machine off in an orderly way; its disk stays for the next `start`."""
@@ -273,6 +281,15 @@ class Machine:
             return self._run("systemctl --failed --no-legend --plain; journalctl --no-pager -q -b -p warning -n 40", 60)[1]
         except (Lost, RuntimeError):
             return self._console_tail()
+
+    def _kernel_died_early(self):
+        """Whether the console shows a kernel that panicked by itself, not because it found no init or init ended."""
+        try:
+            with open(self._place(self.description["console_log"]), errors="replace") as file:
+                text = file.read()
+        except OSError:
+            return False
+        return "Kernel panic" in text and "No working init" not in text and "Attempted to kill init" not in text
 
     def _console_tail(self):
         try:
