@@ -29,6 +29,8 @@
           docs = pkgs.callPackage ./nixos-module/docs.nix { inherit (ours pkgs) options; };
         }
         // lib.optionalAttrs pkgs.stdenv.hostPlatform.isx86_64 {
+          # What machines are started with: kernel, first root with the agent, devices.
+          machine-image = pkgs.callPackage ./services/agent/package.nix { };
           # The appliance, to be written to a disk.
           disk = self.nixosConfigurations.appliance.config.system.build.image;
           # The appliance, to be started from a stick or a virtual drive.
@@ -36,7 +38,10 @@
         }
       );
 
-      overlays.default = final: _: { shipote = final.callPackage ./services/package.nix { }; };
+      overlays.default = final: _: {
+        shipote = final.callPackage ./services/package.nix { };
+        shipote-machine-image = final.callPackage ./services/agent/package.nix { };
+      };
 
       nixosModules.default = ./nixos-module;
 
@@ -80,7 +85,7 @@
           }
         )
         // lib.optionalAttrs pkgs.stdenv.hostPlatform.isx86_64 {
-          inherit (ours pkgs) disk iso;
+          inherit (ours pkgs) machine-image disk iso;
         }
       );
 

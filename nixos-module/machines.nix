@@ -15,12 +15,17 @@ in
 
     image = lib.mkOption {
       type = lib.types.nullOr lib.types.path;
-      default = null;
+      default =
+        if pkgs.stdenv.hostPlatform.isx86_64 then
+          pkgs.callPackage ../services/agent/package.nix { }
+        else
+          null;
+      defaultText = lib.literalMD "the guest image of this flake on x86-64, built with the system's `pkgs`; elsewhere `null`";
       example = "/var/lib/shipote/machine-image";
       description = ''
-        The folder that `cargo xtask image --out` fills: the guest's kernel, its first root with the agent, and the
-        vsock device. Without it the service runs, and refuses to start a machine. A path in quotes stays where it is;
-        one without is copied to the store.
+        The folder with what machines are started with: the guest's kernel, its first root with the agent, the vsock
+        device and what serves volumes. `cargo xtask image --out` fills one, too. Without it (`null`) the service runs,
+        and refuses to start a machine. A path in quotes stays where it is; one without is copied to the store.
       '';
     };
 

@@ -9,17 +9,7 @@ rustPlatform.buildRustPackage {
   pname = "shipote";
   inherit ((lib.importTOML ../Cargo.toml).workspace.package) version;
 
-  src = lib.fileset.toSource {
-    root = ../.;
-    fileset = lib.fileset.unions [
-      ../.cargo
-      ../Cargo.lock
-      ../Cargo.toml
-      ../policies
-      ../wit
-      (lib.fileset.fileFilter (file: !file.hasExt "nix") ./.)
-    ];
-  };
+  src = import ./source.nix { inherit lib; };
   cargoLock.lockFile = ../Cargo.lock;
 
   # As the profile `dist`, which is for what packages ship.

@@ -117,7 +117,7 @@ with subtest("a detached command is attached to, and its input ends if who attac
     command = machine.succeed("shipote run --detach --interactive -- sed -u s/^/got:/").strip()
     machine.succeed(f"echo hello | shipote attach --end-input {command} > /tmp/attached")
     assert machine.succeed("cat /tmp/attached").strip() == "got:hello"
-    machine.wait_until_succeeds(f"shipote ps --all --json | grep -q '\"exit_status\":0'", timeout=30)
+    machine.wait_until_succeeds("shipote ps --all --json | grep -q '\"exit_status\":0'", timeout=30)
 
 with subtest("a workspace shares flows: with itself and its owner, or with everybody"):
     machine.succeed(
@@ -130,12 +130,12 @@ with subtest("a workspace shares flows: with itself and its owner, or with every
     sockets = {flow["from_output"]: flow["socket"] for flow in listed}
     read = "timeout 5 perl -MIO::Socket::UNIX -e '$s = IO::Socket::UNIX->new($ARGV[0]) or die $!; print scalar <$s>'"
     assert machine.succeed(f"{read} {sockets['own']}") == "mine\n"
-    for user, seen in (("mallory", ""), ("runner", ""), ("root", "mine\n")):
-        assert machine.execute(f"runuser -u {user} -- {read} {sockets['own']}")[1] == seen, user
+    for user, own in (("mallory", ""), ("runner", ""), ("root", "mine\n")):
+        assert machine.execute(f"runuser -u {user} -- {read} {sockets['own']}")[1] == own, user
         assert machine.execute(f"runuser -u {user} -- {read} {sockets['open']}")[1] == "all\n", user
     inside = read.replace("'", "'\\''")
     assert machine.succeed(f"shipote run -w flows -- sh -c '{inside} /run/flows/own'") == "mine\n"
-    machine.fail(f"shipote run -- test -e /run/flows")
+    machine.fail("shipote run -- test -e /run/flows")
     machine.succeed("shipote workspace stop flows --grace 0")
 
 with subtest("what an overlay changes is the workspace's own, and is kept if that is asked for"):
@@ -159,7 +159,7 @@ with subtest("what a workspace keeps on the disk is bounded, and a disk filler i
         "shipote run -w full -- sh -c 'head -c 1000000 /dev/urandom > fits'",
     )
     filler = "mkdir -p a/b; while :; do head -c 1000000 /dev/urandom >> a/b/more; sleep 0.2; done"
-    status, text = machine.execute(f"shipote run -w full --json -- sh -c '{filler}' 2>/dev/null", timeout=120)
+    _, text = machine.execute(f"shipote run -w full --json -- sh -c '{filler}' 2>/dev/null", timeout=120)
     result = json.loads(text)
     assert result["reason"] == "quota" and "more than 2097152 bytes" in result["message"], result
     machine.succeed("shipote workspace stop full")

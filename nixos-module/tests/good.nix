@@ -33,6 +33,9 @@ in
         config.users.users.shipote-workspaces.extraGroups == [ "shipote" ];
       "polkit decides" = config.security.polkit.enable;
       "there is a configuration" = config.environment.etc ? "shipote/shipote.toml";
+      "machines are started with an image of the store" =
+        config.nixpkgs.hostPlatform.isx86_64
+        -> lib.hasInfix "SHIPOTE_MACHINE_IMAGE=${builtins.storeDir}/" (text config "shipote-machines.service");
     };
   };
 
@@ -119,6 +122,13 @@ in
       "QEMU is on the path" = lib.hasInfix "qemu" (text config "shipote-machines.service");
       "the service's user is in the group of /dev/kvm" =
         config.users.users.shipote-machines.extraGroups == [ "kvm" ];
+    };
+  };
+
+  machines-without-an-image = {
+    config = on { services.machines.image = null; };
+    holds = config: {
+      "none is named" = !lib.hasInfix "SHIPOTE_MACHINE_IMAGE" (text config "shipote-machines.service");
     };
   };
 

@@ -1,6 +1,7 @@
 """Starts the machine that `cargo xtask vm` described and runs scenarios, a command, or nothing but the machine.
 
     driver test MACHINE.json SCENARIO.py... [--hold RECORD]
+    driver broken MACHINE.json BREAKS.json
     driver run (--machine MACHINE.json | --socket PATH) -- CMD...
     driver serve MACHINE.json RECORD
 """
@@ -12,40 +13,12 @@ import os
 import shlex
 import sys
 import time
-import traceback
 
+import broken as breaking
 import process
 from control import Control, Lost
 from machine import Failed, Machine, remove_stage
-from network import Network
-
-# A scenario with this line wants a machine that nobody has used.
-FRESH = "# machine: fresh"
-# A scenario with this line wants machines of these names, on one network, and none besides.
-SEVERAL = "# machines: "
-
-
-class Suite:
-    """Counts what passed and what failed; a scenario without subtests counts as one."""
-
-    def __init__(self):
-        self.passed, self.failed, self.scenario = 0, 0, ""
-
-    @contextlib.contextmanager
-    def subtest(self, name):
-        begin = time.monotonic()
-        yield
-        self.report("ok", name, begin)
-
-    def report(self, verdict, name, begin, detail=""):
-        if verdict == "ok":
-            self.passed += 1
-        else:
-            self.failed += 1
-        title = f"{self.scenario}: {name}" if name else self.scenario
-        print(f"{verdict:4} {title} ({time.monotonic() - begin:.1f} s)")
-        if detail:
-            print("     " + detail.rstrip().replace("\n", "\n     "))
+from suite import Suite, new_machines, wants
 
 
 def test(arguments):
@@ -55,21 +28,16 @@ def test(arguments):
         for path in arguments.scenarios:
             with open(path) as file:
                 text = file.read()
-            several = next((line.removeprefix(SEVERAL).split() for line in text.splitlines() if line.startswith(SEVERAL)), [])
-            if machine is not None and (several or FRESH in text.splitlines()):
+            several, fresh = wants(text)
+            if machine is not None and fresh:
                 machine.remove()
                 machine = None
             if several:
-                with Network(several) as network:
-                    machines = [Machine(arguments.machine, name, network) for name in several]
-                    try:
-                        scenario(suite, machines, path, text)
-                    finally:
-                        for one in machines:
-                            one.remove()
+                with new_machines(arguments.machine, several) as machines:
+                    suite.run(machines, path, text)
                 continue
             machine = machine or Machine(arguments.machine)
-            if scenario(suite, [machine], path, text):
+            if suite.run([machine], path, text):
                 continue
             if arguments.hold:
                 hold(machine, arguments.hold)
@@ -84,32 +52,11 @@ def test(arguments):
     return 1 if suite.failed else 0
 
 
-def scenario(suite, machines, path, text):
-    """Runs one scenario; gives whether it passed."""
-    suite.scenario = os.path.splitext(os.path.basename(path))[0]
-    begin, before = time.monotonic(), suite.passed
-
-    def start_all():
-        for machine in machines:
-            machine.launch()
-        for machine in machines:
-            machine.start()
-
-    names = {machine.name: machine for machine in machines}
-    names |= {"machines": machines, "start_all": start_all, "subtest": suite.subtest}
+def broken(arguments):
     try:
-        exec(compile(text, path, "exec"), {"__name__": "__scenario__", **names})
-    except (Exception, KeyboardInterrupt) as error:
-        where = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-        what = str(error) if isinstance(error, (Failed, Lost)) else "".join(traceback.format_exception_only(error))
-        states = [f"{machine.name}:\n{machine.diagnose()}" for machine in machines]
-        suite.report("FAIL", f"line {where[-1] if where else '?'}", begin, "\n".join([what, *states]))
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        return False
-    if suite.passed == before:
-        suite.report("ok", "", begin)
-    return True
+        return breaking.broken(arguments.machine, arguments.breaks)
+    finally:
+        remove_stage(arguments.machine)
 
 
 def hold(machine, record):
@@ -181,6 +128,10 @@ def main():
     mode.add_argument("scenarios", nargs="+")
     mode.add_argument("--hold")
     mode.set_defaults(call=test)
+    mode = modes.add_parser("broken")
+    mode.add_argument("machine")
+    mode.add_argument("breaks")
+    mode.set_defaults(call=broken)
     mode = modes.add_parser("run")
     mode.add_argument("--machine")
     mode.add_argument("--socket")

@@ -67,7 +67,6 @@ class Machine:
         self.launch()
         if self.answers:
             return
-        begin = self.begin
         for left in reversed(range(BOOTS)):
             try:
                 self.control.connect(self.begin + self.description["boot_timeout"], lambda: self.qemu.poll() is None)

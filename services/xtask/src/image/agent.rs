@@ -9,8 +9,14 @@ use crate::vm::{host, repository};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// Compiles it; gives the program's bytes.
+pub(super) fn read() -> anyhow::Result<Vec<u8>> {
+    let program = build()?;
+    std::fs::read(&program).with_context(|| format!("read {}", program.display()))
+}
+
 /// Compiles it; gives the program's path. It is optimised whatever the rest is: the guest may be emulated.
-pub(super) fn build() -> anyhow::Result<PathBuf> {
+fn build() -> anyhow::Result<PathBuf> {
     let root = repository()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = target_dir(&root)?.join("guest");

@@ -1,14 +1,16 @@
 //! `cargo xtask image`: what machines are started with.
 //!
-//! A folder with `vmlinux` (Debian 13's cloud kernel, uncompressed), `initramfs.cpio` (the agent as `/init`, a static
-//! busybox, the kernel modules that a machine needs), `vhost-device-vsock` (for hosts whose kernel has no vhost-vsock),
-//! `virtiofsd` (for folders of the host) and `image.json`, which says what it was made of.
+//! A folder with `vmlinux` (uncompressed), `initramfs.cpio` (the agent as `/init`, a static busybox, the kernel modules
+//! that a machine needs), `vhost-device-vsock` (for hosts whose kernel has no vhost-vsock), `virtiofsd` (for folders of
+//! the host) and `image.json`, which says what it was made of: Debian 13's cloud kernel and busybox and programs of
+//! crates.io, or what a folder has ([`ingredients`]).
 //!
-//! Invariant: a folder is named after the hash of all that went into it and appears by one rename; `current` points to
-//! the newest. Nothing is installed on the host.
+//! Invariant: a folder of the cache is named after the hash of all that went into it and appears by one rename; `current`
+//! points to the newest. Nothing is installed on the host.
 
 mod agent;
 mod devices;
+mod ingredients;
 mod initramfs;
 mod kernel;
 mod modules;
@@ -21,6 +23,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
+use ingredients::Ingredients;
 use sha2::{Digest, Sha256};
 
 use crate::vm::repository;
@@ -40,10 +43,21 @@ pub(crate) struct Args {
     /// Copy the finished image to this folder as well.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Make it of `vmlinuz`, `modules`, `busybox`, `vhost-device-vsock` and `virtiofsd` in this folder, or what links of
+    /// these names lead to: nothing is downloaded, and nothing kept in the cache.
+    #[arg(long, value_name = "DIR", requires = "out", conflicts_with = "refresh")]
+    from: Option<PathBuf>,
 }
 
 /// Runs `cargo xtask image`: the image's folder goes to standard output.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if let (Some(from), Some(out)) = (&args.from, &args.out) {
+        let ingredients = Ingredients::in_folder(from)?;
+        fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
+        ingredients.assemble(&agent::read()?, out)?;
+        println!("{}", out.display());
+        return Ok(ExitCode::SUCCESS);
+    }
     let image = ensure(args.refresh)?;
     if let Some(out) = &args.out {
         copy(&image, out)?;
@@ -72,25 +86,18 @@ pub(crate) fn ensure(refresh: bool) -> anyhow::Result<PathBuf> {
     // Two builds at once would do the work twice: the second waits and then finds what the first made.
     lock.lock().context("lock the cache")?;
     let packages = packages::ensure(&cache, refresh)?;
-    let agent = agent::build()?;
-    let vsock = devices::VSOCK.ensure(&cache)?;
-    let volumes = devices::VOLUMES.ensure(&cache)?;
-    let program = fs::read(&agent).with_context(|| format!("read {}", agent.display()))?;
-    let versions = [devices::VSOCK.version, devices::VOLUMES.version].join(" ");
-    let key = key(&[&LAYOUT.to_le_bytes(), packages.name().as_bytes(), versions.as_bytes(), &program]);
+    let program = agent::read()?;
+    let programs = [devices::VSOCK.ensure(&cache)?, devices::VOLUMES.ensure(&cache)?];
+    let versions = [devices::VSOCK.version, devices::VOLUMES.version];
+    let key = key(&[&LAYOUT.to_le_bytes(), packages.name().as_bytes(), versions.join(" ").as_bytes(), &program]);
     let image = cache.join(format!("image-{key}"));
     if !image.exists() {
         let work = cache.join("building");
         let _ = fs::remove_dir_all(&work);
         fs::create_dir_all(&work)?;
         let unpacked = packages.unpack(&work.join("packages"))?;
-        kernel::extract(&unpacked.vmlinuz, &work.join("vmlinux"))?;
-        let modules = modules::collect(&unpacked.modules)?;
-        fs::write(work.join("initramfs.cpio"), initramfs::build(&program, &unpacked.busybox, &modules)?)?;
-        for (program, name) in [vsock, volumes].iter().zip(PROGRAMS) {
-            fs::copy(program, work.join(name)).with_context(|| format!("copy {name}"))?;
-        }
-        fs::write(work.join("image.json"), describe(&packages, &modules)?)?;
+        let names = [packages.kernel(), packages.busybox(), versions[0], versions[1]].map(str::to_owned);
+        Ingredients { unpacked, programs, names }.assemble(&program, &work)?;
         fs::remove_dir_all(work.join("packages"))?;
         fs::rename(&work, &image).context("put the image into the cache")?;
     }
@@ -114,18 +121,6 @@ pub(crate) fn busybox_into(root: &Path) -> anyhow::Result<()> {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).context("link busybox")?;
     }
     Ok(())
-}
-
-fn describe(packages: &packages::Packages, modules: &modules::Modules) -> anyhow::Result<String> {
-    let names = |set: &[modules::Module]| set.iter().map(|module| module.name.clone()).collect::<Vec<_>>();
-    let description = serde_json::json!({
-        "kernel": packages.kernel(),
-        "busybox": packages.busybox(),
-        "vhost_device_vsock": devices::VSOCK.version,
-        "virtiofsd": devices::VOLUMES.version,
-        "modules": {"first": names(&modules.first), "later": names(&modules.later)},
-    });
-    Ok(serde_json::to_string_pretty(&description)?)
 }
 
 /// `$SHIPOTE_CACHE/machine`, else `.cache/machine` in the source tree.

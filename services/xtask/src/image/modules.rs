@@ -2,6 +2,7 @@
 //! of them in a third of the time.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,11 @@ use super::kernel::decompress;
 
 /// What the agent needs before it can answer.
 const FIRST: &[&str] = &["virtio_mmio", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
-/// What disks, images and commands need.
-const LATER: &[&str] = &["virtio_blk", "overlay", "virtio_rng", "virtio_balloon"];
+/// What disks, volumes, images and commands need.
+const LATER: &[&str] = &["virtio_blk", "ext4", "virtiofs", "overlay", "virtio_rng", "virtio_balloon"];
+
+/// How the names of modules' files end, by how they are compressed.
+const MODULE: &[&str] = &[".ko", ".ko.xz", ".ko.zst"];
 
 /// One module.
 #[derive(Debug)]
@@ -30,44 +34,57 @@ pub(super) struct Modules {
 
 /// Collects them from the folder of a kernel's modules.
 pub(super) fn collect(dir: &Path) -> anyhow::Result<Modules> {
-    let mut files = HashMap::new();
-    walk(dir, &mut files)?;
+    let kernel = Kernel::read(dir)?;
     let mut have = HashSet::new();
-    let first = closure(FIRST, &files, &mut have)?;
-    let later = closure(LATER, &files, &mut have)?;
-    Ok(Modules { first, later })
+    Ok(Modules { first: kernel.closure(FIRST, &mut have)?, later: kernel.closure(LATER, &mut have)? })
 }
 
-/// The named modules and what they depend on, dependencies first. A module that is no file is built into the kernel.
-fn closure(
-    names: &[&str],
-    files: &HashMap<String, PathBuf>,
-    have: &mut HashSet<String>,
-) -> anyhow::Result<Vec<Module>> {
-    let mut modules = Vec::new();
-    for name in names {
-        add(name, files, have, &mut modules)?;
-    }
-    Ok(modules)
+/// What a kernel has, by the modules' names.
+struct Kernel {
+    files: HashMap<String, PathBuf>,
+    builtin: HashSet<String>,
 }
 
-fn add(
-    name: &str,
-    files: &HashMap<String, PathBuf>,
-    have: &mut HashSet<String>,
-    modules: &mut Vec<Module>,
-) -> anyhow::Result<()> {
-    let Some(path) = files.get(name) else { return Ok(()) };
-    if !have.insert(name.to_owned()) {
-        return Ok(());
+impl Kernel {
+    fn read(dir: &Path) -> anyhow::Result<Self> {
+        let mut files = HashMap::new();
+        // beside it lie links to the kernel's sources
+        walk(&dir.join("kernel"), &mut files)?;
+        let list = dir.join("modules.builtin");
+        let list = fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
+        let builtin = list.lines().filter_map(|path| path.rsplit('/').next()?.strip_suffix(".ko")).map(canonical);
+        Ok(Kernel { files, builtin: builtin.collect() })
     }
-    let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    let bytes = if path.extension().is_some_and(|end| end == "xz") { decompress("xz", &bytes)? } else { bytes };
-    for needed in depends(&bytes) {
-        add(&needed, files, have, modules)?;
+
+    /// The named modules and what they depend on, dependencies first; nothing that is built into the kernel.
+    fn closure(&self, names: &[&str], have: &mut HashSet<String>) -> anyhow::Result<Vec<Module>> {
+        let mut modules = Vec::new();
+        for name in names {
+            self.add(name, have, &mut modules)?;
+        }
+        Ok(modules)
     }
-    modules.push(Module { name: name.to_owned(), bytes });
-    Ok(())
+
+    fn add(&self, name: &str, have: &mut HashSet<String>, modules: &mut Vec<Module>) -> anyhow::Result<()> {
+        if self.builtin.contains(name) {
+            return Ok(());
+        }
+        let path = self.files.get(name).with_context(|| format!("this kernel has no module {name}"))?;
+        if !have.insert(name.to_owned()) {
+            return Ok(());
+        }
+        let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let bytes = match path.extension().and_then(OsStr::to_str) {
+            Some("xz") => decompress("xz", &bytes)?,
+            Some("zst") => decompress("zstd", &bytes)?,
+            _ => bytes,
+        };
+        for needed in depends(&bytes) {
+            self.add(&needed, have, modules)?;
+        }
+        modules.push(Module { name: name.to_owned(), bytes });
+        Ok(())
+    }
 }
 
 /// What a module says it depends on: `depends=a,b` in its `.modinfo` section, ended by NUL.
@@ -89,7 +106,7 @@ fn walk(dir: &Path, files: &mut HashMap<String, PathBuf>) -> anyhow::Result<()> 
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() {
             walk(&path, files)?;
-        } else if let Some(name) = name.strip_suffix(".ko.xz").or_else(|| name.strip_suffix(".ko")) {
+        } else if let Some(name) = MODULE.iter().find_map(|end| name.strip_suffix(end)) {
             files.insert(canonical(name), path);
         }
     }
@@ -98,7 +115,22 @@ fn walk(dir: &Path, files: &mut HashMap<String, PathBuf>) -> anyhow::Result<()> 
 
 #[cfg(test)]
 mod tests {
-    use super::depends;
+    use super::*;
+
+    #[test]
+    fn a_module_is_a_file_or_built_in_and_never_just_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("kernel/net");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("virtio-net.ko"), b"\0depends=some-thing,net\0").unwrap();
+        fs::write(folder.join("some-thing.ko"), b"\0depends=\0").unwrap();
+        fs::write(dir.path().join("modules.builtin"), "kernel/net/net.ko\n").unwrap();
+        let kernel = Kernel::read(dir.path()).unwrap();
+        let found = kernel.closure(&["virtio_net", "net"], &mut HashSet::new()).unwrap();
+        assert_eq!(found.iter().map(|module| module.name.as_str()).collect::<Vec<_>>(), ["some_thing", "virtio_net"]);
+        let refused = kernel.closure(&["vsock"], &mut HashSet::new()).unwrap_err().to_string();
+        assert!(refused.contains("no module vsock"), "{refused}");
+    }
 
     #[test]
     fn dependencies_are_read_from_the_module() {

@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
 
+use super::broken::{self, Break};
 use super::qemu::Machine;
 
 /// What the driver writes down about the machine of `vm up`.
@@ -97,6 +98,13 @@ pub(super) fn test(machine: &Machine, scenarios: &[PathBuf], hold: bool) -> anyh
         command.arg("--hold").arg(record()?);
     }
     finish(&mut command)
+}
+
+/// Runs scenarios on machines in which something is broken.
+pub(super) fn broken(machine: &Machine, breaks: &[Break]) -> anyhow::Result<ExitCode> {
+    let description = machine.write()?;
+    let folder = description.parent().context("a description lies in a folder")?;
+    finish(driver("broken")?.arg(&description).arg(broken::write(breaks, folder)?))
 }
 
 /// Runs one scenario that measures, in so many rounds; gives what it wrote into the file that it was named.

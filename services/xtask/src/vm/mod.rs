@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 
 mod accel;
 mod agent;
+mod broken;
 mod driver;
 pub(crate) mod host;
 mod image;
@@ -63,6 +64,14 @@ enum Action {
         /// After a failure keep the machine until Enter is pressed; meanwhile `vm run` reaches it.
         #[arg(long)]
         hold: bool,
+    },
+    /// Break what scenarios are about, one row of `vm-tests/broken.toml` after the other (all, or those named, or those
+    /// of the scenarios named), each in a machine of its own: the scenario must fail, and where the row says.
+    Broken {
+        #[command(flatten)]
+        stage: stage::Options,
+        /// Rows, or scenarios.
+        names: Vec<String>,
     },
     /// Inside the machine: execute what arrives over the control port.
     #[command(hide = true)]
@@ -113,6 +122,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let scenarios = driver::scenarios(names)?;
             let tests = driver::tests_wanted(&scenarios)?;
             driver::test(&prepare(stage, &tests)?, &scenarios, *hold)
+        }
+        Action::Broken { stage, names } => {
+            let breaks = broken::chosen(names)?;
+            let scenarios: Vec<PathBuf> = breaks.iter().map(|row| row.path.clone()).collect();
+            let tests = driver::tests_wanted(&scenarios)?;
+            driver::broken(&prepare(stage, &tests)?, &breaks)
         }
         Action::Agent => agent::serve().map(|()| ExitCode::SUCCESS),
         #[cfg(target_arch = "x86_64")]
