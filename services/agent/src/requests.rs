@@ -42,6 +42,10 @@ async fn images_of(store: &Arc<Store>, request: AgentRequest) -> AgentResponse {
             Ok(freed) => AgentResponse::ok_with(serde_json::json!({"freed_bytes": freed, "dry_run": dry_run})),
             Err(error) => AgentResponse::error(codes::GC_FAILED, error),
         },
+        AgentRequest::RemoveImage { image } => told(
+            images::remove(&store, &image).map(|freed| serde_json::json!({"freed_bytes": freed})),
+            codes::DELETE_FAILED,
+        ),
         other => AgentResponse::error(codes::INTERNAL_ERROR, format_args!("{} is not answered here", other.method())),
     };
     match tokio::task::spawn_blocking(work).await {
@@ -66,7 +70,7 @@ fn without_images(request: AgentRequest) -> AgentResponse {
         AgentRequest::GarbageCollect { dry_run, .. } => {
             AgentResponse::ok_with(serde_json::json!({"freed_bytes": 0, "dry_run": dry_run}))
         }
-        AgentRequest::Query { image } => {
+        AgentRequest::Query { image } | AgentRequest::RemoveImage { image } => {
             AgentResponse::error(codes::NOT_FOUND, format_args!("image {image}: none here"))
         }
         AgentRequest::Pull { .. } => AgentResponse::error(codes::PULL_FAILED, NO_STORE),

@@ -67,6 +67,33 @@ fn a_frame_over_the_limit_is_skipped_and_one_far_over_it_ends_the_connection() {
 }
 
 #[test]
+fn many_large_frames_at_once_take_no_more_memory_than_all_may() {
+    let agent = Agent::start();
+    let size = 30 * 1024 * 1024;
+    let data = "x".repeat(size);
+    let body = std::sync::Arc::new(format!("{{\"method\":\"ping\",\"more\":\"{data}\"}}").into_bytes());
+    let senders: Vec<_> = (0..12)
+        .map(|_| {
+            let (mut client, body) = (agent.connect(), std::sync::Arc::clone(&body));
+            std::thread::spawn(move || {
+                client.send_body(&body);
+                assert!(matches!(client.receive(), AgentResponse::Pong { .. }));
+            })
+        })
+        .collect();
+    // Twelve times 30 MiB; one of them is read at a time, and all are answered.
+    let mut most = 0;
+    while !senders.iter().all(std::thread::JoinHandle::is_finished) {
+        most = most.max(agent.resident());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    for sender in senders {
+        sender.join().unwrap();
+    }
+    assert!(most < 100 * 1024, "{most} KiB resident");
+}
+
+#[test]
 fn files_are_written_whole_with_their_mode_and_read_back() {
     use std::os::unix::fs::PermissionsExt as _;
     let agent = Agent::start();

@@ -37,6 +37,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Remove an image of a running machine, and the layers that no other needs; what runs on it goes on
+    Rm {
+        /// Machine
+        machine: String,
+        /// Name or digest, as `image ls` shows it
+        image: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove what no image of a running machine needs
     Gc {
         /// Machine
@@ -74,6 +84,7 @@ pub(crate) async fn run(args: ImageArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Pull(args) => pull_for(args).await?,
         Command::Ls { machine, json } => list(&machine, json).await?,
+        Command::Rm { machine, image, json } => remove(&machine, image, json).await?,
         Command::Gc { machine, all, dry_run, json } => collect(&machine, all, dry_run, json).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -163,6 +174,15 @@ async fn list(machine: &str, json: bool) -> anyhow::Result<()> {
         images.into_iter().map(row).collect(),
         "no images",
     );
+    Ok(())
+}
+
+async fn remove(machine: &str, image: String, json: bool) -> anyhow::Result<()> {
+    let data = ask(machine, &AgentRequest::RemoveImage { image: image.clone() }).await?;
+    if json {
+        return output::json(&data);
+    }
+    println!("{image} removed, {} KiB freed", data["freed_bytes"].as_u64().unwrap_or(0) / 1024);
     Ok(())
 }
 

@@ -1,8 +1,7 @@
-//! Archives of images: where in the file each piece lies, and one layer after the other into the store.
+//! Archives of images, one layer after the other into the store: what `docker save` writes, and a tar of a root. An OCI
+//! layout is taken apart in [`super::layout`].
 
-use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Seek as _, SeekFrom};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -10,11 +9,12 @@ use sha2::{Digest, Sha256};
 use shipote_agent_protocol::{AgentResponse, ImageInfo};
 use tokio::sync::mpsc;
 
+use super::layout::oci_archive;
+use super::pieces::Pieces;
+use super::pull::Platform;
 use super::reference::check_digest;
 use super::{Image, ImageError, Pin, Store, layer};
 
-/// Largest manifest or config.
-const JSON_MAX: u64 = super::registry::JSON_MAX;
 /// Layers that an image may have: overlayfs takes no more in one mount.
 pub(super) const LAYERS_MAX: usize = 128;
 
@@ -82,20 +82,23 @@ pub(super) struct Rootfs {
 pub(super) fn import(
     store: &Store,
     name: &str,
+    platform: &Platform,
     progress: &mpsc::Sender<AgentResponse>,
 ) -> Result<ImageInfo, ImageError> {
     if let Some(path) = name.strip_prefix("docker-archive:") {
         docker_archive(store, name, Path::new(path), progress)
+    } else if let Some(path) = name.strip_prefix("oci-archive:") {
+        oci_archive(store, name, Path::new(path), platform, progress)
     } else if let Some(path) = name.strip_prefix("rootfs:") {
         rootfs(store, name, Path::new(path))
     } else {
-        Err(ImageError::invalid(name, "neither docker-archive:/FILE nor rootfs:/FILE"))
+        Err(ImageError::invalid(name, "none of docker-archive:/FILE, oci-archive:/FILE and rootfs:/FILE"))
     }
 }
 
 /// Whether a name is one of an archive, not of an image in a registry.
 pub(super) fn is_archive(name: &str) -> bool {
-    name.starts_with("docker-archive:") || name.starts_with("rootfs:")
+    ["docker-archive:", "oci-archive:", "rootfs:"].iter().any(|kind| name.starts_with(kind))
 }
 
 fn rootfs(store: &Store, name: &str, path: &Path) -> Result<ImageInfo, ImageError> {
@@ -144,11 +147,32 @@ fn docker_archive(
     let config: Config = serde_json::from_slice(&bytes).map_err(|error| json(&error.to_string(), b"config"))?;
     let ids = config.rootfs.diff_ids.clone();
     let mut pin = Pin::new(store);
-    if ids.len() != entry.layers.len() || ids.is_empty() || ids.len() > LAYERS_MAX {
-        return Err(invalid(format!("{} layers and {} digests of them", entry.layers.len(), ids.len())));
+    let (layers, size) = take_layers(&mut pin, name, &pieces, &entry.layers, &ids, progress)?;
+    let tags = entry.repo_tags.unwrap_or_default();
+    let reference = tags.first().map_or(name, String::as_str);
+    let info = config.into_info(reference, &format!("sha256:{digest}"), size, ids);
+    let mut names = vec![name.to_owned(), info.digest.clone()];
+    names.extend(tags);
+    store.add(Image { names, info: info.clone(), layers })?;
+    Ok(info)
+}
+
+/// Unpacks the layers that lie in these files of an archive and have these digests, as the image's config names them;
+/// gives the names of their folders, and their size in the archive.
+pub(super) fn take_layers(
+    pin: &mut Pin<'_>,
+    name: &str,
+    pieces: &Pieces<'_>,
+    files: &[String],
+    ids: &[String],
+    progress: &mpsc::Sender<AgentResponse>,
+) -> Result<(Vec<String>, u64), ImageError> {
+    let invalid = |problem: String| ImageError::invalid(name, problem);
+    if ids.len() != files.len() || ids.is_empty() || ids.len() > LAYERS_MAX {
+        return Err(invalid(format!("{} layers and {} digests of them", files.len(), ids.len())));
     }
-    let (mut layers, mut blobs, mut size) = (Vec::new(), Vec::new(), 0);
-    for (n, (file, id)) in entry.layers.iter().zip(&ids).enumerate() {
+    let (mut layers, mut size) = (Vec::new(), 0);
+    for (n, (file, id)) in files.iter().zip(ids).enumerate() {
         let percent = u8::try_from(n * 100 / ids.len()).unwrap_or(100);
         let message = format!("layer {} of {}", n + 1, ids.len());
         // Nobody listens any more where the connection has ended; the import goes on.
@@ -161,64 +185,9 @@ fn docker_archive(
         let expected = check_digest(id).map_err(|problem| invalid(format!("layer {id}: {problem}")))?;
         pin.add(expected);
         size += pieces.size(name, file)?;
-        blobs.push(id.clone());
-        layers.push(layer::add(store, name, pieces.open(name, file)?, Some(expected))?);
+        layers.push(layer::add(pin.store, name, pieces.open(name, file)?, Some(expected))?);
     }
-    let tags = entry.repo_tags.unwrap_or_default();
-    let reference = tags.first().map_or(name, String::as_str);
-    let info = config.into_info(reference, &format!("sha256:{digest}"), size, blobs);
-    let mut names = vec![name.to_owned(), info.digest.clone()];
-    names.extend(tags);
-    store.add(Image { names, info: info.clone(), layers })?;
-    Ok(info)
-}
-
-/// Where the files of an archive lie in it.
-struct Pieces<'a> {
-    path: &'a Path,
-    at: HashMap<String, (u64, u64)>,
-}
-
-impl<'a> Pieces<'a> {
-    fn index(path: &'a Path) -> Result<Self, ImageError> {
-        let file = File::open(path).map_err(ImageError::io("open", path))?;
-        let mut archive = tar::Archive::new(file);
-        let mut at = HashMap::new();
-        let read = ImageError::io;
-        for entry in archive.entries_with_seek().map_err(read("read", path))? {
-            let entry = entry.map_err(read("read", path))?;
-            if entry.header().entry_type().is_file() {
-                let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-                at.insert(name, (entry.raw_file_position(), entry.size()));
-            }
-        }
-        Ok(Self { path, at })
-    }
-
-    fn find(&self, image: &str, name: &str) -> Result<(u64, u64), ImageError> {
-        let found = self.at.get(name).copied();
-        found.ok_or_else(|| ImageError::invalid(image, format!("the archive has no file {name}")))
-    }
-
-    fn size(&self, image: &str, name: &str) -> Result<u64, ImageError> {
-        Ok(self.find(image, name)?.1)
-    }
-
-    fn open(&self, image: &str, name: &str) -> Result<impl Read + use<>, ImageError> {
-        let (position, size) = self.find(image, name)?;
-        let mut file = File::open(self.path).map_err(ImageError::io("open", self.path))?;
-        file.seek(SeekFrom::Start(position)).map_err(ImageError::io("seek in", self.path))?;
-        Ok(file.take(size))
-    }
-
-    fn small(&self, image: &str, name: &str) -> Result<Vec<u8>, ImageError> {
-        if self.size(image, name)? > JSON_MAX {
-            return Err(ImageError::invalid(image, format!("{name} is over {JSON_MAX} bytes")));
-        }
-        let mut bytes = Vec::new();
-        self.open(image, name)?.read_to_end(&mut bytes).map_err(ImageError::io("read", self.path))?;
-        Ok(bytes)
-    }
+    Ok((layers, size))
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

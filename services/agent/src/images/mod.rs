@@ -1,8 +1,8 @@
 //! Images in the guest: pulled from registries or taken from archives, kept as unpacked layers, run under overlays.
 //!
 //! What can be pulled is named as in containers-transports(5): `docker://NAME` or just `NAME` (a registry, reached
-//! through the host; see [`crate::egress`]), `docker-archive:/FILE` (what `docker save` writes) and, of our own,
-//! `rootfs:/FILE` (a tar of a root).
+//! through the host; see [`crate::egress`]), `docker-archive:/FILE` (what `docker save` writes), `oci-archive:/FILE` (a tar
+//! of an OCI layout) and, of our own, `rootfs:/FILE` (a tar of a root).
 //!
 //! Invariant: a layer is in the store only if its bytes have the digest that the image's config names, and stays as long
 //! as an image, an overlay or something that runs needs it.
@@ -11,7 +11,9 @@ mod archive;
 mod collect;
 mod export;
 mod layer;
+mod layout;
 mod overlay;
+mod pieces;
 mod pull;
 mod reference;
 mod registry;
@@ -30,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::outbox::{Gone, Outbox};
 
-pub(crate) use collect::collect;
+pub(crate) use collect::{collect, remove};
 pub(crate) use export::export;
 pub(crate) use overlay::{cleanup, prepare};
 pub(crate) use run::{Request, run};
@@ -181,6 +183,8 @@ impl Store {
         }
         // Overlays for single commands that ended with the machine.
         let _ = std::fs::remove_dir_all(self.root.join("temporary"));
+        // What garbage collection was removing then.
+        let _ = std::fs::remove_dir_all(self.root.join(collect::RUBBISH));
         self.open.send_replace(true);
     }
 
@@ -319,7 +323,7 @@ pub(crate) async fn pull(
     let importing = tokio::task::spawn_blocking(move || {
         let _one = one;
         if archive::is_archive(&image) {
-            archive::import(&importer, &image, &progress)
+            archive::import(&importer, &image, &platform, &progress)
         } else {
             pull::pull(&importer, pull::Wanted { name: &image, platform, auth }, &progress)
         }

@@ -81,20 +81,40 @@ impl std::fmt::Display for Platform {
 
 /// What the blob is shows in its first bytes: its media type is not relied on.
 #[derive(Deserialize)]
-struct Descriptor {
-    digest: String,
+pub(super) struct Descriptor {
+    pub(super) digest: String,
     size: u64,
     platform: Option<Platform>,
 }
 
 /// An index has `manifests`, a manifest `config` and `layers`.
 #[derive(Deserialize)]
-struct Document {
+pub(super) struct Document {
     #[serde(default)]
-    manifests: Vec<Descriptor>,
-    config: Option<Descriptor>,
+    pub(super) manifests: Vec<Descriptor>,
+    pub(super) config: Option<Descriptor>,
     #[serde(default)]
-    layers: Vec<Descriptor>,
+    pub(super) layers: Vec<Descriptor>,
+}
+
+impl Document {
+    /// Of an index, the manifest for a platform; or the only one, where that says nothing of its platform.
+    pub(super) fn choose(&self, image: &str, wanted: &Platform) -> Result<&Descriptor, ImageError> {
+        if let [only @ Descriptor { platform: None, .. }] = &self.manifests[..] {
+            return Ok(only);
+        }
+        let offered = self.manifests.iter().filter_map(|d| Some((d, d.platform.as_ref()?)));
+        if let Some((descriptor, _)) = offered.clone().find(|(_, platform)| wanted.takes(platform)) {
+            return Ok(descriptor);
+        }
+        let all: Vec<String> = offered.map(|(_, platform)| platform.to_string()).collect();
+        let problem = if all.is_empty() {
+            format!("it has {} images, and none says for which platform; save one at a time", self.manifests.len())
+        } else {
+            format!("there is none for {wanted}; there is {}", all.join(", "))
+        };
+        Err(ImageError::invalid(image, problem))
+    }
 }
 
 /// How far it is.
@@ -139,13 +159,7 @@ pub(super) fn pull(
     let accept = [INDEX, MANIFEST].concat().join(", ");
     let mut document = parse(name, &verified(name, &version, registry.manifest(&version, &accept)?)?)?;
     if !document.manifests.is_empty() {
-        let offered = document.manifests.iter().filter_map(|d| Some((d, d.platform.as_ref()?)));
-        let chosen = offered.clone().find(|(_, platform)| wanted.platform.takes(platform));
-        let Some((descriptor, _)) = chosen else {
-            let all: Vec<String> = offered.map(|(_, platform)| platform.to_string()).collect();
-            return Err(invalid(format!("there is none for {}; there is {}", wanted.platform, all.join(", "))));
-        };
-        let digest = descriptor.digest.clone();
+        let digest = document.choose(name, &wanted.platform)?.digest.clone();
         check_digest(&digest).map_err(|problem| invalid(problem.to_owned()))?;
         document = parse(name, &verified(name, &digest, registry.manifest(&digest, &MANIFEST.join(", "))?)?)?;
     }
@@ -188,16 +202,16 @@ pub(super) fn pull(
     Ok(info)
 }
 
-fn parse(name: &str, bytes: &[u8]) -> Result<Document, ImageError> {
+pub(super) fn parse(name: &str, bytes: &[u8]) -> Result<Document, ImageError> {
     serde_json::from_slice(bytes).map_err(|error| ImageError::invalid(name, format!("manifest: {error}")))
 }
 
 /// The bytes, if they have the digest; a tag proves nothing and passes.
-fn verified(name: &str, version: &str, bytes: Vec<u8>) -> Result<Vec<u8>, ImageError> {
+pub(super) fn verified(name: &str, version: &str, bytes: Vec<u8>) -> Result<Vec<u8>, ImageError> {
     if let Ok(expected) = check_digest(version) {
         let digest = hex(&Sha256::digest(&bytes));
         if digest != expected {
-            let problem = format!("the registry sent sha256:{digest} for the digest {version}");
+            let problem = format!("what should have the digest {version} has sha256:{digest}");
             return Err(ImageError::invalid(name, problem));
         }
     }

@@ -17,7 +17,7 @@ const ARCHIVE: &str = "/storage/import.tar";
 /// enough: some three times its size.
 #[derive(Debug, Args)]
 pub(super) struct Source {
-    /// Archive of an image, as `docker save` writes it, or the name of one in a registry
+    /// Archive of an image as `docker save` writes it, OCI layout (folder or tar), or the name of one in a registry
     #[arg(long, value_name = "FILE|NAME", conflicts_with = "rootfs")]
     image: Option<PathBuf>,
     /// Folder (or tar) to run in as the root
@@ -52,13 +52,10 @@ impl Source {
             crate::image::pull(&mut stream, image, None, None, false).await?;
             return Ok(Some(image.to_owned()));
         }
-        let (file, kind) = match (&self.image, &self.rootfs) {
-            (Some(image), _) => (image, "docker-archive"),
-            (None, Some(root)) => (root, "rootfs"),
-            (None, None) => return Ok(None),
-        };
+        let Some(file) = self.image.as_ref().or(self.rootfs.as_ref()) else { return Ok(None) };
         let packed = if file.is_dir() { Some(pack(file)?) } else { None };
         let archive = packed.as_ref().map_or(file.as_path(), tempfile::NamedTempFile::path);
+        let kind = if self.image.is_some() { kind(archive) } else { "rootfs" };
         let stream = open(machines, name, ports::AGENT_CONTROL).await?;
         upload(stream, archive, ARCHIVE)
             .await
@@ -83,6 +80,18 @@ impl Source {
     }
 }
 
+/// What an archive of an image is: an OCI layout, unless it is what `docker save` writes too.
+fn kind(archive: &Path) -> &'static str {
+    let names = || -> std::io::Result<Vec<PathBuf>> {
+        let mut archive = tar::Archive::new(std::fs::File::open(archive)?);
+        archive.entries_with_seek()?.map(|entry| Ok(entry?.path()?.into_owned())).collect()
+    };
+    // What cannot be read is the agent's to refuse, with its reason.
+    let names = names().unwrap_or_default();
+    let has = |name: &str| names.iter().any(|path| path.strip_prefix(".").unwrap_or(path) == Path::new(name));
+    if has("oci-layout") && !has("manifest.json") { "oci-archive" } else { "docker-archive" }
+}
+
 /// A folder as a tar, owners, modes and links as they are.
 fn pack(folder: &Path) -> anyhow::Result<tempfile::NamedTempFile> {
     let file = tempfile::NamedTempFile::new().context("make a temporary file")?;
@@ -91,4 +100,29 @@ fn pack(folder: &Path) -> anyhow::Result<tempfile::NamedTempFile> {
     archive.append_dir_all(".", folder).with_context(|| format!("pack {}", folder.display()))?;
     archive.into_inner().and_then(|mut file| std::io::Write::flush(&mut file)).context("write a temporary file")?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_oci_layout_is_told_from_what_docker_saves() {
+        let archive = |names: &[&str]| {
+            let folder = tempfile::tempdir().unwrap();
+            for name in names {
+                std::fs::write(folder.path().join(name), "{}").unwrap();
+            }
+            pack(folder.path()).unwrap()
+        };
+        for (names, expected) in [
+            (&["oci-layout", "index.json"][..], "oci-archive"),
+            (&["manifest.json"], "docker-archive"),
+            (&["oci-layout", "index.json", "manifest.json"], "docker-archive"),
+            (&[], "docker-archive"),
+        ] {
+            assert_eq!(kind(archive(names).path()), expected, "{names:?}");
+        }
+        assert_eq!(kind(Path::new("/dev/null")), "docker-archive");
+    }
 }

@@ -28,6 +28,8 @@ pub enum AgentRequest {
         #[serde(default)]
         purge_all: bool,
     },
+    /// Removes an image, and the layers that no other needs; `Ok{freed_bytes}` or `NOT_FOUND`. Not in the seed: ours.
+    RemoveImage { image: String },
     /// Mounts an overlay over an image; `Ok(OverlayInfo)`. Idempotent.
     PrepareOverlay { image: String, workload_id: String },
     /// Unmounts and removes it. Idempotent.
@@ -123,6 +125,7 @@ impl AgentRequest {
             Self::Query { .. } => "query",
             Self::ListImages => "list_images",
             Self::GarbageCollect { .. } => "garbage_collect",
+            Self::RemoveImage { .. } => "remove_image",
             Self::PrepareOverlay { .. } => "prepare_overlay",
             Self::CleanupOverlay { .. } => "cleanup_overlay",
             Self::FormatStorage => "format_storage",
