@@ -29,6 +29,7 @@ use crate::lifeline::Lifeline;
 use crate::published::Door;
 use crate::relay;
 use crate::spec::Spec;
+use crate::users::Users;
 use crate::vmm::host::Host;
 use crate::vmm::qemu;
 
@@ -100,6 +101,8 @@ pub struct Plan {
     pub shared: Vec<PathBuf>,
     /// Control groups.
     pub groups: Groups,
+    /// Users.
+    pub users: Users,
 }
 
 /// A machine's name, folder and console, whoever started it.
@@ -260,17 +263,16 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, Option<Watched
         .collect();
     let (secret, token) = (secret()?, secret()?);
     keep_token(&place.token, &token).map_err(Error::io("write", place.token.display()))?;
-    let files = qemu::Files {
-        kernel: &plan.image.kernel,
-        initramfs: &folder.join(qemu::INITRAMFS),
-        disk: plan.disk.as_deref(),
-    };
+    let (users, image, accelerator) = (plan.users.clone(), plan.image.clone(), plan.host.accelerator.clone());
+    let user = tokio::task::spawn_blocking(move || users.take(&image, &accelerator)).await;
+    let user = user.map_err(|error| Error::io("find a user for", &plan.name)(std::io::Error::other(error)))?;
     let launch = Launch {
         name: plan.name.clone(),
         folder: folder.clone(),
         image: plan.image.clone(),
-        arguments: qemu::arguments(&plan.host, &plan.spec, files),
-        disks: plan.disk.iter().cloned().collect(),
+        arguments: qemu::arguments(&plan.host, &plan.spec),
+        disk: plan.disk.clone(),
+        user,
         volumes,
         group: place.group.as_ref().map(Group::machine),
         settings: serde_json::json!({

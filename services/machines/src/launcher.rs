@@ -16,6 +16,7 @@ use crate::image::Image;
 use crate::launch::{self, Order, Place, Plan, Report};
 use crate::lifeline::Lifeline;
 use crate::spec::{Spec, check_name};
+use crate::users::Users;
 use crate::vmm::host::{Accelerator, Host};
 
 /// How long machines go on without a service.
@@ -23,9 +24,6 @@ pub const LEASE: Duration = Duration::from_secs(120);
 
 /// The token of a machine's keeper, in its folder of the state folder.
 const TOKEN: &str = "keeper-token";
-
-/// Why a machine's processes share a user.
-pub(crate) const OWN_USER: &str = "a machine's processes run as the service's user: it has no right to become another";
 
 /// Launches with QEMU.
 #[derive(Debug, Clone)]
@@ -46,6 +44,8 @@ pub struct Qemu {
     pub shared: Vec<PathBuf>,
     /// Control groups for machines.
     pub groups: Groups,
+    /// Users for machines.
+    pub users: Users,
     /// How long a trial guest may take to show that the host's own processor can be used. Under KVM it takes about a second.
     pub trial: Duration,
     /// What guests run on, once it is known.
@@ -80,7 +80,7 @@ impl Qemu {
         vec![
             accelerator,
             Mechanism { name: "machine-cgroup".to_owned(), ..group },
-            Mechanism::degraded("machine-user", OWN_USER),
+            self.users.mechanism("machine-user"),
         ]
     }
 }
@@ -103,8 +103,8 @@ impl Launcher for Qemu {
             };
             let host = this.host.get_or_init(|| Host::probe(&image, this.trial)).await.clone();
             let disk = (spec.disk_mib > 0).then(|| this.state.join(&name).join(crate::disk::FILE));
-            let plan =
-                Plan { name, spec, image, host, lease: this.lease, disk, shared: this.shared, groups: this.groups };
+            let Self { lease, shared, groups, users, .. } = this;
+            let plan = Plan { name, spec, image, host, lease, disk, shared, groups, users };
             launch::run(plan, place, received, report).await;
         });
         orders

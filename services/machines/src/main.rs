@@ -17,6 +17,7 @@ use shipote_machines::launcher::{LEASE, Qemu};
 use shipote_machines::lifeline::Lifeline;
 use shipote_machines::snapshots::Snapshots;
 use shipote_machines::store::Store;
+use shipote_machines::users::Users;
 use shipote_machines::{egress, keeper, take};
 use shipote_service::{Context, Definition, Parts, run_with};
 use tokio::sync::mpsc;
@@ -66,6 +67,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Machines> {
         lifeline,
         shared: early.section.volumes,
         groups: early.groups,
+        users: Users::find(),
         trial: start_time / 12,
         host: Arc::default(),
     };

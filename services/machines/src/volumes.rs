@@ -34,8 +34,8 @@ pub struct Volume {
     pub read_only: bool,
 }
 
-/// Who serves a folder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A user of the host that a machine's process becomes: who serves a folder, or a machine's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// User of the host.
     pub uid: u32,

@@ -243,6 +243,19 @@ async fn a_machine_outlives_its_service_and_is_taken_over() {
         }
     }
     assert!(inspected.confinement.iter().any(|m| m.name == "landlock"), "{:?}", inspected.confinement);
+    // Where the service is root they are a user that nothing else is, and that has none of root's files to read.
+    let own = inspected.confinement.iter().find(|m| m.name == "own-user").unwrap();
+    if rustix::process::geteuid().is_root() {
+        assert!(own.is_enforced(), "{own:?}");
+        let user = |pid: i32| std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(format!("/proc/{pid}")).unwrap());
+        assert_eq!(user(qemu), user(device));
+        assert!(user(qemu) > 65_535, "{}", user(qemu));
+        let others = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.metadata().ok());
+        let same = others.filter(|other| std::os::unix::fs::MetadataExt::uid(other) == user(qemu)).count();
+        assert_eq!(same, 2, "nobody else is that user");
+    } else {
+        assert!(!own.is_enforced() && !own.reason.is_empty(), "{own:?}");
+    }
 
     machines.handle.pause("orphan", true).await.unwrap();
     machines.until(State::Paused).await;

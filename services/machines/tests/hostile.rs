@@ -20,6 +20,7 @@ use shipote_machines::launcher::Qemu;
 use shipote_machines::spec::Spec;
 use shipote_machines::state::State;
 use shipote_machines::store::Store;
+use shipote_machines::users::Users;
 use shipote_machines::vmm::host::{Accelerator, Host};
 use support::Machines;
 use tokio::sync::{OnceCell, mpsc};
@@ -55,12 +56,14 @@ sub everywhere {
     attempt('reach an abstract socket', can_connect("\0$at{abstract}"));
     attempt('send to a socket of the host', can_connect($at{datagram}, SOCK_DGRAM));
     attempt('look into the service', can_read("/proc/$at{service}/mem"));
+    attempt('become root', syscall(105, 0) == 0 && $< == 0 && can_read("$at{state}/other/disk.img"));
 }
 "#;
 
 const QEMU: &str = r#"
 everywhere();
-attempt('own disk', can_write("$at{state}/hostile/disk.img"));
+attempt('own disk', open(my $disk, '+<&=', 104));
+attempt('reach its disk by a path', can_write("$at{state}/hostile/disk.img"));
 attempt('list processes', opendir(my $proc, '/proc'));
 # Until the others have tried everything.
 for my $number (100, 110) { open(my $other, '<&=', $number) or die "$number: $!"; sysread($other, my $byte, 1); }
@@ -74,7 +77,9 @@ bind($listener, pack_sockaddr_un($given{socket})) && listen($listener, 5)
     or die "listen: $!";
 everywhere();
 attempt('own knock', can_connect("$given{'uds-path'}_$at{port}"));
-symlink($at{socket}, "$given{'uds-path'}_7777") or die "symlink: $!";
+attempt('make a link among its sockets', symlink($at{socket}, "$given{'uds-path'}_7777"));
+attempt('make a folder among its sockets', mkdir("$given{'uds-path'}_7778"));
+attempt('make a file among its sockets', can_make("$given{'uds-path'}_7779"));
 attempt('reach a socket by a link', can_connect("$given{'uds-path'}_7777"));
 attempt('reach a socket by a longer path', can_connect("$given{'uds-path'}_7777/../../keeper"));
 accept(my $monitor, $listener) or die "accept: $!";
@@ -164,6 +169,7 @@ async fn a_guest_that_owns_a_process_of_its_machine_gets_nothing_more() {
         lifeline: None,
         shared: vec![root.join("shared")],
         groups: Groups::open(&run),
+        users: Users::find(),
         trial: Duration::from_secs(1),
         host: Arc::new(OnceCell::new_with(Some(host))),
     };
@@ -186,7 +192,7 @@ async fn a_guest_that_owns_a_process_of_its_machine_gets_nothing_more() {
         own += usize::from(should);
         assert_eq!(line.ends_with(": DONE"), should, "{line}\n{}", shown.reason);
     }
-    assert_eq!((own, tried), (4, 3 * 15 + 3 + 3 + 6), "not all was tried: {}\n{console}", shown.reason);
+    assert_eq!((own, tried), (4, 3 * 16 + 4 + 6 + 6), "not all was tried: {}\n{console}", shown.reason);
     for listener in &listeners {
         assert!(listener.accept().is_err(), "somebody was reached");
     }

@@ -15,15 +15,27 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
+use crate::volumes::Owner;
+
 /// Of a `sockaddr_un`: the family, then the path (unix(7)).
 const FAMILY: usize = 2;
 const ADDRESS_MAX: usize = FAMILY + 108;
 /// `_IOW('!', 3, struct seccomp_notif_addfd)` of linux/seccomp.h.
 const NOTIF_ADDFD: libc::c_ulong = 0x4018_2103;
 
-/// Answers what was asked; `false` once nobody will ask any more. `dialled` is what the sockets' paths begin with, before
-/// `_PORT`.
-pub(super) fn answer(listener: &OwnedFd, dialled: &Path) -> bool {
+/// The sockets that a guest may dial.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    /// What their paths begin with, before `_PORT`, as the device knows them.
+    pub(super) named: PathBuf,
+    /// The same as they are found from here.
+    pub(super) found: PathBuf,
+    /// The user that the device is, if not ours.
+    pub(super) user: Option<Owner>,
+}
+
+/// Answers what was asked; `false` once nobody will ask any more.
+pub(super) fn answer(listener: &OwnedFd, dialled: &Dialled) -> bool {
     // SAFETY: plain numbers, which the kernel wants to be zero before it writes them.
     let (received, call) = unsafe {
         let mut call: libc::seccomp_notif = std::mem::zeroed();
@@ -51,15 +63,17 @@ fn has_ended(listener: &OwnedFd) -> bool {
 }
 
 /// Puts a connected socket in the place of the asker's.
-fn connected(listener: &OwnedFd, call: &libc::seccomp_notif, dialled: &Path) -> Result<(), Errno> {
-    let address = address(call)?;
+fn connected(listener: &OwnedFd, call: &libc::seccomp_notif, dialled: &Dialled) -> Result<(), Errno> {
+    let address = address(call, dialled.user)?;
     let id = call.id;
     // SAFETY: the kernel reads a number. The memory that was read is the asker's only if it still waits.
     if unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) } != 0 {
         return Err(Errno::SRCH);
     }
-    let path = allowed(&address, dialled).ok_or(Errno::ACCESS)?;
-    let socket = reach(&path)?;
+    let port = allowed(&address, &dialled.named).ok_or(Errno::ACCESS)?;
+    let mut path = dialled.found.clone().into_os_string();
+    path.push(format!("_{port}"));
+    let socket = reach(Path::new(&path))?;
     let given = libc::seccomp_notif_addfd {
         id,
         flags: libc::SECCOMP_ADDFD_FLAG_SETFD as u32,
@@ -73,26 +87,44 @@ fn connected(listener: &OwnedFd, call: &libc::seccomp_notif, dialled: &Path) -> 
 }
 
 /// The address that the asker's second argument leads to.
-fn address(call: &libc::seccomp_notif) -> Result<Vec<u8>, Errno> {
+fn address(call: &libc::seccomp_notif, user: Option<Owner>) -> Result<Vec<u8>, Errno> {
     let [_, at, length, ..] = call.data.args;
     let length =
         usize::try_from(length).ok().filter(|length| (FAMILY..=ADDRESS_MAX).contains(length)).ok_or(Errno::INVAL)?;
     let mut bytes = vec![0; length];
-    let memory = File::open(format!("/proc/{}/mem", call.pid)).map_err(|_| Errno::ACCESS)?;
+    let memory = seen_as(user, || File::open(format!("/proc/{}/mem", call.pid))).map_err(|_| Errno::ACCESS)?;
     memory.read_exact_at(&mut bytes, at).map_err(|_| Errno::FAULT)?;
     Ok(bytes)
 }
 
-/// The path in an address, if it is one that a guest dials: `DIALLED_PORT`.
-fn allowed(address: &[u8], dialled: &Path) -> Option<PathBuf> {
+/// Does something as a user who sees its own processes' memory, which we, without capabilities for it, do not.
+fn seen_as<T>(user: Option<Owner>, work: impl FnOnce() -> T) -> T {
+    let Some(Owner { uid, gid, .. }) = user else { return work() };
+    // SAFETY: system calls on plain values, for this one thread; they cannot fail for one that may become any user, and
+    // where they would, what is done next is refused.
+    let (old_uid, old_gid) = unsafe {
+        let old_gid = libc::setfsgid(gid);
+        (libc::setfsuid(uid), old_gid)
+    };
+    let done = work();
+    // SAFETY: as above.
+    unsafe {
+        libc::setfsuid(old_uid.cast_unsigned());
+        libc::setfsgid(old_gid.cast_unsigned());
+    }
+    done
+}
+
+/// The port in an address, if it is one that a guest dials: `DIALLED_PORT`.
+fn allowed(address: &[u8], dialled: &Path) -> Option<u32> {
     let (family, path) = address.split_first_chunk::<FAMILY>()?;
     if libc::c_int::from(u16::from_ne_bytes(*family)) != libc::AF_UNIX {
         return None;
     }
     let path = path.split(|&byte| byte == 0).next()?;
     let port = path.strip_prefix(dialled.as_os_str().as_bytes())?.strip_prefix(b"_")?;
-    let is_port = (1..=10).contains(&port.len()) && port.iter().all(u8::is_ascii_digit);
-    is_port.then(|| std::ffi::OsStr::from_bytes(path).into())
+    let is_port = !port.is_empty() && port.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(port).ok().filter(|_| is_port)?.parse().ok()
 }
 
 /// Connects to the socket that lies there. What is none, such as a link that the device has put in its place, is refused.
@@ -120,8 +152,8 @@ mod tests {
     #[test]
     fn only_what_a_guest_dials_is_reached() {
         let dialled = Path::new("/run/m/vsock/v");
-        for (path, port) in [(&b"/run/m/vsock/v_6001"[..], true), (b"/run/m/vsock/v_6001\0rest", true)] {
-            assert_eq!(allowed(&unix(path), dialled).is_some(), port);
+        for path in [&b"/run/m/vsock/v_6001"[..], b"/run/m/vsock/v_6001\0rest"] {
+            assert_eq!(allowed(&unix(path), dialled), Some(6001));
         }
         for path in [
             &b"/run/m/vsock/v"[..],

@@ -7,13 +7,13 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags};
 use rustix::process::Signal;
 use shipote_confinement::seccomp::{Sockets, machine_filter};
 use shipote_confinement::{CapabilitySet, Mechanism, drop_capabilities};
 
-use super::connects;
-use super::process::{self, Process, Reach};
+use super::connects::{self, Dialled};
+use super::process::{self, Of, Process, Reach};
 use super::qmp::Qmp;
 use super::wire::Launch;
 use crate::Error;
@@ -39,9 +39,10 @@ pub(super) struct Machine {
     pub(super) confinement: Vec<Mechanism>,
     /// Why the guest ended, as its monitor said.
     shutdown: Option<String>,
-    initramfs: PathBuf,
-    /// What the sockets that its guest may dial are called by, before `_PORT`.
-    dialled: PathBuf,
+    /// Until the guest has unpacked it.
+    initramfs: Option<OwnedFd>,
+    /// The sockets that its guest may dial.
+    dialled: Dialled,
 }
 
 impl Machine {
@@ -50,53 +51,44 @@ impl Machine {
         let image = launch.image.kernel.parent().unwrap_or(Path::new("/"));
         let programs = process::programs(image);
         let devices = ["/dev/null", "/dev/urandom", "/dev/kvm"].map(PathBuf::from);
-        let touch: Vec<PathBuf> = devices.iter().cloned().chain(launch.disks.iter().cloned()).collect();
+        let touch: Vec<PathBuf> = devices.iter().cloned().chain(launch.disk.clone()).collect();
         let folders: Vec<Shared<'_>> = launch.volumes.iter().map(Shared::open).collect::<Result<_, _>>()?;
         // Opened before landlock: the groups are none of what the keeper reaches.
         let group = (launch.group.as_ref())
             .map(|path| File::options().write(true).open(path).map_err(Error::io("open", path.display())))
             .transpose()?;
-        let group = group.as_ref();
+        let of = Of { folder: &launch.folder, group: group.as_ref() };
         let mut confinement = confine(launch, &programs, &touch, &folders)?;
-
-        let initramfs = launch.folder.join(qemu::INITRAMFS);
-        write_initramfs(launch, &initramfs)?;
+        let initramfs = initramfs(launch).map_err(Error::io("write", "the machine's initramfs"))?;
 
         let sockets = launch.folder.join(qemu::VSOCK_FOLDER);
-        let socket = sockets.join("device");
-        let mut command = Command::new(&launch.image.vsock_device);
-        command
-            .args(["--guest-cid", "3", "--tx-buffer-size", "262144", "--socket"])
-            .arg(&socket)
-            .arg("--uds-path")
-            .arg(sockets.join(qemu::VSOCK_SOCKET));
-        let linker = Path::new("/etc/ld.so.cache");
-        let reach = Reach {
-            execute: &programs,
-            read: &[linker],
-            touch: &devices[..2],
-            write: &[&sockets],
-            folders: &[],
-            sockets: Sockets::Unix,
-            asks: true,
-        };
-        let mut device = process::start(&mut command, &reach, None, group, vec![])?;
+        let device = start_device(launch, &of, &programs, &devices[..2], &sockets)?;
         confinement.push(match &device.asks {
             Some(_) => Mechanism::enforced("sockets", "the vsock device reaches only what its guest may dial"),
             None => {
                 Mechanism::degraded("sockets", "the kernel does not let the vsock device's connections be asked for")
             }
         });
-        device.listens_on(&socket)?;
 
+        let socket = sockets.join(DEVICE_SOCKET);
         let vsock = UnixStream::connect(&socket).map_err(Error::io("connect to", socket.display()))?;
         let (ours, theirs) = UnixStream::pair().map_err(Error::io("make", "the monitor's control connection"))?;
-        let mut descriptors: Vec<(OwnedFd, i32)> =
-            vec![(vsock.into(), qemu::VSOCK_DESCRIPTOR), (theirs.into(), qemu::QMP_DESCRIPTOR)];
+        let mut descriptors: Vec<(OwnedFd, i32)> = vec![
+            (vsock.into(), qemu::VSOCK_DESCRIPTOR),
+            (theirs.into(), qemu::QMP_DESCRIPTOR),
+            (named(&launch.image.kernel)?, qemu::KERNEL_DESCRIPTOR),
+            (initramfs.try_clone().map_err(Error::io("hand over", "the initramfs"))?, qemu::INITRAMFS_DESCRIPTOR),
+        ];
+        if let Some(disk) = &launch.disk {
+            for (number, write) in qemu::DISK_DESCRIPTORS.into_iter().zip([true, false]) {
+                let file = File::options().read(true).write(write).open(disk);
+                descriptors.push((file.map_err(Error::io("open", disk.display()))?.into(), number));
+            }
+        }
         let mut volumes = Vec::new();
         for (shared, number) in folders.into_iter().zip(qemu::VOLUME_DESCRIPTORS..) {
             let socket = launch.folder.join(volumes::tag(volumes.len()));
-            let (server, connection) = shared.serve(launch, &programs, group, &socket)?;
+            let (server, connection) = shared.serve(launch, &of, &programs, &socket)?;
             volumes.push(server);
             descriptors.push((connection.into(), number));
         }
@@ -105,24 +97,28 @@ impl Machine {
         let cpus = Path::new("/sys/devices/system");
         let reach = Reach {
             execute: &programs,
-            read: &[linker, cpus, &initramfs],
-            touch: &touch,
+            read: &[linker(), cpus],
+            touch: &devices,
             write: &[],
+            listen: &[],
             folders: &[],
             sockets: Sockets::None,
             asks: false,
         };
-        let qemu = process::start(&mut command, &reach, None, group, descriptors)?;
+        let qemu = process::start(&mut command, &reach, own_user(launch), &of, descriptors)?;
         let qmp = Some(Qmp::new(ours).map_err(Error::io("speak to", "the monitor"))?);
-        let console = Console::default();
-        let dialled = sockets.join(qemu::VSOCK_SOCKET);
+        let dialled = Dialled {
+            named: sockets_folder().join(qemu::VSOCK_SOCKET),
+            found: sockets.join(qemu::VSOCK_SOCKET),
+            user: own_user(launch),
+        };
+        let (console, initramfs) = (Console::default(), Some(initramfs));
         Ok(Self { qemu, device, volumes, qmp, console, confinement, shutdown: None, initramfs, dialled })
     }
 
-    /// The guest has unpacked its initramfs: with it goes the one copy of the secret outside of our memory.
-    pub(super) fn unpacked(&self) {
-        // It may have gone in an earlier life of the service.
-        let _ = std::fs::remove_file(&self.initramfs);
+    /// The guest has unpacked its initramfs: of the secret in it there is no copy any more but the monitor's.
+    pub(super) fn unpacked(&mut self) {
+        self.initramfs = None;
     }
 
     /// Takes in what the processes wrote.
@@ -211,8 +207,8 @@ impl<'a> Shared<'a> {
     fn serve(
         self,
         launch: &Launch,
+        of: &Of<'_>,
         programs: &[PathBuf],
-        group: Option<&File>,
         socket: &Path,
     ) -> Result<(Process, UnixStream), Error> {
         let failed = || Error::io("listen on", socket.display());
@@ -222,16 +218,15 @@ impl<'a> Shared<'a> {
         let (Some(program), read_only) = (&launch.image.volume_server, self.volume.read_only) else {
             return Err(Error::NoImage(launch.image.kernel.with_file_name(crate::image::VOLUME_SERVER)));
         };
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let file = rustix::fs::open(program, flags, Mode::empty())
-            .map_err(|error| Error::io("run", program.display())(error.into()))?;
-        let mut command = Command::new(format!("/proc/self/fd/{}", volumes::PROGRAM_DESCRIPTOR));
-        command.arg0(program).args(volumes::arguments(self.owner, read_only));
+        let file = named(program)?;
+        let mut command = by_descriptor(program);
+        command.args(volumes::arguments(self.owner, read_only));
         let reach = Reach {
             execute: programs,
-            read: &[Path::new("/etc/ld.so.cache"), Path::new("/proc")],
+            read: &[linker(), Path::new("/proc")],
             touch: &["/dev/null", "/dev/urandom"].map(PathBuf::from),
             write: &[],
+            listen: &[],
             folders: &[(self.folder.as_fd(), read_only)],
             sockets: Sockets::Accept,
             asks: false,
@@ -243,8 +238,77 @@ impl<'a> Shared<'a> {
             (listener.into(), volumes::SOCKET_DESCRIPTOR),
             (file, volumes::PROGRAM_DESCRIPTOR),
         ];
-        Ok((process::start(&mut command, &reach, user, group, descriptors)?, connection))
+        Ok((process::start(&mut command, &reach, user, of, descriptors)?, connection))
     }
+}
+
+/// The socket of the vsock device that the monitor connects to, beside those of the guest.
+const DEVICE_SOCKET: &str = "device";
+
+/// The folder of its sockets, as the vsock device knows it.
+fn sockets_folder() -> PathBuf {
+    format!("/proc/self/fd/{}", volumes::FOLDER_DESCRIPTOR).into()
+}
+
+/// Starts the vsock device; returns when it listens.
+fn start_device(
+    launch: &Launch,
+    of: &Of<'_>,
+    programs: &[PathBuf],
+    devices: &[PathBuf],
+    sockets: &Path,
+) -> Result<Process, Error> {
+    let user = own_user(launch);
+    if user.is_some() {
+        // Nobody else gets here: the folder above is our own.
+        let all = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(sockets, all).map_err(Error::io("open to the vsock device", sockets.display()))?;
+    }
+    let program = &launch.image.vsock_device;
+    let mut command = by_descriptor(program);
+    command
+        .args(["--guest-cid", "3", "--tx-buffer-size", "262144", "--socket"])
+        .arg(sockets_folder().join(DEVICE_SOCKET))
+        .arg("--uds-path")
+        .arg(sockets_folder().join(qemu::VSOCK_SOCKET));
+    let reach = Reach {
+        execute: programs,
+        read: &[linker()],
+        touch: devices,
+        write: &[],
+        listen: &[sockets],
+        folders: &[],
+        sockets: Sockets::Unix,
+        asks: true,
+    };
+    let descriptors =
+        vec![(named(sockets)?, volumes::FOLDER_DESCRIPTOR), (named(program)?, volumes::PROGRAM_DESCRIPTOR)];
+    let mut device = process::start(&mut command, &reach, user, of, descriptors)?;
+    device.listens_on(&sockets.join(DEVICE_SOCKET))?;
+    Ok(device)
+}
+
+/// What programs find their libraries by.
+fn linker() -> &'static Path {
+    Path::new("/etc/ld.so.cache")
+}
+
+/// The user that the machine's own processes become.
+fn own_user(launch: &Launch) -> Option<Owner> {
+    launch.user.as_ref().ok().copied()
+}
+
+/// A descriptor that stands for a path, for those who could not go there.
+fn named(path: &Path) -> Result<OwnedFd, Error> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| Error::io("open", path.display())(error.into()))
+}
+
+/// A program that is started by its descriptor, under its own name.
+fn by_descriptor(program: &Path) -> Command {
+    let mut command = Command::new(format!("/proc/self/fd/{}", volumes::PROGRAM_DESCRIPTOR));
+    command.arg0(program);
+    command
 }
 
 /// Whether the guest ended by itself, and what there is to say of it. The console is the guest's: it is quoted, not
@@ -288,34 +352,36 @@ fn confine(
         read: &[Path::new("/etc"), Path::new("/proc"), Path::new("/sys")],
         touch,
         write: &[parent],
+        listen: &[],
         folders: &shared.iter().map(|shared| (shared.folder.as_fd(), shared.volume.read_only)).collect::<Vec<_>>(),
         sockets: Sockets::Unix,
         asks: false,
     };
-    // What serves a volume is another user where this is root; the keeper must be able to become and to end it.
+    // Where this is root the processes are other users; the keeper must be able to become and to end them.
     let others = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
-    let kept = if shared.iter().any(|shared| shared.owner.other) { others } else { CapabilitySet::empty() };
+    let needs = launch.user.is_ok() || shared.iter().any(|shared| shared.owner.other);
+    let kept = if needs { others } else { CapabilitySet::empty() };
     let capabilities = drop_capabilities(kept).map_err(refused)?;
     let landlock = process::domain(&reach)?.restrict().map_err(refused)?;
     let seccomp = match machine_filter(Sockets::Unix).map_err(refused)?.install() {
         Ok(()) => Mechanism::enforced("seccomp", "no network; no sockets at all for QEMU"),
         Err(error) => Mechanism::missing("seccomp", error.to_string()),
     };
-    let user = Mechanism::degraded("own-user", crate::launcher::OWN_USER);
+    let user = match &launch.user {
+        Ok(user) => Mechanism::enforced("own-user", format!("user {} of the host", user.uid)),
+        Err(reason) => Mechanism::degraded("own-user", reason.clone()),
+    };
     Ok(vec![capabilities, landlock, seccomp, user])
 }
 
-/// The image's initramfs with the machine's settings behind it.
-fn write_initramfs(launch: &Launch, to: &Path) -> Result<(), Error> {
+/// The image's initramfs with the machine's settings behind it, in memory: it lies on no disk, and belongs to nobody.
+fn initramfs(launch: &Launch) -> std::io::Result<OwnedFd> {
     use std::io::Write as _;
-    let copy = || {
-        let mut file =
-            std::os::unix::fs::OpenOptionsExt::mode(File::options().write(true).create_new(true), 0o600).open(to)?;
-        std::io::copy(&mut File::open(&launch.image.initramfs)?, &mut file)?;
-        if let Some(certificates) = &launch.certificates {
-            file.write_all(&archive_of(CERTIFICATES, &std::fs::read(certificates)?))?;
-        }
-        file.write_all(&archive_of(SETTINGS, launch.settings.as_bytes()))
-    };
-    copy().map_err(Error::io("write", to.display()))
+    let mut file = File::from(rustix::fs::memfd_create(c"initramfs", MemfdFlags::CLOEXEC)?);
+    std::io::copy(&mut File::open(&launch.image.initramfs)?, &mut file)?;
+    if let Some(certificates) = &launch.certificates {
+        file.write_all(&archive_of(CERTIFICATES, &std::fs::read(certificates)?))?;
+    }
+    file.write_all(&archive_of(SETTINGS, launch.settings.as_bytes()))?;
+    Ok(file.into())
 }

@@ -1,7 +1,7 @@
 //! The machine's processes: started confined, so that a guest that owns one of them gets nothing more.
 //!
-//! Each has a landlock domain of its own (QEMU: its programs and its disks; the vsock device: the folder of its
-//! sockets; what serves a volume: that folder), a seccomp filter (QEMU: no socket at all beside those it is given; the
+//! Each has a landlock domain of its own (QEMU: its programs and its disk; the vsock device: the folder of its sockets,
+//! in which it makes nothing else; what serves a volume: that folder), a seccomp filter (QEMU: no socket at all beside those it is given; the
 //! device: Unix sockets only; a volume's: it takes the one connection), no capability, and dies with its keeper.
 
 use std::fs::File;
@@ -30,6 +30,16 @@ use crate::volumes::Owner;
 /// How long the vsock device may take to listen.
 const DEVICE_TIME: Duration = Duration::from_secs(20);
 
+/// The variable that tells whoever lists processes which machine's it is one of: the machine's folder.
+const MACHINE: &str = "SHIPOTE_MACHINE";
+
+/// The machine that a process is of.
+pub(super) struct Of<'a> {
+    pub(super) folder: &'a Path,
+    /// What it joins its control group by, where it has one.
+    pub(super) group: Option<&'a File>,
+}
+
 /// A process, until it has been waited for.
 pub(super) struct Process {
     child: std::process::Child,
@@ -46,6 +56,8 @@ pub(super) struct Reach<'a> {
     pub(super) read: &'a [&'a Path],
     pub(super) touch: &'a [PathBuf],
     pub(super) write: &'a [&'a Path],
+    /// Folders in which it makes sockets, and nothing else.
+    pub(super) listen: &'a [&'a Path],
     /// Folders that are open, and whether they are only read.
     pub(super) folders: &'a [(BorrowedFd<'a>, bool)],
     pub(super) sockets: Sockets,
@@ -67,6 +79,7 @@ pub(super) fn domain(reach: &Reach<'_>) -> Result<Domain, Error> {
         (reach.read.to_vec(), PathAccess::Read),
         (reach.touch.iter().map(PathBuf::as_path).collect(), PathAccess::Use),
         (reach.write.to_vec(), PathAccess::Write),
+        (reach.listen.to_vec(), PathAccess::Sockets),
     ];
     for (paths, access) in rules {
         for path in paths.into_iter().filter(|path| path.exists()) {
@@ -84,24 +97,28 @@ fn refused(error: shipote_confinement::Error) -> Error {
     Error::io("confine", "a machine's process")(std::io::Error::other(error))
 }
 
-/// Starts a process, as another user and in a control group where such are given. `descriptors` appear in it under the numbers that stand with
-/// them.
+/// Starts a process of a machine, as another user where one is given. `descriptors` appear in it under the numbers that
+/// stand with them.
 pub(super) fn start(
     command: &mut Command,
     reach: &Reach<'_>,
     user: Option<Owner>,
-    group: Option<&File>,
+    machine: &Of<'_>,
     descriptors: Vec<(OwnedFd, i32)>,
 ) -> Result<Process, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
+    let listens = user.is_some() && !reach.listen.is_empty();
     let mut domain = Some(domain(reach)?);
     let filter = machine_filter(reach.sockets).map_err(refused)?;
     let asking = reach.asks.then(AskedConnects::new).transpose().map_err(refused)?;
     let (ours, theirs) = UnixStream::pair().map_err(Error::io("make a socket for", &program))?;
     let parent = getpid();
-    let group = group.map(File::try_clone).transpose().map_err(Error::io("join", "the machine's control group"))?;
+    let group =
+        machine.group.map(File::try_clone).transpose().map_err(Error::io("join", "the machine's control group"))?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).env_clear();
-    command.env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
+    command
+        .env(MACHINE, machine.folder)
+        .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()));
     // SAFETY: the keeper has one thread, so that what runs between fork and exec may allocate; it makes system calls on
     // values made before, and the descriptors are owned by the closure, hence open.
     unsafe {
@@ -118,6 +135,10 @@ pub(super) fn start(
             // Had the parent died before that call, no signal would come any more.
             if getppid() != Some(parent) {
                 return Err(std::io::ErrorKind::BrokenPipe.into());
+            }
+            if listens {
+                // Its sockets are for whoever reaches their folder, which is the keeper's.
+                rustix::process::umask(rustix::fs::Mode::empty());
             }
             for (descriptor, number) in &descriptors {
                 // dup2 leaves the copy open across exec.
@@ -183,7 +204,10 @@ fn become_user(user: Owner) -> std::io::Result<()> {
             || libc::setresgid(gid, gid, gid) != 0
             || libc::setresuid(uid, uid, uid) != 0
     };
-    if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    if failed {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 impl Process {

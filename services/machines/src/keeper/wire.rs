@@ -14,7 +14,7 @@ use shipote_agent_protocol::{base64_bytes, encode};
 use shipote_confinement::Mechanism;
 
 use crate::image::Image;
-use crate::volumes::Volume;
+use crate::volumes::{Owner, Volume};
 
 /// Version of these messages. A service that finds a keeper of another version ends its machine with a reason.
 pub const VERSION: u32 = 2;
@@ -32,8 +32,10 @@ pub struct Launch {
     pub image: Image,
     /// QEMU's arguments; see [`crate::vmm::qemu`] for the descriptors they count on.
     pub arguments: Vec<String>,
-    /// Files that the monitor may write to: disks.
-    pub disks: Vec<PathBuf>,
+    /// The disk, if it has one.
+    pub disk: Option<PathBuf>,
+    /// The user that the monitor and the vsock device become, or why they are the service's.
+    pub user: Result<Owner, String>,
     /// Folders of the host that the guest has.
     pub volumes: Vec<Volume>,
     /// The file that the machine's processes join its control group by; none where the host has none.

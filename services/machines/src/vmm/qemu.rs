@@ -3,8 +3,9 @@
 //! `microvm` has no PCI, no firmware and devices on virtio-mmio only, which halves the time to the guest's first
 //! process. ACPI stays on: it is how the distribution's kernel finds those devices. The memory is a shared memfd
 //! because the vsock device is another process.
-
-use std::path::Path;
+//!
+//! Everything that it works on is opened for it and named by a descriptor: the user that it runs as need not be able to
+//! reach any of it by a path.
 
 use super::host::{Accelerator, Host};
 use crate::groups::TRANSLATED_MIB;
@@ -20,27 +21,20 @@ pub const VSOCK_DESCRIPTOR: i32 = 100;
 pub const QMP_DESCRIPTOR: i32 = 101;
 /// The first descriptor of the connections to what serves volumes.
 pub const VOLUME_DESCRIPTORS: i32 = 110;
-/// The machine's own initramfs, in its folder.
-pub const INITRAMFS: &str = "initramfs.cpio";
+/// The descriptors of the kernel,
+pub const KERNEL_DESCRIPTOR: i32 = 102;
+/// the machine's own initramfs,
+pub const INITRAMFS_DESCRIPTOR: i32 = 103;
+/// and its disk, to read and write, and to read only: QEMU looks at it before it wants to write.
+pub const DISK_DESCRIPTORS: [i32; 2] = [104, 105];
 /// Folder of the vsock device's sockets, in the machine's.
 pub const VSOCK_FOLDER: &str = "vsock";
 /// The vsock device's own socket there; those that guests dial stand beside it, named `v_PORT`.
 pub const VSOCK_SOCKET: &str = "v";
 
-/// The files of one machine.
-#[derive(Debug, Clone, Copy)]
-pub struct Files<'a> {
-    /// Uncompressed kernel.
-    pub kernel: &'a Path,
-    /// The machine's own initramfs.
-    pub initramfs: &'a Path,
-    /// The disk for images and what machines write, if it has one.
-    pub disk: Option<&'a Path>,
-}
-
 /// The arguments. Console and messages come on standard output and error.
 #[must_use]
-pub fn arguments(host: &Host, spec: &Spec, files: Files<'_>) -> Vec<String> {
+pub fn arguments(host: &Host, spec: &Spec) -> Vec<String> {
     let size = spec.memory_mib;
     let (accel, cpu) = match host.accelerator {
         Accelerator::Kvm => ("kvm".to_owned(), "host"),
@@ -52,7 +46,6 @@ pub fn arguments(host: &Host, spec: &Spec, files: Files<'_>) -> Vec<String> {
         // A kernel under load gives up calibrating its clock against an emulated timer and hangs.
         append += &format!(" tsc_early_khz={}", host.tsc_khz);
     }
-    let path = |path: &Path| path.display().to_string();
     [
         ("-M", "microvm,memory-backend=mem0".to_owned()),
         ("-accel", accel),
@@ -63,8 +56,8 @@ pub fn arguments(host: &Host, spec: &Spec, files: Files<'_>) -> Vec<String> {
         ("-display", "none".to_owned()),
         ("-chardev", "stdio,id=console,signal=off".to_owned()),
         ("-serial", "chardev:console".to_owned()),
-        ("-kernel", path(files.kernel)),
-        ("-initrd", path(files.initramfs)),
+        ("-kernel", format!("/proc/self/fd/{KERNEL_DESCRIPTOR}")),
+        ("-initrd", format!("/proc/self/fd/{INITRAMFS_DESCRIPTOR}")),
         ("-append", append),
         ("-chardev", format!("socket,id=vsock,fd={VSOCK_DESCRIPTOR}")),
         ("-device", "vhost-user-vsock-device,chardev=vsock".to_owned()),
@@ -80,10 +73,13 @@ pub fn arguments(host: &Host, spec: &Spec, files: Files<'_>) -> Vec<String> {
             ("-device", format!("vhost-user-fs-device,chardev={tag},tag={tag},queue-size=1024")),
         ]
     }))
-    .chain(files.disk.into_iter().flat_map(|disk| {
-        let file = doubled(disk);
+    .chain((spec.disk_mib > 0).then_some(()).into_iter().flat_map(|()| {
+        // What QEMU opens is a copy of one of the set.
+        let [write, read] = DISK_DESCRIPTORS;
         [
-            ("-drive", format!("file={file},if=none,id=disk,format=raw,cache=writeback,discard=unmap")),
+            ("-add-fd", format!("fd={write},set=1")),
+            ("-add-fd", format!("fd={read},set=1")),
+            ("-drive", "file=/dev/fdset/1,if=none,id=disk,format=raw,cache=writeback,discard=unmap".to_owned()),
             ("-device", "virtio-blk-device,drive=disk".to_owned()),
         ]
     }))
@@ -92,27 +88,27 @@ pub fn arguments(host: &Host, spec: &Spec, files: Files<'_>) -> Vec<String> {
     .collect()
 }
 
-/// A path within an option: its parser takes a doubled comma for one.
-fn doubled(path: &Path) -> String {
-    path.display().to_string().replace(',', ",,")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn joined(accelerator: Accelerator) -> String {
         let host = Host { accelerator, tsc_khz: 2_000_000 };
-        let files = Files { kernel: "/k".as_ref(), initramfs: "/i".as_ref(), disk: Some("/run/a,b/d".as_ref()) };
-        arguments(&host, &Spec { memory_mib: 128, cpus: 2, ..Spec::default() }, files).join(" ")
+        arguments(&host, &Spec { memory_mib: 128, cpus: 2, disk_mib: 64, ..Spec::default() }).join(" ")
     }
 
     #[test]
     fn the_command_line_says_what_the_spec_says() {
         let tcg = joined(Accelerator::Tcg("no kvm".to_owned()));
-        for part in
-            ["-accel tcg,", "-smp 2", "-m 128M", "size=128M", "tsc_early_khz=2000000", "file=/run/a,,b/d", "-no-reboot"]
-        {
+        for part in [
+            "-accel tcg,",
+            "-smp 2",
+            "-m 128M",
+            "size=128M",
+            "tsc_early_khz=2000000",
+            "file=/dev/fdset/1",
+            "-no-reboot",
+        ] {
             assert!(tcg.contains(part), "{part} in {tcg}");
         }
         let kvm = joined(Accelerator::Kvm);

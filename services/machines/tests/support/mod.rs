@@ -14,6 +14,7 @@ use shipote_machines::launcher::Qemu;
 use shipote_machines::lifeline::Lifeline;
 use shipote_machines::state::State;
 use shipote_machines::store::Store;
+use shipote_machines::users::Users;
 use smolvm_protocol_0::{AgentRequest, AgentResponse};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -63,7 +64,9 @@ pub(crate) fn machines_with(image: PathBuf, dir: &Path, lease: Duration, lifelin
     let groups = Groups::open(&runtime);
     let (state_folder, shared, host) = (state.clone(), vec![dir.canonicalize().unwrap()], Arc::default());
     let trial = Duration::from_secs(10);
-    let launcher = Qemu { image, runtime, state: state_folder, program, lease, lifeline, shared, groups, trial, host };
+    let users = Users::find();
+    let launcher =
+        Qemu { image, runtime, state: state_folder, program, lease, lifeline, shared, groups, users, trial, host };
     Machines { handle: Handle::start(Store::new(&state), launcher, sender).unwrap(), changes, dir: None }
 }
 
@@ -94,12 +97,12 @@ impl Machines {
     }
 }
 
-/// Processes whose command line names a folder.
+/// Processes of machines in a folder: a keeper's command line names it, and the environment of what it started.
 pub(crate) fn processes(folder: &Path) -> usize {
     let needle = folder.to_str().unwrap();
-    let mentions = |entry: &std::fs::DirEntry| {
-        std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(needle))
-    };
+    let names = |path: PathBuf| std::fs::read(path).is_ok_and(|text| String::from_utf8_lossy(&text).contains(needle));
+    let mentions =
+        |entry: &std::fs::DirEntry| names(entry.path().join("cmdline")) || names(entry.path().join("environ"));
     std::fs::read_dir("/proc").unwrap().flatten().filter(mentions).count()
 }
 

@@ -29,6 +29,8 @@ pub enum PathAccess {
     Use,
     /// [`PathAccess::Use`] and create, rename, link, remove. Nothing is executed, no device is made.
     Write,
+    /// List directories, make sockets in them and remove what is no directory. No other file is made.
+    Sockets,
     /// [`PathAccess::Write`] and execute.
     All,
 }
@@ -45,6 +47,7 @@ impl PathAccess {
             Self::Execute => read | AccessFs::Execute,
             Self::Use => read | touch,
             Self::Write => read | write,
+            Self::Sockets => AccessFs::ReadDir | AccessFs::MakeSock | AccessFs::RemoveFile,
             Self::All => read | write | AccessFs::Execute,
         }
     }
