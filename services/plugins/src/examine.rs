@@ -161,7 +161,7 @@ fn question(job: &Job, bytes: &[u8], shape: &Shape, report: &mut Report) {
 fn look(bytes: &[u8], shape: &Shape, kind: Kind) -> Result<(), Refusal> {
     let refused = |error: wasmtime::Error| Refusal::new("component", format!("{error:#}"));
     let interpreter = Engine::new(&interpreter()).map_err(refused)?;
-    let component = Component::new(&interpreter, bytes).map_err(refused)?;
+    let component = component(&interpreter, bytes)?;
     let (interface, functions): (&str, &[&str]) = match kind {
         Kind::Filter => (FILTER_INTERFACE, &["start", "chunk", "finish"]),
         _ => (run_interface(shape).unwrap_or_default(), &["run"]),
@@ -181,6 +181,22 @@ fn look(bytes: &[u8], shape: &Shape, kind: Kind) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// The component, if it is a valid one of what is run here.
+fn component(engine: &Engine, bytes: &[u8]) -> Result<Component, Refusal> {
+    Component::new(engine, bytes).map_err(|error| {
+        let reason = format!("{error:#}");
+        if reason.contains("component model async") {
+            return Refusal::new(
+                "async",
+                format!(
+                    "functions that WIT calls async, streams and futures are not run here; declare and build it without (componentize-qjs --sync): {reason}"
+                ),
+            );
+        }
+        Refusal::new("component", reason)
+    })
 }
 
 /// Compiled for this machine, for the engine that a policy asks for.
@@ -257,7 +273,7 @@ fn interpreter() -> Config {
 fn ask(job: &Job, bytes: &[u8], shape: &Shape) -> Result<Said, Refusal> {
     let refused = |rule: &'static str| move |error: wasmtime::Error| Refusal::new(rule, format!("{error:#}"));
     let interpreter = Engine::new(&interpreter()).map_err(refused("interpreter"))?;
-    let component = Component::new(&interpreter, bytes).map_err(refused("component"))?;
+    let component = component(&interpreter, bytes)?;
     let mut linker = Linker::<Listener>::new(&interpreter);
     host::add_to_linker(&mut linker).map_err(refused("host"))?;
     // Only what the policy names is left unknown at this point.

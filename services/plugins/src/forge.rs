@@ -137,3 +137,26 @@ pub(crate) fn content(mut file: &File) -> std::io::Result<Vec<u8>> {
     file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_child_ended_is_told_with_the_limit_that_it_met() {
+        let bounds = Bounds { cpu: Duration::from_secs(7), address_space: 1 << 20, ..Bounds::default() };
+        let table = [
+            (24, "", "7 s of processor time"),
+            (9, "", "7 s of processor time"),
+            (6, "\nmemory allocation of 80 bytes failed\n", "1048576 bytes of memory (memory allocation of 80"),
+            (11, "", "broke off (signal: 11"),
+            (2 << 8, "the job is malformed\n", "broke off (exit status: 2; the job is malformed)"),
+        ];
+        for (raw, said, wanted) in table {
+            let told = ended(ExitStatus::from_raw(raw), said, bounds);
+            assert!(told.contains(wanted), "{raw}: {told}");
+        }
+        let report = died("it was too much");
+        assert_eq!(report.refusals[0].rule, "examine");
+    }
+}

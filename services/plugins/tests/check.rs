@@ -1,8 +1,10 @@
 //! Hostile and mistaken components: each is refused with the rule that it breaks, and the judge survives.
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
+use std::io::Write as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use shipote_plugin_abi::fixtures::Fixture;
@@ -41,6 +43,21 @@ fn with(change: impl FnOnce(&mut Fixture)) -> Vec<u8> {
     fixture.component()
 }
 
+/// A plugin that offers others a function that WIT calls `async`.
+fn calling_async() -> Vec<u8> {
+    with(|fixture| {
+        fixture.packages = vec!["package test:late@1.0.0; interface leaf { value: async func(n: u32) -> u32; }".into()];
+        fixture.world = "export test:late/leaf@1.0.0;".into();
+        fixture.imports =
+            "(import \"[export]test:late/leaf@1.0.0\" \"[task-return]value\" (func $answer (param i32)))".into();
+        fixture.functions = "(func (export \"[async-lift]test:late/leaf@1.0.0#value\") (param i32) (result i32)
+               (call $answer (local.get 0)) (i32.const 0))
+             (func (export \"[callback][async-lift]test:late/leaf@1.0.0#value\") (param i32 i32 i32) (result i32)
+               unreachable)"
+            .into();
+    })
+}
+
 #[test]
 fn a_good_plugin_is_taken() {
     let folder = tempfile::tempdir().unwrap();
@@ -56,6 +73,7 @@ fn each_fault_is_named_by_its_rule() {
     let grow = "(loop $again (br_if $again (i32.ne (memory.grow (i32.const 100)) (i32.const -1)))) unreachable";
     let sneaky = "(import \"sneaky\" \"open\" (func $open))";
     let table: Vec<(&str, &str, Vec<u8>)> = vec![
+        ("a function that WIT calls async", "async", calling_async()),
         ("empty", "format", vec![]),
         ("a script", "format", b"#!/bin/sh\nexit 0\n".to_vec()),
         ("a core module", "format", b"\0asm\x01\0\0\0".to_vec()),
@@ -112,6 +130,37 @@ fn each_fault_is_named_by_its_rule() {
         let verdict = check(folder.path(), &bytes, None);
         assert_eq!(rules(&verdict), [rule], "{what}: {verdict}");
     }
+}
+
+/// The child that examines, with limits that do in a second what the registry's own do in minutes.
+#[test]
+fn one_that_costs_too_much_to_compile_ends_its_child_and_no_more() {
+    let costly = with(|fixture| {
+        let step = "(local.set 0 (i32.mul (i32.popcnt (local.get 0)) (i32.add (local.get 0) (i32.const 3))))";
+        let body = step.repeat(4_000);
+        fixture.functions = (0..50).map(|_| format!("(func (param i32) (result i32) {body} (local.get 0))")).collect();
+    });
+    let examined = |cpu_seconds: u64, address_space: u64| {
+        let policy = serde_json::to_value(shipote_plugin_abi::policy::Policy::default()).unwrap();
+        let job = serde_json::json!({
+            "policy": policy, "compile": true, "cpu_seconds": cpu_seconds, "address_space": address_space,
+            "metadata_ms": 60_000, "size": costly.len(),
+        });
+        let mut child = Command::new(env!("CARGO_BIN_EXE_shipote-plugins"))
+            .args(["examine", &job.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // It may be gone before it has read everything.
+        let _ = child.stdin.take().unwrap().write_all(&costly);
+        child.wait().unwrap().signal()
+    };
+    let (cpu, kill, abort) = (24, 9, 6);
+    let ended = examined(1, 4 << 30);
+    assert!(ended == Some(cpu) || ended == Some(kill), "{ended:?}");
+    assert_eq!(examined(240, 96 << 20), Some(abort));
 }
 
 #[test]

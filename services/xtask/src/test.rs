@@ -82,6 +82,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 host::require("test", TOOLS, None)?;
                 cargo(&["build", "--workspace", "--locked"])?;
                 cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
+                // wasmtime with what nothing else here has: for hosts that use the linking library by itself.
+                let with = "shipote-link/async-functions";
+                cargo(&["test", "--workspace", "--locked", "--features", with, "--test", "async_functions"])?;
             }
             // The author's kit, from the source to the request.
             Step::Plugins => plugin::examples()?,

@@ -74,8 +74,21 @@ impl<T: Send + 'static> Loaded<T> {
             }
         };
         let mut slot = self.run(slot);
+        self.ready(&mut slot, function, caller, (deadline, left))?;
+        Ok(slot)
+    }
+
+    /// Has an instance ready in the plugin's slot, with its deadline and the ticks until then.
+    #[inline]
+    fn ready(
+        &self,
+        slot: &mut Slot<T>,
+        function: usize,
+        caller: u64,
+        (deadline, left): (u64, u64),
+    ) -> Result<(), DispatchError> {
         if slot.live.is_none() {
-            self.revive(&mut slot, function, caller)?;
+            self.revive(slot, function, caller)?;
         }
         if let Some(live) = &mut slot.live {
             let state = live.store.data_mut();
@@ -83,7 +96,17 @@ impl<T: Send + 'static> Loaded<T> {
             state.memory.refused = false;
             live.store.set_epoch_deadline(left);
         }
-        Ok(slot)
+        Ok(())
+    }
+
+    /// The same where the slot lies with the caller, whose turn it is.
+    #[inline]
+    fn ready_for_caller(&self, slot: &mut Slot<T>, function: usize, caller: u64) -> Result<(), DispatchError> {
+        let (deadline, left) = self.until(caller);
+        if left == 0 {
+            return Err(self.failed(function, Failure::Deadline));
+        }
+        self.ready(slot, function, caller, (deadline, left))
     }
 
     #[cold]
@@ -103,6 +126,43 @@ impl<T: Send + 'static> Loaded<T> {
         );
         self.forget();
         self.failed(function, failure)
+    }
+
+    /// Calls a function that has to do with no handle, with arguments that fit its signature.
+    #[inline]
+    pub(crate) fn call_plain(
+        &self,
+        function: usize,
+        arguments: &[Val],
+        caller: u64,
+    ) -> Result<Option<Val>, DispatchError> {
+        let mut slot = self.occupy(function, caller)?;
+        self.plain(&mut slot, function, arguments)
+    }
+
+    /// The same where the slot lies with the caller.
+    pub(crate) fn call_plain_in(
+        &self,
+        slot: &mut Slot<T>,
+        function: usize,
+        arguments: &[Val],
+        caller: u64,
+    ) -> Result<Option<Val>, DispatchError> {
+        self.ready_for_caller(slot, function, caller)?;
+        self.plain(slot, function, arguments)
+    }
+
+    #[inline]
+    fn plain(&self, slot: &mut Slot<T>, function: usize, arguments: &[Val]) -> Result<Option<Val>, DispatchError> {
+        let Some(live) = &mut slot.live else { unreachable!("a slot is made ready first") };
+        let has_result = self.parts.interface.functions[function].signature.result.is_some();
+        let mut result = [Val::Bool(false)];
+        let results = &mut result[..usize::from(has_result)];
+        if let Err(error) = live.functions[function].call(&mut live.store, arguments, results) {
+            return Err(self.retire(slot, function, &error));
+        }
+        let [value] = result;
+        Ok(has_result.then_some(value))
     }
 
     /// Calls a function with arguments that fit its signature.
@@ -135,9 +195,35 @@ impl<T: Send + 'static> Loaded<T> {
         R: ComponentNamedList + Lift + 'static,
     {
         let mut slot = self.occupy(function, caller)?;
-        let Some(live) = &mut slot.live else { unreachable!("occupy leaves an instance") };
+        self.typed(&mut slot, function, arguments)
+    }
+
+    /// The same where the slot lies with the caller.
+    #[inline]
+    pub(crate) fn call_typed_in<P, R>(
+        &self,
+        slot: &mut Slot<T>,
+        function: usize,
+        arguments: P,
+        caller: u64,
+    ) -> Result<R, DispatchError>
+    where
+        P: ComponentNamedList + Lower + 'static,
+        R: ComponentNamedList + Lift + 'static,
+    {
+        self.ready_for_caller(slot, function, caller)?;
+        self.typed(slot, function, arguments)
+    }
+
+    #[inline]
+    fn typed<P, R>(&self, slot: &mut Slot<T>, function: usize, arguments: P) -> Result<R, DispatchError>
+    where
+        P: ComponentNamedList + Lower + 'static,
+        R: ComponentNamedList + Lift + 'static,
+    {
+        let Some(live) = &mut slot.live else { unreachable!("a slot is made ready first") };
         let typed = live.typed::<P, R>(function).map_err(|error| self.wrong_types(function, &error))?;
-        typed.call(&mut live.store, arguments).map_err(|error| self.retire(&mut slot, function, &error))
+        typed.call(&mut live.store, arguments).map_err(|error| self.retire(slot, function, &error))
     }
 
     /// Whether a function can be called with these types.

@@ -75,6 +75,9 @@ impl<T: Send + 'static> Head<T> {
         let provider = &self.provider;
         let index = provider.position(function)?;
         provider.accept(index, arguments)?;
+        if provider.interface.functions[index].plain {
+            return Ok(self.each(|plugin| plugin.call_plain(index, arguments, u64::MAX)));
+        }
         let handles = provider.by_host(index);
         let call = |plugin: &Loaded<T>| plugin.call(index, arguments, u64::MAX, handles).map(|answer| answer.value);
         if let Some(owner) = provider.owner(index, arguments)? {

@@ -60,6 +60,9 @@ pub enum LoadError {
     /// A function of its plug has other types.
     #[error("load plugin {plugin:?} of {interface:?}: export {export} is {found}, the interface says {expected}")]
     ExportType { plugin: String, interface: String, export: String, expected: String, found: String },
+    /// A function of the interface is one that WIT calls `async`, which this tree cannot call.
+    #[error("load {interface:?}: {function} is an async function: {reason}")]
+    Asynchronous { interface: String, function: String, reason: &'static str },
     /// The plugin depends on itself.
     #[error("load plugin {plugin:?} of {interface:?}: it is part of the cycle {}", .path.join(" -> "))]
     Loop { plugin: String, interface: String, path: Vec<String> },

@@ -23,7 +23,7 @@ use crate::error::{DispatchError, Failure};
 use crate::interface::Interface;
 use crate::live::{Live, collect_handles};
 use crate::plugin::{Limits, MakeData};
-use crate::runtime::{Runtime, ticks};
+use crate::runtime::{Clock, Runtime, ticks};
 use crate::state::State;
 
 /// Least time that the first start of a plugin may take, when its tree is loaded: nobody waits for an answer yet, and a
@@ -34,6 +34,7 @@ pub(crate) const START: Duration = Duration::from_secs(1);
 pub(crate) struct Loaded<T: 'static> {
     pub(crate) parts: Parts<T>,
     pub(crate) deadline: u64,
+    clock: Arc<Clock>,
     /// Held up while the plugin runs, for the clock.
     pub(crate) running: Arc<AtomicBool>,
     /// Whose tasks yield, hold the turn for the length of a call and the slot only to take the instance and put it back.
@@ -50,6 +51,31 @@ pub(crate) struct Loaded<T: 'static> {
 pub(crate) struct Slot<T: 'static> {
     pub(crate) generation: u64,
     pub(crate) live: Option<Live<T>>,
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self { generation: 0, live: None }
+    }
+}
+
+/// The slot of a plugin that one other plugin alone calls. It lies in the caller's store: the caller's turn is its, too, and
+/// no call needs its lock. It returns to the plugin when that store goes, for the caller's next instance to take.
+pub(crate) struct Exclusive<T: 'static> {
+    plugin: Arc<Loaded<T>>,
+    pub(crate) slot: Slot<T>,
+}
+
+impl<T: 'static> Exclusive<T> {
+    fn take(plugin: &Arc<Loaded<T>>) -> Self {
+        Self { plugin: Arc::clone(plugin), slot: std::mem::take(&mut plugin.slot.lock()) }
+    }
+}
+
+impl<T> Drop for Exclusive<T> {
+    fn drop(&mut self) {
+        *self.plugin.slot.lock() = std::mem::take(&mut self.slot);
+    }
 }
 
 /// How the plugins of a tree are called.
@@ -76,6 +102,8 @@ pub(crate) struct Parts<T: 'static> {
     pub(crate) resources: Vec<(ComponentExportIndex, u32)>,
     pub(crate) data: MakeData<T>,
     pub(crate) limits: Limits,
+    /// Plugins that it alone calls, by the place that its sockets know them by.
+    pub(crate) exclusive: Vec<Arc<Loaded<T>>>,
 }
 
 /// What is known of handles among a call's arguments.
@@ -102,12 +130,13 @@ impl<T: 'static> Loaded<T> {
     pub(crate) fn vacant(parts: Parts<T>) -> Self {
         Self {
             deadline: ticks(parts.limits.deadline),
+            clock: Arc::clone(parts.runtime.clock()),
             running: parts.runtime.clock().watch(),
             #[cfg(feature = "async")]
             turn: tokio::sync::Semaphore::new(1),
             #[cfg(feature = "async")]
             orphans: Mutex::default(),
-            slot: Mutex::new(Slot { generation: 0, live: None }),
+            slot: Mutex::default(),
             lent: Mutex::default(),
             parts,
         }
@@ -120,7 +149,7 @@ impl<T: 'static> Loaded<T> {
     /// The tick at which a call that starts now must have ended, and the ticks until then.
     #[inline]
     pub(crate) fn until(&self, caller: u64) -> (u64, u64) {
-        let now = self.parts.runtime.clock().now();
+        let now = self.clock.now();
         // One more, as the current tick may be about to end.
         let deadline = (now + self.deadline + 1).min(caller);
         (deadline, deadline.saturating_sub(now))
@@ -134,7 +163,8 @@ impl<T: 'static> Loaded<T> {
     /// A store for an instance that has to be started by the tick `deadline`, and the ticks until then.
     pub(crate) fn store(&self, deadline: u64) -> (Store<State<T>>, u64) {
         let parts = &self.parts;
-        let mut store = Store::new(parts.runtime.engine(), State::new((parts.data)(), parts.limits));
+        let exclusive = parts.exclusive.iter().map(Exclusive::take).collect();
+        let mut store = Store::new(parts.runtime.engine(), State::new((parts.data)(), parts.limits, exclusive));
         store.limiter(|state| &mut state.memory);
         store.data_mut().deadline = deadline;
         (store, deadline.saturating_sub(parts.runtime.clock().now()))

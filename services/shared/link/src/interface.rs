@@ -67,12 +67,25 @@ pub struct Function {
     /// Handles may be among the arguments, in the result.
     pub(crate) params_hold: bool,
     pub(crate) result_holds: bool,
+    /// It has to do with no handle.
+    pub(crate) plain: bool,
 }
 
 impl Function {
     /// A function by its name in the component model, such as `get-value` or `[method]file.read`.
     pub fn new(name: impl Into<String>, params: impl Into<Vec<ValueType>>, result: Option<ValueType>) -> Self {
-        let name = name.into();
+        Self::of(name.into(), Signature { params: params.into(), result, asynchronous: false })
+    }
+
+    /// The same as a function that WIT calls `async`: only a tree that tasks call loads it, in a runtime that has such
+    /// functions.
+    #[must_use]
+    pub fn asynchronous(mut self) -> Self {
+        self.signature.asynchronous = true;
+        self
+    }
+
+    pub(crate) fn of(name: String, signature: Signature) -> Self {
         let resource = |rest: &str| rest.split('.').next().unwrap_or_default().to_owned();
         let kind = if let Some(rest) = name.strip_prefix("[method]") {
             Kind::Method(resource(rest))
@@ -83,10 +96,10 @@ impl Function {
         } else {
             Kind::Free
         };
-        let params = params.into();
-        let params_hold = params.iter().any(ValueType::has_resources);
-        let result_holds = result.as_ref().is_some_and(ValueType::has_resources);
-        Self { name, kind, signature: Signature { params, result }, params_hold, result_holds }
+        let params_hold = signature.params.iter().any(ValueType::has_resources);
+        let result_holds = signature.result.as_ref().is_some_and(ValueType::has_resources);
+        let plain = !params_hold && !result_holds && !matches!(kind, Kind::Method(_));
+        Self { name, kind, signature, params_hold, result_holds, plain }
     }
 
     /// Its name in the component model.

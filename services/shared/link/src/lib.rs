@@ -45,7 +45,12 @@
 //!
 //! With the feature `async` (on by default) a tree is loaded by [`Tree::load_async`], and [`AsyncHead`] calls it from
 //! tasks: a plugin that computes for long does not hold up its thread, and the host's functions may wait. The plugins are
-//! the same; functions that WIT itself calls `async` are refused, as they need wasmtime's concurrency support.
+//! the same.
+//!
+//! Functions that WIT itself calls `async` need wasmtime's concurrency support, which makes each call about three times as
+//! dear. A host that wants them has the feature `async-functions` (off by default) and a runtime made by
+//! `Runtime::with_async_functions`: plugins may then call several others and go on meanwhile. Everywhere else they are
+//! refused at load ([`LoadError::Asynchronous`]). Futures and streams do not pass between plugins.
 //!
 //! ```
 //! use std::time::Duration;
@@ -85,6 +90,8 @@
 #![forbid(unsafe_code)]
 
 mod blocking;
+#[cfg(feature = "async-functions")]
+mod concurrent;
 mod dispatch;
 #[cfg(feature = "async")]
 mod dispatch_async;
@@ -93,6 +100,8 @@ mod instance;
 mod interface;
 mod live;
 mod load;
+#[cfg(feature = "async")]
+mod nested;
 mod plugin;
 mod provider;
 mod resource;

@@ -18,7 +18,7 @@ use crate::plugin::{Plugin, SourceError};
 use crate::provider::Provider;
 use crate::runtime::Runtime;
 use crate::signature::{Signature, resources_of};
-use crate::socket;
+use crate::socket::{self, Reach};
 use crate::state::State;
 use crate::tree::Tree;
 
@@ -31,6 +31,8 @@ struct Loader<'a, T: Send + 'static> {
     linker: &'a Linker<State<T>>,
     /// What became of each interface that was reached.
     done: BTreeMap<String, Loading<T>>,
+    /// How many sockets lead to each interface.
+    callers: BTreeMap<String, usize>,
     errors: Vec<LoadError>,
     kinds: u32,
 }
@@ -77,7 +79,11 @@ impl<T: Send + 'static> Tree<T> {
     ) -> PartialResult<Arc<Provider<T>>, LoadError> {
         let root = self.root.clone();
         let (done, errors) = (BTreeMap::new(), Vec::new());
-        let mut loader = Loader { tree: self, mode, runtime, linker, done, errors, kinds: 0 };
+        let mut callers = BTreeMap::new();
+        for socket in self.plugins.values().flat_map(|plugin| &plugin.sockets) {
+            *callers.entry(socket.clone()).or_default() += 1;
+        }
+        let mut loader = Loader { tree: self, mode, runtime, linker, done, callers, errors, kinds: 0 };
         match loader.interface(&root).await {
             Ok(provider) => Ok((provider, loader.errors)),
             Err(error) => {
@@ -109,6 +115,7 @@ impl<T: Send + 'static> Loader<'_, T> {
     async fn interface_anew(&mut self, id: &str) -> Loading<T> {
         let missing = || LoadError::MissingInterface { interface: id.to_owned() };
         let interface = Arc::clone(self.tree.interfaces.get(id).ok_or_else(missing)?);
+        self.can_call(&interface)?;
         let mut kinds = Vec::new();
         for resource in &interface.resources {
             self.kinds += 1;
@@ -127,6 +134,22 @@ impl<T: Send + 'static> Loader<'_, T> {
             return Err(LoadError::Cardinality { interface: id.to_owned(), expected, found });
         }
         Ok(Arc::new(Provider { interface, plugins, kinds }))
+    }
+
+    /// That this tree can call functions which WIT calls `async`, where the interface has some.
+    fn can_call(&self, interface: &Interface) -> Result<(), LoadError> {
+        let Some(function) = interface.functions.iter().find(|function| function.signature.asynchronous) else {
+            return Ok(());
+        };
+        let reason = if !self.runtime.has_async_functions() {
+            "make the runtime with `Runtime::with_async_functions` (feature `async-functions`)"
+        } else if self.mode == Mode::Blocking {
+            "a thread cannot wait for it; load the tree with `Tree::load_async`"
+        } else {
+            return Ok(());
+        };
+        let (interface, function) = (interface.id.clone(), function.name.clone());
+        Err(LoadError::Asynchronous { interface, function, reason })
     }
 
     async fn plugin(
@@ -150,8 +173,13 @@ impl<T: Send + 'static> Loader<'_, T> {
         let functions = about.functions(interface, &path, &component)?;
         let resources = about.resources(&path, kinds, &component)?;
         let mut linker = self.linker.clone();
+        let mut exclusive = Vec::new();
         for provider in &providers {
-            socket::offer(&mut linker, &component, provider, &self.tree.wires, self.mode)
+            let place = self.is_exclusive(&provider.interface).then_some(exclusive.len());
+            if place.is_some() {
+                exclusive.extend(provider.plugins.iter().cloned());
+            }
+            socket::offer(&mut linker, &component, provider, &self.tree.wires, Reach { mode: self.mode, place })
                 .map_err(|(import, reason)| about.import(import, reason))?;
         }
         let pre = linker.instantiate_pre(&component).map_err(|error| {
@@ -168,6 +196,7 @@ impl<T: Send + 'static> Loader<'_, T> {
             resources,
             data: plugin.data,
             limits: plugin.limits,
+            exclusive,
         };
         let started = match self.mode {
             Mode::Blocking => Loaded::start(parts),
@@ -178,6 +207,15 @@ impl<T: Send + 'static> Loader<'_, T> {
             let About { plugin, interface } = about;
             LoadError::Start { plugin, interface, reason }
         })
+    }
+
+    /// Whether a single plugin calls those of an interface, and nobody else has to do with them.
+    fn is_exclusive(&self, interface: &Interface) -> bool {
+        self.mode == Mode::Blocking
+            && interface.id != self.tree.root
+            && self.callers.get(&interface.id) == Some(&1)
+            && interface.resources.is_empty()
+            && interface.functions.iter().all(|function| function.plain)
     }
 
     /// The first import that no socket offers, for an error message.

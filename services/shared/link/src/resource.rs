@@ -41,7 +41,7 @@ impl<T: Send> Held<T> {
     /// Drops the resource now.
     pub(crate) async fn release(mut self) {
         if let Some(resource) = self.resource.take() {
-            self.owner.drop_resource_yielding(self.generation, resource).await;
+            self.owner.drop_for_another(self.generation, resource).await;
         }
     }
 }

@@ -24,6 +24,7 @@ pub struct Runtime(Arc<Inner>);
 struct Inner {
     engine: Engine,
     clock: Arc<Clock>,
+    async_functions: bool,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -43,13 +44,35 @@ impl Runtime {
     /// # Errors
     /// When the configuration does not fit the machine, or no thread can be had.
     pub fn new(mut config: Config) -> wasmtime::Result<Self> {
-        config.epoch_interruption(true).concurrency_support(false);
+        config.concurrency_support(false);
+        Self::start(config, false)
+    }
+
+    /// The same for plugins with functions that WIT calls `async`, in trees that tasks call ([`Tree::load_async`]).
+    ///
+    /// Concurrency support is on in it, and each call of each plugin costs about three times as much, also of functions
+    /// that are not `async`. Tasks that such a function leaves behind after its answer go on while its plugin is called
+    /// again. Who calls a tree of such a runtime from a function of the host that plugins of another one call does it
+    /// in a task of its own: wasmtime panics on one store's tasks within another's.
+    ///
+    /// [`Tree::load_async`]: crate::Tree::load_async
+    ///
+    /// # Errors
+    /// When the configuration does not fit the machine, or no thread can be had.
+    #[cfg(feature = "async-functions")]
+    pub fn with_async_functions(mut config: Config) -> wasmtime::Result<Self> {
+        config.concurrency_support(true);
+        Self::start(config, true)
+    }
+
+    fn start(mut config: Config, async_functions: bool) -> wasmtime::Result<Self> {
+        config.epoch_interruption(true);
         let engine = Engine::new(&config)?;
         let clock = Arc::new(Clock::default());
         let ticking = (engine.clone(), Arc::clone(&clock));
         let thread = thread::Builder::new().name("wasm-clock".into()).spawn(move || tick(&ticking.0, &ticking.1))?;
         clock.thread.get_or_init(|| thread.thread().clone());
-        Ok(Self(Arc::new(Inner { engine, clock, thread: Some(thread) })))
+        Ok(Self(Arc::new(Inner { engine, clock, async_functions, thread: Some(thread) })))
     }
 
     /// The engine: components and linkers are made with it.
@@ -58,8 +81,14 @@ impl Runtime {
         &self.0.engine
     }
 
+    /// Whether plugins may have functions that WIT calls `async`.
+    #[must_use]
+    pub fn has_async_functions(&self) -> bool {
+        self.0.async_functions
+    }
+
     #[inline]
-    pub(crate) fn clock(&self) -> &Clock {
+    pub(crate) fn clock(&self) -> &Arc<Clock> {
         &self.0.clock
     }
 }

@@ -16,6 +16,8 @@ pub struct Signature {
     pub params: Vec<ValueType>,
     /// `None`: returns nothing.
     pub result: Option<ValueType>,
+    /// WIT calls the function `async`.
+    pub asynchronous: bool,
 }
 
 /// How a socket hands answers to the plugin that calls through it.
@@ -37,7 +39,7 @@ impl Signature {
             Cardinality::AtMostOne => ValueType::option(answer),
             Cardinality::AtLeastOne | Cardinality::Any => ValueType::list(answer),
         };
-        Self { params: self.params.clone(), result: Some(result) }
+        Self { params: self.params.clone(), result: Some(result), asynchronous: self.asynchronous }
     }
 
     /// What a provider exports so that it is imported through a socket with this signature, and in which form; `None` if
@@ -50,7 +52,8 @@ impl Signature {
         };
         let ValueType::Result { ok, err } = answer else { return None };
         let result = ok.as_deref().cloned();
-        (err.as_deref() == Some(&call_error())).then(|| (Self { params: self.params.clone(), result }, form))
+        let bare = || Self { params: self.params.clone(), result, asynchronous: self.asynchronous };
+        (err.as_deref() == Some(&call_error())).then(|| (bare(), form))
     }
 
     /// Whether `values` can be handed to a function of this signature.
@@ -63,13 +66,15 @@ impl Signature {
         Self {
             params: func.params().map(|(_, ty)| ValueType::of(&ty, resources)).collect(),
             result: func.results().next().map(|ty| ValueType::of(&ty, resources)),
+            asynchronous: func.async_(),
         }
     }
 }
 
 impl Display for Signature {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "func({})", join(self.params.iter()))?;
+        let asynchronous = if self.asynchronous { "async " } else { "" };
+        write!(f, "{asynchronous}func({})", join(self.params.iter()))?;
         self.result.as_ref().map_or(Ok(()), |result| write!(f, " -> {result}"))
     }
 }
@@ -106,7 +111,7 @@ mod tests {
     #[test]
     fn a_sockets_signature_leads_back_to_the_providers() {
         for result in [None, Some(ValueType::U32), Some(ValueType::option(ValueType::Bool))] {
-            let bare = Signature { params: vec![ValueType::String], result };
+            let bare = Signature { params: vec![ValueType::String], result, asynchronous: true };
             for cardinality in Cardinality::ALL {
                 let (back, _) = bare.through_socket(cardinality, &Kind::Free).behind_socket().unwrap();
                 assert_eq!(back, bare, "{cardinality}");

@@ -19,13 +19,21 @@ use crate::wire::Wire;
 
 type Wires<T> = BTreeMap<(String, String), Arc<dyn Wire<T>>>;
 
+/// How an importer's socket reaches the providers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reach {
+    pub(crate) mode: Mode,
+    /// Where the importer's store has the providers' slots, one after the other, if nobody else calls them.
+    pub(crate) place: Option<usize>,
+}
+
 /// Defines in `linker` what `component` imports of the provider's interface. The error names the import and says why.
 pub(crate) fn offer<T: Send + 'static>(
     linker: &mut Linker<State<T>>,
     component: &Component,
     provider: &Arc<Provider<T>>,
     wires: &Wires<T>,
-    mode: Mode,
+    reach: Reach,
 ) -> Result<(), (String, String)> {
     let engine = component.engine().clone();
     let interface = &provider.interface;
@@ -54,15 +62,19 @@ pub(crate) fn offer<T: Send + 'static>(
                 let wire = wires.get(&(interface.id.clone(), name.to_owned()));
                 let wire = wire.filter(|_| !function.params_hold && !function.result_holds);
                 match wire {
-                    Some(wire) => wire.define(&mut instance, name, provider, index, mode),
-                    None => define(&mut instance, name, provider, index, mode),
+                    Some(wire) => wire.define(&mut instance, name, provider, index, reach),
+                    #[cfg(feature = "async-functions")]
+                    None if function.signature.asynchronous => {
+                        crate::concurrent::define(&mut instance, name, provider, index)
+                    }
+                    None => define(&mut instance, name, provider, index, reach),
                 }
                 .map_err(|error| refuse(format!("{error:#}")))?;
             }
             ComponentItem::Resource(_) => {
                 let kind = provider.kinds.iter().find(|(known, _)| known == name).map(|(_, kind)| *kind);
                 let kind = kind.ok_or_else(|| refuse("the interface has no such resource".to_owned()))?;
-                define_resource(&mut instance, name, ResourceType::host_dynamic(kind), mode)
+                define_resource(&mut instance, name, ResourceType::host_dynamic(kind), reach.mode)
                     .map_err(|error| refuse(format!("{error:#}")))?;
             }
             ComponentItem::Type(_) => {}
@@ -103,10 +115,16 @@ fn define<T: Send + 'static>(
     name: &str,
     provider: &Arc<Provider<T>>,
     index: usize,
-    mode: Mode,
+    Reach { mode, place }: Reach,
 ) -> wasmtime::Result<()> {
     let provider = Arc::clone(provider);
     match mode {
+        Mode::Blocking if provider.interface.functions[index].plain => {
+            instance.func_new(name, move |mut store, _, arguments, results| {
+                results[0] = answer_plain(store.data_mut(), &provider, index, place, arguments);
+                Ok(())
+            })
+        }
         Mode::Blocking => instance.func_new(name, move |mut store, _, arguments, results| {
             results[0] = answer(&mut store, &provider, index, arguments);
             Ok(())
@@ -120,6 +138,24 @@ fn define<T: Send + 'static>(
             })
         }),
     }
+}
+
+fn answer_plain<T: Send + 'static>(
+    caller: &mut State<T>,
+    provider: &Provider<T>,
+    index: usize,
+    place: Option<usize>,
+    arguments: &[Val],
+) -> Val {
+    let deadline = caller.deadline;
+    let answers = provider.plugins.iter().enumerate().map(|(at, plugin)| {
+        let answer = match place.and_then(|first| caller.exclusive.get_mut(first + at)) {
+            Some(exclusive) => plugin.call_plain_in(&mut exclusive.slot, index, arguments, deadline),
+            None => plugin.call_plain(index, arguments, deadline),
+        };
+        answer.map_or_else(|failed| error(failed.into()), |value| Val::Result(Ok(value.map(Box::new))))
+    });
+    shape(provider.interface.cardinality, answers)
 }
 
 fn answer<T: Send + 'static>(
@@ -153,18 +189,12 @@ async fn answer_yielding<T: Send + 'static>(
         Err(failed) => return error(failed),
     };
     let caller = store.data().deadline;
-    let known = &call;
-    let outcomes = known.receivers.iter().map(|plugin| async move {
-        let handles = known.handles(plugin)?;
-        plugin.call_yielding(index, &known.passing.values, caller, handles).await
-    });
-    let outcomes = futures_util::future::join_all(outcomes).await;
-    let answers = call.receivers.iter().zip(outcomes);
-    shape(call.cardinality, answers.map(|(plugin, outcome)| call.finish(store, plugin, outcome)))
+    let outcomes = call.outcomes(caller).await;
+    call.answer(store, outcomes)
 }
 
 /// A call through a socket: whom it goes to, and with what.
-struct Call<'a, T: 'static> {
+pub(crate) struct Call<'a, T: 'static> {
     index: usize,
     passing: Passing<'a, T>,
     receivers: Cow<'a, [Arc<Loaded<T>>]>,
@@ -174,7 +204,7 @@ struct Call<'a, T: 'static> {
 
 impl<'a, T: Send + 'static> Call<'a, T> {
     /// Turns handles among the arguments into those of their owner, to which a method goes alone.
-    fn new(
+    pub(crate) fn new(
         store: &mut StoreContextMut<'_, State<T>>,
         provider: &'a Provider<T>,
         index: usize,
@@ -212,6 +242,27 @@ impl<'a, T: Send + 'static> Call<'a, T> {
         }
     }
 
+    /// What comes of it with each plugin, which work at the same time.
+    #[cfg(feature = "async")]
+    pub(crate) async fn outcomes(&self, caller: u64) -> Vec<Result<Answer, DispatchError>> {
+        let outcomes = self.receivers.iter().map(|plugin| async move {
+            let handles = self.handles(plugin)?;
+            plugin.call_for_another(self.index, &self.passing.values, caller, handles).await
+        });
+        futures_util::future::join_all(outcomes).await
+    }
+
+    /// The outcomes as the caller sees them.
+    #[cfg(feature = "async")]
+    pub(crate) fn answer(
+        &self,
+        store: &mut StoreContextMut<'_, State<T>>,
+        outcomes: Vec<Result<Answer, DispatchError>>,
+    ) -> Val {
+        let answers = self.receivers.iter().zip(outcomes);
+        shape(self.cardinality, answers.map(|(plugin, outcome)| self.finish(store, plugin, outcome)))
+    }
+
     /// One plugin's outcome as its caller sees it.
     fn finish(
         &self,
@@ -234,7 +285,7 @@ impl<'a, T: Send + 'static> Call<'a, T> {
     }
 }
 
-fn error(error: CallError) -> Val {
+pub(crate) fn error(error: CallError) -> Val {
     Val::Result(Err(Some(Box::new(error.into()))))
 }
 

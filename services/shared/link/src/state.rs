@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use wasmtime::ResourceLimiter;
 
+use crate::instance::Exclusive;
 use crate::plugin::Limits;
 use crate::resource::Handles;
 
@@ -15,15 +16,18 @@ pub struct State<T: 'static> {
     /// Tick at which the running call ends.
     pub(crate) deadline: u64,
     pub(crate) memory: Memory,
+    /// Plugins that this one alone calls.
+    pub(crate) exclusive: Vec<Exclusive<T>>,
 }
 
 impl<T> State<T> {
-    pub(crate) fn new(data: T, limits: Limits) -> Self {
+    pub(crate) fn new(data: T, limits: Limits, exclusive: Vec<Exclusive<T>>) -> Self {
         Self {
             data,
             handles: Handles::default(),
             deadline: u64::MAX,
             memory: Memory { limits, used: 0, refused: false },
+            exclusive,
         }
     }
 }

@@ -48,11 +48,11 @@ impl Interface {
             let kind = &function.kind;
             match function.signature.behind_socket() {
                 Some((signature, form)) if form == Form::of(cardinality, kind) => {
-                    Some(Function::new(function.name.clone(), signature.params, signature.result))
+                    Some(Function::of(function.name.clone(), signature))
                 }
                 _ => {
                     // Whoever reads this has the bare type in mind.
-                    let expected = Signature { params: function.signature.params.clone(), result: None };
+                    let expected = Signature { result: None, ..function.signature.clone() };
                     let expected = expected.through_socket(cardinality, kind);
                     wrong.push(format!(
                         "{} is imported as {}, through a socket of {cardinality} it has the form {expected}, where _ is its result",
@@ -81,8 +81,7 @@ fn read(
     for (name, item) in instance.exports(engine) {
         match item.ty {
             ComponentItem::ComponentFunc(func) => {
-                let Signature { params, result } = Signature::of(&func, &resources);
-                match keep(&Function::new(name, params, result)) {
+                match keep(&Function::of(name.to_owned(), Signature::of(&func, &resources))) {
                     Some(function) => interface = interface.function(function),
                     None => whole = false,
                 }

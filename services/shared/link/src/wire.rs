@@ -6,10 +6,11 @@ use std::sync::Arc;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentNamedList, ComponentType, Lift, LinkerInstance, Lower};
 
-use crate::error::CallError;
+use crate::error::{CallError, DispatchError};
 use crate::instance::{Loaded, Mode};
 use crate::interface::Cardinality;
 use crate::provider::Provider;
+use crate::socket::Reach;
 use crate::state::State;
 
 /// Defines a function in an importer's linker.
@@ -22,7 +23,7 @@ pub trait Wire<T: 'static>: Send + Sync {
         name: &str,
         provider: &Arc<Provider<T>>,
         index: usize,
-        mode: Mode,
+        reach: Reach,
     ) -> wasmtime::Result<()>;
 }
 
@@ -49,8 +50,12 @@ where
         name: &str,
         provider: &Arc<Provider<T>>,
         index: usize,
-        mode: Mode,
+        Reach { mode, place }: Reach,
     ) -> wasmtime::Result<()> {
+        #[cfg(feature = "async-functions")]
+        if provider.interface.functions[index].signature.asynchronous {
+            return crate::concurrent::define_typed::<T, P, R>(instance, name, provider, index);
+        }
         #[cfg(feature = "async")]
         if mode == Mode::Yielding {
             return define_yielding::<T, P, R>(instance, name, provider, index);
@@ -59,21 +64,22 @@ where
         let plugins: Arc<[Arc<Loaded<T>>]> = provider.plugins.as_slice().into();
         let first = plugins.first().cloned();
         match provider.interface.cardinality {
-            Cardinality::ExactlyOne => instance.func_wrap(name, move |store: Caller<'_, T>, arguments: P| {
-                let caller = store.data().deadline;
-                Ok((first
-                    .as_deref()
-                    .map_or_else(nobody::<R>, |plugin| one::<T, P, R>(plugin, index, arguments, caller)),))
+            Cardinality::ExactlyOne => instance.func_wrap(name, move |mut store: Caller<'_, T>, arguments: P| {
+                let caller = store.data_mut();
+                let answer = first.as_deref().map(|plugin| one::<T, P, R>(caller, plugin, place, index, arguments));
+                Ok((answer.unwrap_or_else(nobody),))
             }),
-            Cardinality::AtMostOne => instance.func_wrap(name, move |store: Caller<'_, T>, arguments: P| {
-                let caller = store.data().deadline;
-                Ok((first.as_deref().map(|plugin| one::<T, P, R>(plugin, index, arguments, caller)),))
+            Cardinality::AtMostOne => instance.func_wrap(name, move |mut store: Caller<'_, T>, arguments: P| {
+                let caller = store.data_mut();
+                Ok((first.as_deref().map(|plugin| one::<T, P, R>(caller, plugin, place, index, arguments)),))
             }),
             Cardinality::AtLeastOne | Cardinality::Any => {
-                instance.func_wrap(name, move |store: Caller<'_, T>, arguments: P| {
-                    let caller = store.data().deadline;
-                    let answer = |plugin: &Arc<Loaded<T>>| one::<T, P, R>(plugin, index, arguments.clone(), caller);
-                    Ok((plugins.iter().map(answer).collect::<Vec<_>>(),))
+                instance.func_wrap(name, move |mut store: Caller<'_, T>, arguments: P| {
+                    let caller = store.data_mut();
+                    let answers = plugins.iter().enumerate().map(|(at, plugin)| {
+                        one::<T, P, R>(caller, plugin, place.map(|first| first + at), index, arguments.clone())
+                    });
+                    Ok((answers.collect::<Vec<_>>(),))
                 })
             }
         }
@@ -83,18 +89,29 @@ where
 type Caller<'a, T> = StoreContextMut<'a, State<T>>;
 
 #[inline]
-fn one<T, P, R>(plugin: &Loaded<T>, index: usize, arguments: P, caller: u64) -> Result<R, CallError>
+fn one<T, P, R>(
+    caller: &mut State<T>,
+    plugin: &Loaded<T>,
+    place: Option<usize>,
+    index: usize,
+    arguments: P,
+) -> Result<R, CallError>
 where
     T: Send + 'static,
     P: ComponentNamedList + Lower + 'static,
     R: ComponentType + Lift + 'static,
 {
-    plugin.call_typed::<P, (R,)>(index, arguments, caller).map(|(result,)| result).map_err(CallError::from)
+    let deadline = caller.deadline;
+    let answer: Result<(R,), DispatchError> = match place.and_then(|place| caller.exclusive.get_mut(place)) {
+        Some(exclusive) => plugin.call_typed_in(&mut exclusive.slot, index, arguments, deadline),
+        None => plugin.call_typed(index, arguments, deadline),
+    };
+    answer.map(|(result,)| result).map_err(CallError::from)
 }
 
 /// What an interface of exactly one plugin answers without it; it does not load then.
 #[cold]
-fn nobody<R>() -> Result<R, CallError> {
+pub(crate) fn nobody<R>() -> Result<R, CallError> {
     Err(CallError::Unavailable("no plugin".to_owned()))
 }
 
@@ -142,12 +159,17 @@ where
 }
 
 #[cfg(feature = "async")]
-async fn one_yielding<T, P, R>(plugin: &Loaded<T>, index: usize, arguments: P, caller: u64) -> Result<R, CallError>
+pub(crate) async fn one_yielding<T, P, R>(
+    plugin: &Arc<Loaded<T>>,
+    index: usize,
+    arguments: P,
+    caller: u64,
+) -> Result<R, CallError>
 where
     T: Send + 'static,
     P: ComponentNamedList + Lower + Send + Sync + 'static,
     R: ComponentType + Lift + Send + Sync + 'static,
 {
-    let answer = plugin.call_typed_yielding::<P, (R,)>(index, arguments, caller).await;
+    let answer = plugin.call_typed_for_another::<P, (R,)>(index, arguments, caller).await;
     answer.map(|(result,)| result).map_err(CallError::from)
 }

@@ -3,6 +3,7 @@
 use wit_parser::{FunctionKind, Handle, InterfaceId, Resolve, Type, TypeDefKind, WorldKey};
 
 use crate::interface::{Cardinality, Function, Interface};
+use crate::signature::Signature;
 use crate::value_type::ValueType;
 
 /// Why an interface could not be read from WIT.
@@ -49,12 +50,10 @@ impl Interface {
                 function.kind,
                 FunctionKind::AsyncFreestanding | FunctionKind::AsyncMethod(_) | FunctionKind::AsyncStatic(_)
             );
-            let convert = |ty: &Type| {
-                if asynchronous { ValueType::Unsupported("async function") } else { value_type(&resolve, ty) }
-            };
-            let params: Vec<_> = function.params.iter().map(|param| convert(&param.ty)).collect();
-            let result = function.result.as_ref().map(convert);
-            interface = interface.function(Function::new(function.name.clone(), params, result));
+            let params = function.params.iter().map(|param| value_type(&resolve, &param.ty)).collect();
+            let result = function.result.as_ref().map(|ty| value_type(&resolve, ty));
+            let signature = Signature { params, result, asynchronous };
+            interface = interface.function(Function::of(function.name.clone(), signature));
         }
         Ok(interface)
     }

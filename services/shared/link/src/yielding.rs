@@ -177,7 +177,14 @@ impl<T: Send + 'static> Loaded<T> {
                 return Err(self.wrong_types(function, &error));
             }
         };
-        let called = timeout(span(turn.left), typed.call_async(&mut live.store, arguments)).await;
+        let called = async {
+            #[cfg(feature = "async-functions")]
+            if self.parts.runtime.has_async_functions() {
+                return crate::concurrent::call(&mut live.store, typed, arguments).await;
+            }
+            typed.call_async(&mut live.store, arguments).await
+        };
+        let called = timeout(span(turn.left), called).await;
         let answer = judge(called, &live.store).map_err(|failure| self.failed(function, failure))?;
         turn.keep();
         Ok(answer)

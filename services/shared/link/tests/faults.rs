@@ -6,9 +6,9 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Does, caller, leaf, leaf_interface, one, plugin, root_interface, runtime, value};
+use common::{Does, caller, encode, leaf, leaf_interface, one, plugin, root_interface, runtime, value};
 use shipote_link::Cardinality::{AtLeastOne, ExactlyOne};
-use shipote_link::{Answers, DispatchError, Failure, Head, Limits, LoadError, Plugin, Runtime, Tree};
+use shipote_link::{Answers, DispatchError, Failure, Head, Interface, Limits, LoadError, Plugin, Runtime, Tree};
 use wasmtime::component::{Linker, Val};
 
 fn load(runtime: &Runtime, plugins: Vec<Plugin<()>>) -> Head<()> {
@@ -106,6 +106,44 @@ fn a_caller_sees_why_its_provider_failed() {
                     "{does:?} typed: {typed}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn a_provider_keeps_its_state_when_its_only_caller_fails() {
+    let runtime = runtime();
+    let module = "(module (import \"my:test/leaf\" \"value\" (func $value (param i32 i32)))
+        (memory (export \"memory\") 1)
+        (func (export \"cabi_realloc\") (param i32 i32 i32 i32) (result i32) (i32.const 4096))
+        (func (export \"my:app/root#run\") (param i32) (result i32)
+          (call $value (local.get 0) (i32.const 16))
+          (if (i32.gt_u (local.get 0) (i32.const 100)) (then unreachable))
+          (i32.load offset=4 (i32.const 16))))";
+    let wrapped = "package my:test; interface leaf { use shipote:link/errors@0.1.0.{call-error};
+        value: func(n: u32) -> result<u32, call-error>; }";
+    let packages = [common::ERRORS, wrapped, common::ROOT];
+    let app = encode(module, &packages, "import my:test/leaf; export my:app/root;");
+    for typed in [false, true] {
+        // Twice: with one caller the provider's instance lies with it, with two it is shared.
+        for callers in 1..=2 {
+            let apps = (0..callers).map(|at| plugin(&format!("app{at}"), "root", app.clone()).socket("leaf"));
+            let plugins = apps.chain([plugin("a", "leaf", leaf(Does::TrapsOnEven))]).map(Ok);
+            let root = Interface::from_wit("root", "my:app/root", AtLeastOne, &[common::ROOT]).unwrap();
+            let (tree, _) = Tree::new("root", [Ok(root), Ok(leaf_interface(ExactlyOne))], plugins);
+            let tree = if typed { tree.typed::<(u32,), u32>("leaf", "value") } else { tree };
+            let (head, errors) = tree.load(&runtime, &Linker::new(runtime.engine())).unwrap();
+            assert_eq!(errors, []);
+            let run = |n: u32| match head.dispatch("run", &[Val::U32(n)]).unwrap() {
+                Answers::AtLeastOne(answers) => value(answers.into_iter().next_back().unwrap().1).ok(),
+                other => panic!("{other:?}"),
+            };
+            let seen = [1, 3, 101, 101, 5].map(run);
+            let wanted = [1, 2, 0, 0, 5].map(|n| (n > 0).then_some(n * callers));
+            assert_eq!(seen, wanted, "{callers} callers, typed: {typed}");
+            // Its own trap costs it what it kept.
+            run(2);
+            assert_eq!(run(7), Some(callers), "{callers} callers, typed: {typed}");
         }
     }
 }

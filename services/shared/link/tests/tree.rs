@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Does, caller, leaf, leaf_interface, plugin, root_interface, runtime};
+use common::{Does, caller, leaf, leaf_interface, leaf_of, plugin, root_interface, runtime, tasks};
 use shipote_link::Cardinality::{Any, ExactlyOne};
 use shipote_link::{Function, Interface, LoadError, Plugin, SourceError, Tree, TreeError, ValueType, WitError};
 use wasmtime::component::{Component, Linker, Val};
@@ -173,6 +173,29 @@ fn imports_are_checked_at_load() {
     assert_eq!(import, "my:test/leaf#value");
     assert!(reason.contains("list<result<u32"), "{reason}");
     load(plugin("app", "root", caller(ExactlyOne)).socket("leaf")).unwrap();
+}
+
+#[test]
+fn functions_that_wit_calls_async_are_refused_with_the_way_out() {
+    let runtime = runtime();
+    let linker = Linker::new(runtime.engine());
+    let late = || plugin("a", "leaf", leaf_of(Does::Adds(1), "async func"));
+    let text = common::LEAF.replace("func", "async func");
+    let interface = || Interface::from_wit("leaf", "my:test/leaf", ExactlyOne, &[&text]).unwrap();
+    assert_eq!(interface().functions()[0].signature().to_string(), "async func(u32) -> u32");
+    let tree = || Tree::new("leaf", [Ok(interface())], [Ok(late())]).0;
+    let refusals = [
+        tree().load(&runtime, &linker).unwrap_err().0,
+        tasks().block_on(tree().load_async(&runtime, &linker)).unwrap_err().0,
+    ];
+    for refusal in refusals {
+        assert!(matches!(refusal, LoadError::Asynchronous { .. }), "{refusal}");
+        assert!(refusal.to_string().contains("Runtime::with_async_functions"), "{refusal}");
+    }
+    // Nor does such a component pass for one without.
+    let errors = load_one(leaf_interface(ExactlyOne), late());
+    let [LoadError::InvalidComponent { reason, .. }] = &errors[..] else { panic!("{errors:?}") };
+    assert!(reason.contains("async"), "{reason}");
 }
 
 #[test]

@@ -146,6 +146,11 @@ pub(crate) enum Does {
 }
 
 pub(crate) fn leaf(does: Does) -> Vec<u8> {
+    leaf_of(does, "func")
+}
+
+/// The same whose function WIT calls `func`: `func` or `async func`.
+pub(crate) fn leaf_of(does: Does, func: &str) -> Vec<u8> {
     let body = match does {
         Does::Adds(k) => format!("(i32.add (local.get 0) (i32.const {k}))"),
         Does::Traps => "unreachable".to_owned(),
@@ -161,12 +166,17 @@ pub(crate) fn leaf(does: Does) -> Vec<u8> {
         "(module (memory (export \"memory\") 1) (global $calls (mut i32) (i32.const 0))
            (func (export \"my:test/leaf#value\") (param i32) (result i32) {body}))"
     );
-    encode(&module, &[LEAF], "export my:test/leaf;")
+    encode(&module, &[&LEAF.replace("func", func)], "export my:test/leaf;")
 }
 
 /// A root plugin that calls the leaves and sums up what it sees: `ok` counts its value, an error 1000 and its case,
 /// `none` 900; a list counts 10,000 an item besides.
 pub(crate) fn caller(cardinality: Cardinality) -> Vec<u8> {
+    caller_of(cardinality, "func")
+}
+
+/// The same where WIT calls all functions `func`: `func` or `async func`.
+pub(crate) fn caller_of(cardinality: Cardinality, func: &str) -> Vec<u8> {
     let (shape, read) = match cardinality {
         Cardinality::ExactlyOne => ("result<u32, call-error>", "(call $one (i32.const 16))"),
         Cardinality::AtMostOne => (
@@ -201,9 +211,9 @@ pub(crate) fn caller(cardinality: Cardinality) -> Vec<u8> {
              {read}))"
     );
     let wrapped = format!(
-        "package my:test; interface leaf {{ use shipote:link/errors@0.1.0.{{call-error}}; value: func(n: u32) -> {shape}; }}"
+        "package my:test; interface leaf {{ use shipote:link/errors@0.1.0.{{call-error}}; value: {func}(n: u32) -> {shape}; }}"
     );
-    encode(&module, &[ERRORS, &wrapped, ROOT], "import my:test/leaf; export my:app/root;")
+    encode(&module, &[ERRORS, &wrapped, &ROOT.replace("func", func)], "import my:test/leaf; export my:app/root;")
 }
 
 pub(crate) fn plugin(id: &str, plug: &str, bytes: Vec<u8>) -> Plugin<()> {
