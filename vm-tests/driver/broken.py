@@ -9,7 +9,7 @@ import io
 import json
 import time
 
-from suite import Suite, new_machines, wants
+from suite import Suite, install_once, new_machines, wants
 
 
 def broken(description, breaks):
@@ -17,6 +17,8 @@ def broken(description, breaks):
     with open(breaks) as file:
         entries = json.load(file)
     judged = Suite()
+    if len(entries) > 1:
+        install_once(description)
     for entry in entries:
         judged.scenario = entry["name"]
         begin = time.monotonic()
@@ -27,6 +29,7 @@ def broken(description, breaks):
             for machine in machines:
                 machine.launch()
             for machine in machines:
+                machine.execute("systemctl is-system-running --wait")
                 machine.succeed(entry["script"])
             with contextlib.redirect_stdout(said):
                 passed = trial.run(machines, entry["path"], text)

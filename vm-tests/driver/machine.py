@@ -3,6 +3,7 @@
 https://nixos.org/manual/nixos/stable/#ssec-machine-objects describes the methods; those here behave alike.
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -46,7 +47,7 @@ class Machine:
         if self.qemu is not None:
             return
         self.begin = time.monotonic()
-        disk = self._place("{run}/root.img")
+        disk = self.disk()
         if not os.path.exists(disk):
             _copy_sparse(self.description["root_disk"], disk)
         argv = [self._place(word) for word in self.description["argv"]]
@@ -91,7 +92,9 @@ class Machine:
         """Powers the machine off in an orderly way; its disk stays for the next `start`."""
         if self.qemu is None:
             return
-        self.execute("systemctl --no-block poweroff", timeout=60)
+        # the agent may be ended before it could answer
+        with contextlib.suppress(Lost):
+            self.control.execute(["systemctl", "--no-block", "poweroff"], 60)
         try:
             self.qemu.wait(180)
         except subprocess.TimeoutExpired:
@@ -296,6 +299,10 @@ class Machine:
                 return "console: " + "".join(file.readlines()[-20:])
         except OSError as error:
             return f"console: {error}"
+
+    def disk(self):
+        """The machine's own disk, on the host."""
+        return self._place("{run}/root.img")
 
     def _place(self, word):
         return word.replace("{run}", self.folder.path)

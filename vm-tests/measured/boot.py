@@ -16,6 +16,10 @@ def boot(services):
     wanted = [TARGET] + (UNITS if services else [])
     for unit in wanted:
         machine.require_unit_state(unit)
+    if services:
+        machine.log(machine.succeed("systemd-analyze; systemd-analyze blame | head -n 8"))
+        for unit in UNITS:
+            machine.log(f"{unit}: {int(machine.get_unit_property(unit, 'CPUUsageNSec')) / 1e9:.2f} s of processor time")
     return max(int(machine.get_unit_property(unit, "ActiveEnterTimestampMonotonic")) for unit in wanted) / 1e6
 
 
