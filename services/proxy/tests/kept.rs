@@ -128,6 +128,34 @@ fn what_plugins_measure_and_how_they_fare_is_among_the_metrics() {
 }
 
 #[test]
+fn one_that_talks_without_end_is_cut_short_and_counted() {
+    let upstream = Upstream::echo();
+    let port = free_port();
+    let proxy = Proxy::start(&json!([]));
+    let mut fixture = Fixture::new("talker", "1.0.0", &[MiddlewareKind::L7Request]);
+    let text = fixture.text("again");
+    fixture.imports = "(import \"vane:host/host@0.1.0\" \"log\" (func $log (param i32 i32 i32 i32 i32)))".to_owned();
+    fixture.handlers[0].1 = format!(
+        "(local $n i32) (loop $more
+           (call $log (i32.const 2) (i32.const {text}) (i32.const 5) (i32.const 0) (i32.const 0))
+           (br_if $more (i32.lt_u (local.tee $n (i32.add (local.get $n) (i32.const 1))) (i32.const 1000))))
+         i32.const {RESULT}"
+    );
+    let uses = json!([{"use": "talker:l7-request"}]);
+    let patient = Policy { deadline_ms: 60_000, ..Policy::default() };
+    let plugin = under(&fixture, "sha256:1", patient);
+    proxy.apply_with(&chain(port, &upstream.address(), &uses, "http_proxy"), &[plugin]).unwrap();
+    assert_eq!(ask(port, GET).status, 200);
+    let text = shipote_proxy::metrics::render(&proxy.engine);
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("shipote_proxy_plugin_messages_dropped_total{plugin=\"talker\"} "));
+    let dropped: u64 = line.unwrap_or_else(|| panic!("{text}")).parse().unwrap();
+    // A hundred a second are heard, and a busy machine may take some seconds for a thousand.
+    assert!((1..=900).contains(&dropped), "{dropped}");
+}
+
+#[test]
 fn one_that_allocates_without_end_has_what_its_policy_gives_and_ends() {
     let upstream = Upstream::echo();
     let port = free_port();

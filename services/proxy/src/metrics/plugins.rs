@@ -53,6 +53,11 @@ pub(super) fn render(out: &mut String, engine: &Engine) {
             own.series().dropped()
         );
     }
+    head(out, "proxy_plugin_messages_dropped", "counter", "Messages of a plugin that were too many for the log.");
+    for (plugin, own) in &owned {
+        let dropped = own.said().dropped();
+        let _ = writeln!(out, "shipote_proxy_plugin_messages_dropped_total{{plugin=\"{plugin}\"}} {dropped}");
+    }
     let mut families = Families::new();
     for (plugin, own) in &owned {
         own.series().render(plugin, &mut families);

@@ -1,6 +1,5 @@
 //! What a plugin can ask of the proxy.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use wasmtime::{ResourceLimiter, bail};
 
 use super::own::Own;
 use super::series::Kind;
-use super::{Site, fetch};
+use super::{Site, fetch, said};
 
 /// Behind one instance.
 #[derive(Debug)]
@@ -32,8 +31,6 @@ pub(crate) struct State {
     waited: Duration,
 }
 
-/// Longest message of a plugin in the log, bytes.
-const MESSAGE: usize = 4096;
 /// How long one call may wait for all of its fetches together.
 const WAITING: Duration = Duration::from_secs(60);
 /// Entries of one table of an instance.
@@ -84,11 +81,11 @@ impl Host for State {
     }
 
     fn log(&mut self, level: LogLevel, message: String, fields: Vec<LogField>) {
-        let mut text: String = message.chars().take(MESSAGE).collect();
-        for field in fields.iter().take(32) {
-            let _ = write!(text, " {}={:?}", field.key, field.value);
-        }
         let plugin = &self.plugin;
+        if !self.own.said().admits(plugin, Instant::now()) {
+            return;
+        }
+        let text = said::line(&message, &fields);
         match level {
             LogLevel::Trace => tracing::trace!("plugin {plugin}: {text}"),
             LogLevel::Debug => tracing::debug!("plugin {plugin}: {text}"),

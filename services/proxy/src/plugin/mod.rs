@@ -11,6 +11,7 @@ mod instances;
 mod latency;
 mod linked;
 pub(crate) mod own;
+pub(crate) mod said;
 pub(crate) mod series;
 mod site;
 mod ticker;

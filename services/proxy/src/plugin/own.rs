@@ -1,10 +1,11 @@
-//! What belongs to a plugin by its name, whichever version, call site or instance of it asks: the values that it keeps and
-//! the figures that it makes. It is there as long as rules use the plugin.
+//! What belongs to a plugin by its name, whichever version, call site or instance of it asks: the values that it keeps,
+//! the figures that it makes and how much it says. It is there as long as rules use the plugin.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::PluginCode;
+use super::said::Said;
 use super::series::Series;
 use super::values::Values;
 
@@ -13,6 +14,7 @@ use super::values::Values;
 pub(crate) struct Own {
     values: Mutex<Values>,
     series: Mutex<Series>,
+    said: Mutex<Said>,
 }
 
 impl Own {
@@ -22,6 +24,10 @@ impl Own {
 
     pub(crate) fn series(&self) -> MutexGuard<'_, Series> {
         self.series.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn said(&self) -> MutexGuard<'_, Said> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
