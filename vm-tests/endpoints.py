@@ -80,6 +80,26 @@ for unit in ["shipote-proxy", "shipote-workspaces"]:
         assert "shipote egress allow workspace:web 127.0.0.1:9001" in curl("http://127.0.0.1:9001/")
         machine.wait_until_succeeds("curl -sS --fail http://127.0.0.1:8000/ | grep -x inside", timeout=60)
 
+with subtest("a workspace that nobody needs sleeps, gives memory back, and is woken by the first request"):
+    machine.succeed("shipote workspace create idle --publish 8080 --idle 2")
+    machine.succeed("shipote run -w idle --detach -- perl -e \"$(cat /tmp/server.pl)\" 8080 awake")
+    rule = {"name": "idle", "listen": ["127.0.0.1:8001"], "terminate": {"type": "http_proxy", "upstream": "workspace:idle:8080"}}
+    machine.succeed(
+        f"cat > /etc/shipote/proxy/rules/idle.json <<'EOF'\n{json.dumps({'rules': [rule]})}\nEOF", "shipote proxy reload"
+    )
+    machine.wait_until_succeeds("shipote workspace list | grep -w idle | grep sleeping", timeout=120)
+    machine.wait_until_succeeds("curl -sS --fail http://127.0.0.1:8001/ | grep -x awake", timeout=120)
+    woken = json.loads(machine.succeed("shipote workspace list --json"))["workspaces"]
+    woken = next(one for one in woken if one["name"] == "idle")
+    assert woken["sleeps"] >= 1 and woken["wake_usec"] > 0, woken
+    print(f"waking took {woken['wake_usec']} us")
+    records = machine.succeed("shipote audit --object idle")
+    assert "workspace.freeze" in records and "workspace.thaw" in records, records
+    machine.succeed("shipote workspace stop idle")
+    said = machine.succeed("curl -sS -w '%{http_code}' http://127.0.0.1:8001/")
+    assert said.endswith("503") and "does not exist" in said, said
+    machine.succeed("rm /etc/shipote/proxy/rules/idle.json", "shipote proxy reload")
+
 with subtest("it ends with the workspace"):
     machine.succeed("shipote workspace stop web", "systemctl stop outside secret", "rm /etc/shipote/proxy/rules/web.json")
     machine.wait_until_fails("shipote egress list | grep workspace:web", timeout=60)

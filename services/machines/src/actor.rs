@@ -1,5 +1,8 @@
 //! The one owner of all machines. Everything that happens to them comes through its queue, in order.
 
+mod expiry;
+mod sleep;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -13,15 +16,21 @@ use crate::disk;
 use crate::groups::Group;
 use crate::guest::Guest;
 use crate::health::Health;
+use crate::idle::{How, Seen};
 use crate::launch::{Order, Report};
 use crate::spec::{Restart, Spec};
 use crate::state::{Effect, Input, Refused, State};
 use crate::store::Store;
 
+use sleep::Sleep;
+pub use sleep::Slept;
+
 /// Machines that may exist.
 pub const MACHINES_MAX: usize = 256;
 /// How long a machine may take to answer where nothing else is said. Generous: its processor may be emulated, and shared.
 pub const START_TIME: Duration = Duration::from_secs(120);
+/// How long somebody waits for a machine that sleeps: it may have to end before it can start.
+const WAKE_TIME: Duration = Duration::from_secs(180);
 
 /// The first pause before a machine is started again by itself; each that follows soon is twice as long.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -67,6 +76,21 @@ pub struct Shown {
     pub reason: String,
     /// How it does; `None` where nobody looks.
     pub health: Option<Health>,
+    /// How it sleeps, or falls asleep.
+    pub asleep: Option<How>,
+    /// What its sleep was like.
+    pub slept: Slept,
+}
+
+impl Shown {
+    /// The word for its state.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match (self.state, self.asleep) {
+            (State::Paused, Some(How::Pause)) | (State::Stopped, Some(How::Stop)) => "sleeping",
+            (state, _) => state.as_str(),
+        }
+    }
 }
 
 /// What is told of a machine.
@@ -76,6 +100,24 @@ pub enum Change {
     State(Shown),
     /// It does otherwise than before.
     Health(Shown),
+    /// Its time was over, and it was removed.
+    Expired {
+        /// Name.
+        name: String,
+        /// Whether it could be removed.
+        outcome: Result<(), String>,
+    },
+    /// It falls asleep, or somebody woke it: nobody's mutation, but one.
+    Sleep {
+        /// Name.
+        name: String,
+        /// How it sleeps.
+        how: How,
+        /// It falls asleep; else it is awake.
+        asleep: bool,
+        /// Whether it could be woken.
+        outcome: Result<(), String>,
+    },
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -96,6 +138,12 @@ enum Message {
     Remove(String, Reply<()>),
     List(oneshot::Sender<Vec<Shown>>),
     Guest(String, Reply<Guest>),
+    /// Somebody needs it; with `true` one that sleeps is woken.
+    Need(String, bool, Reply<Guest>),
+    /// Its `n`th timer says that it may be idle.
+    Idle(String, u64),
+    /// What was seen then.
+    Looked(String, u64, Result<Seen, String>),
     Console(String, Reply<Vec<u8>>),
     /// Of the machine's `n`th life.
     Told(String, u64, Report),
@@ -103,6 +151,8 @@ enum Message {
     Expired(String, u64),
     /// Its pause before it is started again is over.
     Again(String, u64),
+    /// The time of one that ends at this second may be over.
+    Due(String, u64),
     /// With `true` the machines go on.
     Shutdown(bool, oneshot::Sender<()>),
 }
@@ -118,6 +168,8 @@ pub struct Inspected {
     pub group: Option<Group>,
     /// How they are confined.
     pub confinement: Vec<Mechanism>,
+    /// For how long it has been running; none where it doesn't.
+    pub up: Option<Duration>,
 }
 
 /// A machine of which a snapshot is being taken.
@@ -168,8 +220,13 @@ struct Machine {
     confinement: Vec<Mechanism>,
     /// When it was started last.
     started: Instant,
+    /// When it was ready last.
+    ready: Instant,
     /// How often in a row it ended soon after.
     failures: u32,
+    sleep: Sleep,
+    /// Its time is over: once it has ended it is removed.
+    expired: bool,
 }
 
 /// Owns the machines; see [`Handle`].
@@ -212,7 +269,11 @@ impl Handle {
         start_time: Duration,
     ) -> Result<Self, Error> {
         let (sender, messages) = mpsc::unbounded_channel();
-        let machines = store.load()?.into_iter().map(|(name, spec)| (name, Machine::new(spec))).collect();
+        let known = store.load()?.into_iter().map(|(name, spec)| {
+            let asleep = store.asleep(&name);
+            (name, Machine::new(spec, asleep))
+        });
+        let machines = known.collect();
         let weak = sender.downgrade();
         let mut actor = Actor { machines, store, launcher, changes, sender: weak, start_time, ending: None };
         actor.adopt_all();
@@ -317,6 +378,18 @@ impl Handle {
         self.ask(|reply| Message::Guest(name.to_owned(), reply)).await
     }
 
+    /// How to reach a machine that runs, or that sleeps: with `wake` it is woken, and waited for. One that is just being
+    /// started is waited for as well.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::WrongState`], [`Error::Wake`], without `wake` [`Error::Asleep`].
+    pub async fn awake(&self, name: &str, wake: bool) -> Result<Guest, Error> {
+        let woken = self.ask(|reply| Message::Need(name.to_owned(), wake, reply));
+        tokio::time::timeout(WAKE_TIME, woken).await.unwrap_or_else(|_| {
+            Err(Error::Wake { name: name.to_owned(), reason: format!("it was not awake within {WAKE_TIME:?}") })
+        })
+    }
+
     /// The end of a machine's console, of this life or the last.
     ///
     /// # Errors
@@ -344,7 +417,7 @@ impl Handle {
 }
 
 impl Machine {
-    fn new(spec: Spec) -> Self {
+    fn new(spec: Spec, asleep: Option<How>) -> Self {
         let (console, reason) = (Console::default(), String::new());
         let (pids, confinement) = (vec![], vec![]);
         Self {
@@ -364,7 +437,10 @@ impl Machine {
             group: None,
             confinement,
             started: Instant::now(),
+            ready: Instant::now(),
             failures: 0,
+            sleep: Sleep::new(asleep),
+            expired: false,
         }
     }
 
@@ -375,6 +451,8 @@ impl Machine {
             state: self.state,
             reason: self.reason.clone(),
             health: self.health.clone(),
+            asleep: self.sleep.asleep,
+            slept: self.sleep.shown,
         }
     }
 
@@ -405,18 +483,27 @@ impl<L: Launcher> Actor<L> {
             Message::Create(name, spec, disk, reply) => drop(reply.send(self.create(name, spec, disk))),
             Message::Take(name, reply) => drop(reply.send(self.take(name))),
             Message::Hold(name, reply) => self.hold(&name, reply),
-            Message::Taken(name) => {
-                if let Some(machine) = self.machines.get_mut(&name) {
-                    (machine.taking, machine.holding) = (false, None);
-                    machine.order(Order::Hold(false));
-                }
-            }
+            Message::Taken(name) => self.taken(&name),
             Message::Start(name, reply) => {
-                let started = self.not_taking("start", &name);
-                drop(reply.send(started.and_then(|()| self.input("start", &name, Input::Start, self.start_time))));
+                let free = self.not_taking("start", &name);
+                let started = free.and_then(|()| self.input("start", &name, Input::Start, self.start_time));
+                self.goes_on_by_user(&name);
+                drop(reply.send(started));
             }
-            Message::Stop(name, grace, reply) => drop(reply.send(self.input("stop", &name, Input::Stop, grace))),
+            Message::Stop(name, grace, reply) => {
+                let done = self.end_sleep(&name);
+                let stopped = if done { Ok(()) } else { self.input("stop", &name, Input::Stop, grace) };
+                drop(reply.send(stopped));
+            }
             Message::Pause(name, paused, reply) => {
+                if !paused && self.machines.get(&name).is_some_and(|m| m.sleep.asleep == Some(How::Pause)) {
+                    let woken = self.rouse(&name, true).map(|_| ());
+                    self.goes_on_by_user(&name);
+                    return drop(reply.send(woken));
+                }
+                if paused {
+                    self.end_sleep(&name);
+                }
                 let (operation, input) = if paused { ("pause", Input::Pause) } else { ("resume", Input::Resume) };
                 drop(reply.send(self.input(operation, &name, input, Duration::ZERO)));
             }
@@ -425,12 +512,19 @@ impl<L: Launcher> Actor<L> {
                 pids: machine.pids.clone(),
                 group: machine.group.clone(),
                 confinement: machine.confinement.clone(),
+                up: machine.guest.as_ref().map(|_| machine.ready.elapsed()),
             }))),
             Message::Remove(name, reply) => drop(reply.send(self.remove(&name))),
             Message::List(reply) => {
                 drop(reply.send(self.machines.iter().map(|(name, machine)| machine.show(name)).collect()));
             }
             Message::Guest(name, reply) => drop(reply.send(self.guest(&name))),
+            Message::Need(name, wake, reply) => match self.get(&name) {
+                Ok(_) => self.need(&name, wake, Some(reply)),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Message::Idle(name, timer) => self.idle_due(&name, timer),
+            Message::Looked(name, timer, seen) => self.looked(&name, timer, seen),
             Message::Console(name, reply) => {
                 drop(reply.send(self.get(&name).map(|machine| machine.console.bytes())));
             }
@@ -451,6 +545,7 @@ impl<L: Launcher> Actor<L> {
                     let _ = self.input("start", &name, Input::Start, self.start_time);
                 }
             }
+            Message::Due(name, expires) => self.due(&name, expires),
             Message::Shutdown(leave, reply) => {
                 self.ending = Some(reply);
                 for machine in self.machines.values_mut() {
@@ -471,11 +566,20 @@ impl<L: Launcher> Actor<L> {
             let Some(machine) = self.machines.get_mut(name) else { continue };
             let (life, console) = (machine.life + 1, Console::default());
             let report = reporter(self.sender.clone(), name.clone(), life);
-            let Some(orders) = self.launcher.adopt(name, &machine.spec, console.clone(), report) else { continue };
+            let Some(orders) = self.launcher.adopt(name, &machine.spec, console.clone(), report) else {
+                // One that stood still is gone; one that was stopped sleeps on.
+                if machine.sleep.asleep == Some(How::Pause) {
+                    self.end_sleep(name);
+                }
+                continue;
+            };
             (machine.life, machine.orders, machine.console) = (life, Some(orders), console);
             if let Err(error) = self.input("take over", name, Input::Adopt, self.start_time) {
                 tracing::error!("{error}");
             }
+        }
+        for name in &names {
+            self.expect_end(name);
         }
         self.launcher.end_strangers(&names);
     }
@@ -521,6 +625,17 @@ impl<L: Launcher> Actor<L> {
         }
     }
 
+    /// It has been taken, or not: what had to wait for it is done now.
+    fn taken(&mut self, name: &str) {
+        let Some(machine) = self.machines.get_mut(name) else { return };
+        (machine.taking, machine.holding) = (false, None);
+        machine.order(Order::Hold(false));
+        if machine.expired && !machine.state.has_monitor() {
+            return self.remove_expired(name);
+        }
+        self.wake_after_taking(name);
+    }
+
     fn create(&mut self, name: String, spec: Spec, disk: Option<PathBuf>) -> Result<(), Error> {
         if self.machines.contains_key(&name) {
             return Err(Error::NameTaken(name));
@@ -536,9 +651,10 @@ impl<L: Launcher> Actor<L> {
                 return Err(Error::io("put in its place", to.display())(error));
             }
         }
-        let machine = Machine::new(spec);
+        let machine = Machine::new(spec, None);
         let _ = self.changes.send(Change::State(machine.show(&name)));
-        self.machines.insert(name, machine);
+        self.machines.insert(name.clone(), machine);
+        self.expect_end(&name);
         Ok(())
     }
 
@@ -634,8 +750,10 @@ impl<L: Launcher> Actor<L> {
                 machine.group = group;
                 machine.pids = hello.pids;
                 machine.confinement = hello.confinement;
+                machine.sleep.stands_still = hello.paused;
                 return;
             }
+            Report::Wanted => return self.need(name, true, None),
             Report::Paused(paused) => Input::Paused(paused),
             Report::Held(held) => {
                 let answer = if held {
@@ -650,6 +768,7 @@ impl<L: Launcher> Actor<L> {
             Report::Health(health) => return self.does(name, health),
             Report::Ready(guest) => {
                 machine.guest = Some(guest);
+                machine.ready = Instant::now();
                 machine.health = machine.spec.health.as_ref().map(|_| Health::Starting);
                 Input::Ready
             }
@@ -671,13 +790,23 @@ impl<L: Launcher> Actor<L> {
             }
         };
         let asked = machine.state == State::Stopping;
+        let stands_still = machine.sleep.stands_still;
         if let Err(error) = self.input("follow", name, input, Duration::ZERO) {
             tracing::error!("{error}");
         }
-        if let Input::Exited { clean } = input
-            && !asked
-        {
-            self.restart(name, clean);
+        match input {
+            Input::Ready if !stands_still => self.awake(name),
+            Input::Paused(false) => self.awake(name),
+            Input::Paused(true) => self.stands_still(name),
+            Input::Exited { clean } => {
+                self.ended(name, asked);
+                if self.machines.get(name).is_some_and(|machine| machine.expired) {
+                    self.remove_expired(name);
+                } else if !asked {
+                    self.restart(name, clean);
+                }
+            }
+            _ => {}
         }
     }
 

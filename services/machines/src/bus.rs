@@ -14,6 +14,7 @@ use shipote_bus::service::MechanismInfo;
 use shipote_machines::Error;
 use shipote_machines::actor::{Change, Handle, Shown};
 use shipote_machines::health::Health;
+use shipote_machines::idle::How;
 use shipote_machines::launcher::Qemu;
 use shipote_machines::published::{self, Published};
 use shipote_machines::snapshots::{Snapshot, Snapshots};
@@ -31,6 +32,10 @@ const ACTION: &str = "org.shipote.machines.manage";
 const ACTION_EXEC: &str = "org.shipote.machines.exec";
 /// polkit: reaching what machines publish.
 const ACTION_CONNECT: &str = "org.shipote.machines.connect";
+/// How long after a machine is ready what it runs may take until it listens.
+const SETTLE: Duration = Duration::from_secs(20);
+/// The pauses between two attempts meanwhile: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 /// Longest spec, bytes.
 const SPEC_MAX: usize = 64 * 1024;
 
@@ -61,8 +66,18 @@ impl Manager {
         header: &Header<'_>,
         options: &Options,
     ) -> Result<Caller, MachinesError> {
-        no_options(options)?;
+        known(options, None)?;
+        self.allow(action, header).await
+    }
+
+    async fn allow(&self, action: &str, header: &Header<'_>) -> Result<Caller, MachinesError> {
         self.authority.check(header, action).await.map_err(|error| MachinesError::NotAuthorized(error.to_string()))
+    }
+
+    /// Whether what a machine runs was started so short a time ago that it may only be about to listen.
+    async fn may_listen_soon(&self, name: &str) -> bool {
+        let inspected = self.actor.inspect(name).await;
+        inspected.is_ok_and(|machine| machine.shown.spec.run.is_some() && machine.up.is_some_and(|up| up < SETTLE))
     }
 
     /// Does a mutation with its audit record: refused before it starts where records are required and cannot be taken.
@@ -83,17 +98,10 @@ impl Manager {
     }
 }
 
-fn no_options(options: &Options) -> Result<(), MachinesError> {
-    match options.keys().next() {
-        Some(name) => Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name"))),
-        None => Ok(()),
-    }
-}
-
 #[zbus::interface(name = "org.shipote.Machines1.Manager")]
 impl Manager {
     /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `disk_mib`, `egress`, `ssh_agent`, `publish`,
-    /// `volumes`, `restart`, `health`), empty for the defaults. Option `from`
+    /// `volumes`, `restart`, `expires_unix`, `labels`, `run`, `idle`, `health`), empty for the defaults. Option `from`
     /// (string): the snapshot that it begins as; `spec` then says what is otherwise.
     async fn create(
         &self,
@@ -171,13 +179,13 @@ impl Manager {
     /// What a machine takes of the host, and how its processes are confined. No options yet.
     #[zbus(out_args("details"))]
     async fn inspect(&self, name: &str, options: Options) -> Result<MachineDetails, MachinesError> {
-        no_options(&options)?;
+        known(&options, None)?;
         let inspected = self.actor.inspect(name).await.map_err(refusal)?;
         let stats = stats::of_machine(&inspected.pids, inspected.group.as_ref());
         let confinement = inspected.confinement.into_iter();
         Ok(MachineDetails {
             name: name.to_owned(),
-            state: inspected.shown.state.as_str().to_owned(),
+            state: inspected.shown.word().to_owned(),
             pids: inspected.pids,
             memory_bytes: stats.memory_bytes,
             cpu_usec: stats.cpu_usec,
@@ -199,7 +207,7 @@ impl Manager {
     /// Lists the machines by name. No options yet.
     #[zbus(out_args("machines"))]
     async fn list(&self, options: Options) -> Result<Vec<MachineInfo>, MachinesError> {
-        no_options(&options)?;
+        known(&options, None)?;
         Ok(self.actor.list().await.map_err(refusal)?.into_iter().map(info).collect())
     }
 
@@ -223,7 +231,7 @@ impl Manager {
     /// Lists the snapshots by name. No options yet.
     #[zbus(out_args("snapshots"))]
     async fn list_snapshots(&self, options: Options) -> Result<Vec<SnapshotInfo>, MachinesError> {
-        no_options(&options)?;
+        known(&options, None)?;
         let snapshots = self.snapshots.clone();
         let list = move || {
             let all = snapshots.list().into_iter();
@@ -248,7 +256,8 @@ impl Manager {
     }
 
     /// Connects to a vsock port of a running machine: a stream socket that speaks it raw. On the agent's port (6000) the
-    /// connection is greeted already, so that any client of the agent's protocol can use it. No options yet.
+    /// connection is greeted already, so that any client of the agent's protocol can use it. A machine that sleeps is
+    /// woken first, one that is being started waited for. No options yet.
     #[zbus(out_args("socket"))]
     async fn connect(
         &self,
@@ -259,7 +268,7 @@ impl Manager {
     ) -> Result<zbus::OwnedFd, MachinesError> {
         let caller = self.authorise_for(ACTION_EXEC, &header, &options).await?;
         let connecting = async {
-            let stream = self.actor.guest(name).await?.connect(port).await?;
+            let stream = self.actor.awake(name, true).await?.connect(port).await?;
             // Whoever gets it expects reads to wait.
             let plain = stream.into_std().and_then(|stream| stream.set_nonblocking(false).map(|()| stream));
             plain.map(OwnedFd::from).map_err(Error::io("hand over the connection to", name))
@@ -269,8 +278,9 @@ impl Manager {
     }
 
     /// Connects to a TCP port that a running machine publishes, inside the guest: a connected stream socket that carries
-    /// the plain bytes, half-close too. Whoever may call this reaches what is published, of every machine, and nothing
-    /// else. No options yet.
+    /// the plain bytes, half-close too. A machine that sleeps is woken first, one that is being started waited for, and
+    /// what its spec has it `run` gets a moment to listen; with the option `wake` (b) false it is left asleep, and the
+    /// call refused. Whoever may call this reaches what is published, of every machine, and nothing else.
     #[zbus(out_args("socket"))]
     async fn reach(
         &self,
@@ -279,7 +289,13 @@ impl Manager {
         port: u16,
         options: Options,
     ) -> Result<zbus::OwnedFd, MachinesError> {
-        self.authorise_for(ACTION_CONNECT, &header, &options).await?;
+        known(&options, Some("wake"))?;
+        let wake = match options.get("wake").map(bool::try_from) {
+            None => true,
+            Some(Ok(wake)) => wake,
+            Some(Err(_)) => return Err(MachinesError::InvalidArgument("option wake: has to be true or false".into())),
+        };
+        self.allow(ACTION_CONNECT, &header).await?;
         let inspected = self.actor.inspect(name).await.map_err(refusal)?;
         let target = Reach::Tcp { port };
         let is_it = |text: &String| Published::parse(text).is_ok_and(|published| published.guest == target);
@@ -288,8 +304,15 @@ impl Manager {
                 "machine {name} does not publish port {port}; name it in `publish` of its spec"
             )));
         }
-        let guest = self.actor.guest(name).await.map_err(refusal)?;
-        let socket = published::connect(&guest, &target).await.map_err(refusal)?;
+        let guest = self.actor.awake(name, wake).await.map_err(refusal)?;
+        let mut pause = PAUSES.0;
+        let socket = loop {
+            match published::connect(&guest, &target).await {
+                Err(Error::Connect { .. }) if self.may_listen_soon(name).await => tokio::time::sleep(pause).await,
+                done => break done.map_err(refusal)?,
+            }
+            pause = (pause * 2).min(PAUSES.1);
+        };
         Ok(OwnedFd::from(socket).into())
     }
 
@@ -356,21 +379,40 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-/// Passes changes on to the bus for as long as the actor lives.
-pub(crate) async fn publish(connection: zbus::Connection, mut changes: mpsc::UnboundedReceiver<Change>) {
+/// Passes changes on to the bus, and those that are nobody's doing to the record, for as long as the actor lives.
+pub(crate) async fn publish(
+    connection: zbus::Connection,
+    audit: Arc<Audit>,
+    mut changes: mpsc::UnboundedReceiver<Change>,
+) {
     while let Some(change) = changes.recv().await {
-        let (Change::State(shown) | Change::Health(shown)) = &change;
-        let (word, reason) = match (&change, &shown.health) {
-            (Change::Health(_), Some(health)) => (health.as_str(), health.reason()),
-            _ => (shown.state.as_str(), shown.reason.as_str()),
+        let (shown, health) = match change {
+            Change::State(shown) => (shown, false),
+            Change::Health(shown) => (shown, true),
+            Change::Expired { name, outcome } => {
+                record(&audit, Event::MachineDelete, &name, &outcome);
+                if let Err(error) = removed(&connection, name).await {
+                    tracing::warn!("tell the bus of a machine's end: {error}");
+                }
+                continue;
+            }
+            Change::Sleep { name, how, asleep, outcome } => {
+                record_sleep(&audit, &name, (how, asleep), &outcome);
+                continue;
+            }
+        };
+        let (word, reason) = match &shown.health {
+            Some(health_is) if health => (health_is.as_str(), health_is.reason()),
+            _ => (shown.word(), shown.reason.as_str()),
         };
         tracing::info!("machine {} is {word}{}{reason}", shown.name, if reason.is_empty() { "" } else { ": " });
         let (name, word, reason) = (shown.name.clone(), word.to_owned(), reason.to_owned());
         let told = async {
             let emitter = SignalEmitter::new(&connection, Service::Machines.path())?;
-            match change {
-                Change::State(_) => Manager::state_changed(&emitter, name, word, reason).await,
-                Change::Health(_) => Manager::health_changed(&emitter, name, word, reason).await,
+            if health {
+                Manager::health_changed(&emitter, name, word, reason).await
+            } else {
+                Manager::state_changed(&emitter, name, word, reason).await
             }
         };
         if let Err(error) = told.await {
@@ -390,10 +432,49 @@ fn snapshot_info(snapshots: &Snapshots, name: String, snapshot: Snapshot) -> Sna
     }
 }
 
+/// A machine falls asleep and is woken by what it is asked for: nobody's mutation, but one.
+fn record_sleep(audit: &Audit, name: &str, (how, asleep): (How, bool), outcome: &Result<(), String>) {
+    let event = match (how, asleep) {
+        (How::Pause, true) => Event::MachinePause,
+        (How::Pause, false) => Event::MachineResume,
+        (How::Stop, true) => Event::MachineStop,
+        (How::Stop, false) => Event::MachineStart,
+    };
+    record(audit, event, name, outcome);
+}
+
+fn record(audit: &Audit, event: Event, name: &str, outcome: &Result<(), String>) {
+    let own = rustix::process::getuid().as_raw();
+    if let Err(error) = audit.record(&Record::new(event, name, own, Door::Itself).outcome(outcome)) {
+        tracing::error!("record {event:?} of {name}: {error}");
+    }
+}
+
+/// Tells that a machine whose time was over is no more.
+async fn removed(connection: &zbus::Connection, name: String) -> zbus::Result<()> {
+    let emitter = SignalEmitter::new(connection, Service::Machines.path())?;
+    Manager::state_changed(&emitter, name, "removed".to_owned(), "its time was over".to_owned()).await
+}
+
+/// Refuses options other than this one.
+fn known(options: &Options, only: Option<&str>) -> Result<(), MachinesError> {
+    match (options.keys().find(|name| Some(name.as_str()) != only), only) {
+        (None, _) => Ok(()),
+        (Some(name), None) => Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name"))),
+        (Some(name), Some(only)) => Err(MachinesError::InvalidArgument(format!("option {name}: there is only {only}"))),
+    }
+}
+
 fn info(shown: Shown) -> MachineInfo {
     MachineInfo {
+        state: shown.word().to_owned(),
+        labels: shown.spec.labels.clone(),
+        expires_unix: shown.spec.expires_unix.unwrap_or(0),
+        idle_s: shown.spec.idle.as_ref().map_or(0, |rule| rule.after_s),
+        sleeps: shown.slept.times,
+        wake_usec: shown.slept.wake_usec,
+        memory_given_back: shown.slept.given_back,
         name: shown.name,
-        state: shown.state.as_str().to_owned(),
         reason: shown.reason,
         memory_mib: shown.spec.memory_mib,
         cpus: shown.spec.cpus.into(),
@@ -416,6 +497,8 @@ fn refusal(error: Error) -> MachinesError {
         Error::WrongState { .. } => MachinesError::WrongState(text),
         Error::LimitReached { .. } => MachinesError::LimitReached(text),
         Error::Connect { .. } => MachinesError::ConnectFailed(text),
+        Error::Asleep(_) => MachinesError::Asleep(text),
+        Error::Wake { .. } => MachinesError::WakeFailed(text),
         Error::NoImage(_) | Error::Io { .. } | Error::Stopping => MachinesError::Failed(text),
     }
 }

@@ -35,6 +35,17 @@ pub enum Error {
         /// Its state.
         state: String,
     },
+    /// The machine sleeps, and was not to be woken.
+    #[error("machine {0} sleeps")]
+    Asleep(String),
+    /// The machine sleeps and could not be woken, or ended before it ran.
+    #[error("wake machine {name}: {reason}")]
+    Wake {
+        /// Machine.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// As many machines exist as may.
     #[error("create machine {name}: there are {limit} already, which is the limit; remove one")]
     LimitReached {

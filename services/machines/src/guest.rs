@@ -123,7 +123,7 @@ async fn answer(stream: &mut UnixStream) -> Result<AgentResponse, String> {
 }
 
 /// A guest's words, fit to be shown.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 

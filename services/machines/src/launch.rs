@@ -26,7 +26,7 @@ use crate::image::Image;
 use crate::keeper::wire::{self, Event, Hello, Launch};
 use crate::keeper::{ARGUMENT, SOCKET};
 use crate::lifeline::Lifeline;
-use crate::published::Door;
+use crate::published::{Awake, Door};
 use crate::relay;
 use crate::spec::Spec;
 use crate::users::Users;
@@ -73,6 +73,8 @@ pub enum Report {
     Held(bool),
     /// It does what it is for, or doesn't.
     Health(Health),
+    /// Somebody connects to a port of the host.
+    Wanted,
     /// All processes are gone. `clean` where the guest powered off.
     Exited {
         /// The guest ended by itself.
@@ -381,6 +383,8 @@ impl<R: Fn(Report)> Life<'_, R> {
         (self.report)(Report::Started(Box::new(hello), self.place.group.clone()));
         let (pauses, is_paused) = watch::channel(paused);
         let (health_changes, mut healths) = mpsc::channel(1);
+        let (wanted, mut wants) = mpsc::channel(1);
+        let awake = Awake { wanted, paused: is_paused.clone() };
         let mut ready_tasks = Vec::new();
         let place = self.place;
         let check = |guest: &Guest| {
@@ -389,7 +393,7 @@ impl<R: Fn(Report)> Life<'_, R> {
             })
         };
         if is_ready {
-            ready_tasks = publish(std::mem::take(&mut self.doors), &guest);
+            ready_tasks = publish(std::mem::take(&mut self.doors), &guest, &awake);
             ready_tasks.extend(check(&guest));
             (self.report)(Report::Ready(guest.clone()));
         }
@@ -399,7 +403,15 @@ impl<R: Fn(Report)> Life<'_, R> {
         let _offers = self.offers();
         // Its own handle, so that the loop below may say something meanwhile.
         let knocked = self.knocked;
-        let ready = first_answer(&knocked, &guest, self.adopted);
+        let adopted = self.adopted;
+        let ready = async {
+            first_answer(&knocked, &guest, adopted).await;
+            // Again where the last service ended in this very moment: better twice than never.
+            match &place.spec.run {
+                Some(run) => run.start(&guest).await,
+                None => Ok(()),
+            }
+        };
         tokio::pin!(ready);
         let end = loop {
             tokio::select! {
@@ -416,9 +428,14 @@ impl<R: Fn(Report)> Life<'_, R> {
                     None => break Some((false, "its keeper was killed".to_owned())),
                 },
                 Some(health) = healths.recv() => (self.report)(Report::Health(health)),
-                () = &mut ready, if !is_ready => {
+                Some(()) = wants.recv() => (self.report)(Report::Wanted),
+                begun = &mut ready, if !is_ready => {
                     is_ready = true;
-                    ready_tasks = publish(std::mem::take(&mut self.doors), &guest);
+                    if let Err(reason) = begun {
+                        order(&mut self.link, &wire::Order::Kill).await;
+                        break Some((false, format!("its command could not be started: {reason}")));
+                    }
+                    ready_tasks = publish(std::mem::take(&mut self.doors), &guest, &awake);
                     ready_tasks.extend(check(&guest));
                     order(&mut self.link, &wire::Order::Ready).await;
                     (self.report)(Report::Ready(guest.clone()));
@@ -489,8 +506,8 @@ impl<R: Fn(Report)> Life<'_, R> {
 }
 
 /// Opens what is published, for as long as the tasks live.
-fn publish(doors: Vec<Door>, guest: &Guest) -> Vec<Task> {
-    doors.into_iter().map(|door| Task(tokio::spawn(door.serve(guest.clone())))).collect()
+fn publish(doors: Vec<Door>, guest: &Guest, awake: &Awake) -> Vec<Task> {
+    doors.into_iter().map(|door| Task(tokio::spawn(door.serve(guest.clone(), awake.clone())))).collect()
 }
 
 /// A task that ends when dropped.

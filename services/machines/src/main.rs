@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use shipote_bus::Service;
 use shipote_bus::paths::{self, ServicePaths};
-use shipote_machines::actor::Handle;
+use shipote_machines::actor::{Handle, Shown};
 use shipote_machines::groups::Groups;
 use shipote_machines::launcher::{LEASE, Qemu};
 use shipote_machines::lifeline::Lifeline;
@@ -40,8 +40,12 @@ struct Machines {
 impl Parts for Machines {
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
         let machines = self.actor.list().await.map_err(|error| error.to_string())?;
-        let running = machines.iter().filter(|machine| machine.state.has_monitor()).count();
-        Ok(BTreeMap::from([("machines".to_owned(), machines.len() as u64), ("running".to_owned(), running as u64)]))
+        let count = |is: fn(&&Shown) -> bool| machines.iter().filter(is).count() as u64;
+        Ok(BTreeMap::from([
+            ("machines".to_owned(), machines.len() as u64),
+            ("running".to_owned(), count(|machine| machine.state.has_monitor())),
+            ("sleeping".to_owned(), count(|machine| machine.word() == "sleeping")),
+        ]))
     }
 
     async fn stop(&self) {
@@ -73,7 +77,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Machines> {
     };
     let store = Store::new(&context.paths.state);
     let actor = Handle::start_with(store, launcher.clone(), changes, start_time).context("load the machines")?;
-    tokio::spawn(publish(context.connection.clone(), changed));
+    tokio::spawn(publish(context.connection.clone(), Arc::clone(&context.audit), changed));
     let manager = Manager {
         snapshots,
         launcher,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use shipote_agent_protocol::Reach;
 use shipote_agent_protocol::reach::relay;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::Error;
 use crate::guest::Guest;
@@ -21,6 +21,8 @@ use crate::guest::Guest;
 pub const PUBLISHED_MAX: usize = 64;
 /// Connections through one door at once; more wait in its socket's queue.
 const CONNECTIONS: usize = 128;
+/// How long a client is held while its machine wakes.
+const WAKE_TIME: Duration = Duration::from_secs(30);
 /// Between two lines in the log about connections that fail.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
@@ -79,7 +81,7 @@ impl Door {
     }
 
     /// Passes connections on to the guest until dropped.
-    pub(crate) async fn serve(self, guest: Guest) {
+    pub(crate) async fn serve(self, guest: Guest, awake: Awake) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
         let failures = Arc::new(std::sync::Mutex::new(Failures::default()));
         loop {
@@ -90,7 +92,9 @@ impl Door {
                 continue;
             };
             let (guest, target, port, failures) = (guest.clone(), self.guest.clone(), self.port, Arc::clone(&failures));
+            let awake = awake.clone();
             tokio::spawn(async move {
+                awake.wait().await;
                 if let Err(error) = pass(client, &guest, &target).await {
                     let said = failures.lock().ok().and_then(|mut failures| failures.count(Instant::now()));
                     if let Some(count) = said {
@@ -100,6 +104,22 @@ impl Door {
                 drop(permit);
             });
         }
+    }
+}
+
+/// Has a machine that sleeps woken for a connection.
+#[derive(Clone)]
+pub(crate) struct Awake {
+    /// That somebody wants it; what waits there already stands for all.
+    pub(crate) wanted: mpsc::Sender<()>,
+    pub(crate) paused: watch::Receiver<bool>,
+}
+
+impl Awake {
+    /// One that does not go on in time is found out by the connection that follows.
+    async fn wait(mut self) {
+        let _ = self.wanted.try_send(());
+        let _ = tokio::time::timeout(WAKE_TIME, self.paused.wait_for(|paused| !paused)).await;
     }
 }
 

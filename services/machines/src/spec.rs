@@ -10,13 +10,23 @@
 //! publish = ["8080:80", "5432"]                                # 127.0.0.1:8080 of the host, and a port for the proxy
 //! volumes = ["/srv/data:/data", "/srv/web:/web:ro"]            # folders of the host, and where the guest has them
 //! restart = "on-failure"                                       # or "no" (the default), "always"
+//! expires_unix = 1800000000                                    # then it is ended and removed; by default never
+//! labels = { session = "python" }
+//!
+//! [run]                                                        # none by default
+//! command = ["busybox", "httpd", "-f", "-p", "80"]                        # started each time the machine is
+//! image = "docker.io/library/httpd"                            # which is on its disk; without: the agent's own root
+//!
+//! [idle]                                                       # none by default
+//! after_s = 300                                                # nobody needed it for so long
+//! then = "pause"                                               # or "stop"; the first request wakes it
 //!
 //! [health]                                                     # none by default
 //! port = 80                                                    # or: command = ["/usr/bin/check"]
 //! interval_s = 30
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -24,11 +34,17 @@ use serde::{Deserialize, Serialize};
 use crate::Error;
 use crate::egress::{RULES_MAX, Rule};
 use crate::health::Check;
+use crate::idle::Rule as Idle;
 use crate::published::{PUBLISHED_MAX, Published};
+use crate::run::Run;
 use crate::volumes::{VOLUMES_MAX, Volume};
 
 /// Longest name: it is the guest's host name (RFC 1123) and part of socket paths.
 pub const NAME_MAX: usize = 48;
+
+/// Most labels, and most bytes of a label's name and of its value.
+const LABELS_MAX: usize = 64;
+const LABEL_MAX: usize = 256;
 
 /// A machine's spec. Everything has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +70,18 @@ pub struct Spec {
     pub volumes: Vec<String>,
     /// When it is started again by itself.
     pub restart: Restart,
+    /// When it is ended and removed, seconds since the epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_unix: Option<u64>,
+    /// What it is called beside its name; for whoever looks.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// What is started in it each time it is started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<Run>,
+    /// When it falls asleep, and how.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Idle>,
     /// How it is found out whether it does what it is for; where it doesn't, and `restart` allows it, it is started anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Check>,
@@ -84,6 +112,10 @@ impl Default for Spec {
             publish: vec![],
             volumes: vec![],
             restart: Restart::No,
+            expires_unix: None,
+            labels: BTreeMap::new(),
+            run: None,
+            idle: None,
             health: None,
         }
     }
@@ -135,6 +167,16 @@ impl Spec {
             if volumes[..n].iter().any(|other| other.guest == volume.guest) {
                 return Err(invalid(format!("volumes: {} is given twice", volume.guest)));
             }
+        }
+        let long = |text: &String| text.len() > LABEL_MAX;
+        if spec.labels.len() > LABELS_MAX || spec.labels.iter().any(|(key, value)| long(key) || long(value)) {
+            return Err(invalid(format!("labels: give {LABELS_MAX} at most, each of {LABEL_MAX} bytes at most")));
+        }
+        if let Some(run) = &spec.run {
+            run.check(spec.disk_mib).map_err(&invalid)?;
+        }
+        if let Some(rule) = &spec.idle {
+            rule.check(&spec.publish).map_err(&invalid)?;
         }
         if let Some(check) = &spec.health {
             check.check().map_err(&invalid)?;
@@ -210,6 +252,12 @@ mod tests {
             "volumes = [\"/a:/1\", \"/a:/2\", \"/a:/3\", \"/a:/4\", \"/a:/5\"]",
             "restart = \"maybe\"",
             "health = {}",
+            "run = {}",
+            "run = { image = \"a\" }",
+            "run = { cmd = [\"a\"] }",
+            "idle = { after_s = 0 }",
+            "idle = { then = \"halt\" }",
+            "publish = [\"80:80\"]\nidle = { then = \"stop\" }",
             "health = { port = 80, interval = 1 }",
             "memory = 1",
             "cpus = \"two\"",

@@ -9,6 +9,7 @@ use serde_json::Value;
 use shipote_state::{Format, Refused};
 
 use crate::Error;
+use crate::idle::{How, marker};
 use crate::spec::{Spec, check_name};
 
 const FILE: &str = "machine.toml";
@@ -67,6 +68,29 @@ impl Store {
         self.0.join(name)
     }
 
+    /// How a machine sleeps, as an earlier service marked it.
+    #[must_use]
+    pub fn asleep(&self, name: &str) -> Option<How> {
+        let text = std::fs::read_to_string(marker(&self.0.join(name))).ok()?;
+        How::parse(text.trim())
+    }
+
+    /// Marks how a machine sleeps, or that it doesn't.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn mark_asleep(&self, name: &str, how: Option<How>) -> Result<(), Error> {
+        let path = marker(&self.0.join(name));
+        let done = match how {
+            Some(how) => shipote_state::replace(&path, how.as_str().as_bytes()),
+            None => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        };
+        done.map_err(Error::io("mark as asleep or awake", path.display()))
+    }
+
     /// Removes a machine with all that lies in its folder.
     ///
     /// # Errors
@@ -123,6 +147,11 @@ mod tests {
         std::fs::create_dir(dir.path().join("Not A Machine")).unwrap();
         std::fs::create_dir(dir.path().join("torn")).unwrap();
         std::fs::write(dir.path().join("torn/machine.toml"), "cpus = ").unwrap();
+        assert_eq!(store.asleep("web"), None);
+        for how in [Some(How::Stop), Some(How::Pause), None, None] {
+            store.mark_asleep("web", how).unwrap();
+            assert_eq!(store.asleep("web"), how);
+        }
         assert_eq!(store.load().unwrap(), [("web".to_owned(), spec)]);
         store.remove("web").unwrap();
         assert!(store.load().unwrap().is_empty());

@@ -114,11 +114,14 @@ impl Drop for Unfinished {
     }
 }
 
-/// A spec with some keys given otherwise.
+/// A spec with some keys given otherwise. When a machine ends and what it is called are its own, not the next one's.
 fn changed(name: &str, spec: &Spec, text: &str) -> Result<Spec, Error> {
     let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
     let mut table = toml::Table::try_from(spec).map_err(|error| invalid(error.to_string()))?;
     let changes: toml::Table = toml::from_str(text).map_err(|error| invalid(format!("the spec: {error}")))?;
+    for own in ["expires_unix", "labels"] {
+        table.remove(own);
+    }
     table.extend(changes);
     let text = toml::to_string(&table).map_err(|error| invalid(error.to_string()))?;
     let changed = Spec::parse(name, &text)?;
@@ -151,6 +154,8 @@ mod tests {
         assert_eq!(changed("a", &spec, "").unwrap(), spec);
         let more = changed("a", &spec, "memory_mib = 256\npublish = []").unwrap();
         assert_eq!(more, Spec { memory_mib: 256, publish: vec![], ..spec.clone() });
+        let mortal = Spec { expires_unix: Some(1), labels: [("a".into(), "b".into())].into(), ..spec.clone() };
+        assert_eq!(changed("a", &mortal, "").unwrap(), spec);
         for bad in ["disk_mib = 128", "memory = 1", "["] {
             assert!(matches!(changed("a", &spec, bad), Err(Error::InvalidSpec { .. })), "{bad}");
         }

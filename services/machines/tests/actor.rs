@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shipote_machines::Error;
-use shipote_machines::actor::{Change, Handle, Launcher};
+use shipote_machines::actor::{Change, Handle, Launcher, Shown};
 use shipote_machines::console::Console;
 use shipote_machines::guest::Guest;
+use shipote_machines::idle::{How, Rule};
 use shipote_machines::launch::{Order, Report};
 use shipote_machines::spec::Spec;
 use shipote_machines::state::State;
@@ -23,6 +24,8 @@ struct Pretended {
     lives: Arc<Mutex<Vec<Tell>>>,
     /// They don't power off when asked to.
     deaf: bool,
+    /// They don't say by themselves that they stand still.
+    slow: bool,
 }
 
 impl Launcher for Pretended {
@@ -36,11 +39,15 @@ impl Launcher for Pretended {
         console.push(b"booting\n");
         let tell: Tell = report.into();
         self.lives.lock().unwrap().push(Arc::clone(&tell));
-        let deaf = self.deaf;
+        let (deaf, slow) = (self.deaf, self.slow);
         let (orders, mut received) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(order) = received.recv().await {
-                if !(deaf && order == Order::PowerOff) {
+                if let Order::Pause | Order::Resume = order {
+                    if !slow || order == Order::Resume {
+                        tell(Report::Paused(order == Order::Pause));
+                    }
+                } else if !(deaf && order == Order::PowerOff) {
                     return tell(Report::Exited { clean: order == Order::PowerOff, reason: format!("{order:?}") });
                 }
             }
@@ -81,6 +88,38 @@ impl Trial {
     fn tell(&self, life: usize, report: Report) {
         let tell = Arc::clone(&self.machines.lives.lock().unwrap()[life]);
         tell(report);
+    }
+
+    /// A running machine that sleeps when nobody needed it for a second.
+    async fn sleepy(&mut self, then: How) {
+        let spec = Spec { idle: Some(Rule { after_s: 1, then }), ..Spec::default() };
+        self.handle.create("a", spec).await.unwrap();
+        self.handle.start_machine("a").await.unwrap();
+        self.tell(0, Report::Ready(guest()));
+    }
+
+    /// Waits until its state is shown so.
+    async fn until(&mut self, word: &str) -> Shown {
+        loop {
+            if let Change::State(shown) = self.changes.recv().await.unwrap()
+                && shown.word() == word
+            {
+                return shown;
+            }
+        }
+    }
+
+    /// What is told of its sleep next.
+    async fn sleep(&mut self) -> (How, bool, Result<(), String>) {
+        loop {
+            if let Change::Sleep { how, asleep, outcome, .. } = self.changes.recv().await.unwrap() {
+                return (how, asleep, outcome);
+            }
+        }
+    }
+
+    async fn shown(&self) -> Shown {
+        self.handle.list().await.unwrap().remove(0)
     }
 
     async fn next(&mut self) -> (State, String) {
@@ -237,4 +276,148 @@ async fn an_unhealthy_machine_is_started_anew_where_its_spec_says_so_and_shown_o
             assert_eq!(shown.health.unwrap().reason(), "no answer");
         }
     }
+}
+
+#[tokio::test]
+async fn a_machine_that_nobody_needs_stands_still_and_whoever_needs_it_wakes_it() {
+    let mut trial = trial();
+    trial.sleepy(How::Pause).await;
+    for times in 1..=2 {
+        assert_eq!(trial.sleep().await, (How::Pause, true, Ok(())));
+        trial.until("sleeping").await;
+        assert!(trial.dir.path().join("a/asleep").exists(), "the next service knows");
+        let asleep = trial.handle.awake("a", false).await;
+        assert!(matches!(asleep, Err(Error::Asleep(_))), "{asleep:?}");
+        assert_eq!(trial.shown().await.word(), "sleeping");
+        trial.handle.awake("a", true).await.unwrap();
+        trial.until("running").await;
+        assert_eq!(trial.sleep().await, (How::Pause, false, Ok(())));
+        let shown = trial.shown().await;
+        assert!(shown.slept.times == times && shown.slept.wake_usec > 0, "{shown:?}");
+        assert!(!trial.dir.path().join("a/asleep").exists());
+    }
+}
+
+#[tokio::test]
+async fn one_that_is_needed_does_not_fall_asleep() {
+    let mut trial = trial();
+    trial.sleepy(How::Pause).await;
+    trial.until("running").await;
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        trial.handle.awake("a", true).await.unwrap();
+    }
+    assert_eq!(trial.shown().await.slept.times, 0);
+    trial.until("sleeping").await;
+}
+
+#[tokio::test]
+async fn one_that_was_stopped_for_want_of_work_is_started_for_the_first_request_even_by_the_next_service() {
+    let mut trial = trial();
+    trial.sleepy(How::Stop).await;
+    trial.until("sleeping").await;
+    let (sender, changes) = mpsc::unbounded_channel();
+    let machines = Pretended::default();
+    trial.handle = Handle::start(Store::new(trial.dir.path()), machines.clone(), sender).unwrap();
+    (trial.changes, trial.machines) = (changes, machines);
+    assert_eq!(trial.shown().await.word(), "sleeping");
+    let waiting = [trial.handle.clone(), trial.handle.clone()]
+        .map(|handle| tokio::spawn(async move { handle.awake("a", true).await.map(|_| ()) }));
+    trial.until("starting").await;
+    assert!(waiting.iter().all(|one| !one.is_finished()), "they are held");
+    trial.tell(0, Report::Ready(guest()));
+    for one in waiting {
+        one.await.unwrap().unwrap();
+    }
+    assert_eq!(trial.machines.lives.lock().unwrap().len(), 1, "started once");
+}
+
+#[tokio::test]
+async fn a_waking_that_fails_says_why_and_may_be_tried_again() {
+    let mut trial = trial();
+    trial.sleepy(How::Stop).await;
+    trial.until("sleeping").await;
+    for life in 1..=2 {
+        let handle = trial.handle.clone();
+        let waiting = tokio::spawn(async move { handle.awake("a", true).await.map(|_| ()) });
+        trial.until("starting").await;
+        trial.tell(life, Report::Exited { clean: false, reason: "no kernel".into() });
+        let error = waiting.await.unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "wake machine a: no kernel");
+        assert_eq!(trial.shown().await.state, State::Failed);
+    }
+    let told = loop {
+        let told = trial.sleep().await;
+        if !told.1 {
+            break told;
+        }
+    };
+    assert_eq!(told, (How::Stop, false, Err("no kernel".to_owned())), "it is on record");
+}
+
+#[tokio::test]
+async fn whoever_comes_while_it_falls_asleep_is_held_until_it_is_awake_again() {
+    let mut trial = trial_of(Pretended { slow: true, ..Pretended::default() });
+    trial.sleepy(How::Pause).await;
+    assert_eq!(trial.sleep().await, (How::Pause, true, Ok(())));
+    let handle = trial.handle.clone();
+    let waiting = tokio::spawn(async move { handle.awake("a", true).await.map(|_| ()) });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!waiting.is_finished());
+    trial.tell(0, Report::Paused(true));
+    waiting.await.unwrap().unwrap();
+    assert_eq!(trial.shown().await.word(), "running");
+}
+
+#[tokio::test]
+async fn what_a_user_paused_or_stopped_wakes_for_nobody() {
+    for how in [How::Pause, How::Stop] {
+        let mut trial = trial();
+        trial.sleepy(how).await;
+        trial.until("sleeping").await;
+        let (word, way_out) = match how {
+            How::Pause => {
+                trial.handle.pause("a", true).await.unwrap();
+                ("paused", "resume it first")
+            }
+            How::Stop => {
+                trial.handle.stop("a", Duration::ZERO).await.unwrap();
+                ("stopped", "start it first")
+            }
+        };
+        trial.until(word).await;
+        assert!(!trial.dir.path().join("a/asleep").exists());
+        let error = trial.handle.awake("a", true).await.unwrap_err().to_string();
+        assert!(error.contains(word) && error.contains(way_out), "{error}");
+        // and a user has one that sleeps go on, which is on record as the user's doing and nobody else's
+        match how {
+            How::Pause => trial.handle.pause("a", false).await.unwrap(),
+            How::Stop => trial.handle.start_machine("a").await.unwrap(),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_machine_whose_time_is_over_is_ended_and_removed_also_by_the_next_service() {
+    let soon = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 1;
+    let mut trial = trial();
+    trial.handle.create("a", Spec { expires_unix: Some(soon()), ..Spec::default() }).await.unwrap();
+    trial.handle.start_machine("a").await.unwrap();
+    trial.tell(0, Report::Ready(guest()));
+    loop {
+        if let Change::Expired { name, outcome } = trial.changes.recv().await.unwrap() {
+            assert_eq!((name.as_str(), outcome), ("a", Ok(())));
+            break;
+        }
+    }
+    assert!(trial.handle.list().await.unwrap().is_empty() && !trial.dir.path().join("a").exists());
+    // one that lasts longer than its service
+    trial.handle.create("b", Spec { expires_unix: Some(soon()), ..Spec::default() }).await.unwrap();
+    trial.handle.leave().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (sender, mut changes) = mpsc::unbounded_channel();
+    let again = Handle::start(Store::new(trial.dir.path()), Pretended::default(), sender).unwrap();
+    assert!(matches!(changes.recv().await.unwrap(), Change::Expired { .. }));
+    assert!(again.list().await.unwrap().is_empty());
 }

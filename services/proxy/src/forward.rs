@@ -11,7 +11,7 @@ use crate::io::Io;
 use crate::plan::Plan;
 use crate::proxy_protocol;
 use crate::tunnel::{Passed, buffers, tunnel};
-use crate::upstream::{Connected, Key, connect, pick};
+use crate::upstream::{Connected, How, Key, connect, pick};
 use crate::walk::Peer;
 use crate::worker::Worker;
 
@@ -28,8 +28,9 @@ pub(crate) async fn forward(worker: &Worker, plan: &Plan, terminator: Terminator
     let targets = &plan.targets[terminator.index()];
     while let Some(target) = pick(targets, *balance, turn, Key::Address(peer.remote.ip()), &tried) {
         name = &target.name;
-        client.slot().set(limits.connect * 2);
-        match connect(target, limits.connect, false).await {
+        let patience = target.patience(limits);
+        client.slot().set(patience * 2);
+        match connect(target, patience, How::default()).await {
             Ok(Connected { stream, .. }) => {
                 worker.figures.connects.add(1);
                 let _open = InFlight::new(target);

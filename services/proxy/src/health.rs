@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::plan::Plan;
-use crate::upstream::{Connected, Dialer, Speak, Target, connect};
+use crate::upstream::{AcquireError, Connected, Dialer, How, Speak, Target, connect};
 
 /// The asking thread; it ends with this.
 #[derive(Debug)]
@@ -119,7 +119,12 @@ async fn ask(target: &Target, check: &HealthCheck) -> Result<(), String> {
     if target.speak == Speak::Three {
         return ask_three(target, check).await;
     }
-    let Connected { mut stream, two } = connect(target, check.timeout, false).await.map_err(|e| e.to_string())?;
+    let how = How { let_sleep: true, ..How::default() };
+    let Connected { mut stream, two } = match connect(target, check.timeout, how).await {
+        // Looking after it must not keep it awake; that it can be woken is well enough.
+        Err(AcquireError::Asleep(_)) => return Ok(()),
+        other => other.map_err(|e| e.to_string())?,
+    };
     let Some(path) = &check.path else { return Ok(()) };
     let status = if two {
         let (send, connection) = h2::client::handshake(stream).await.map_err(|e| e.to_string())?;

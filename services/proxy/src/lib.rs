@@ -44,4 +44,4 @@ pub use listen::{Handed, Inherited, Keeper, is_kept_name};
 pub use plan::LinkError;
 pub use plugin::{CanaryFailed, PluginCanary, PluginCode, PluginLink};
 pub use settings::Settings;
-pub use upstream::Ask;
+pub use upstream::{Ask, Unreached};

@@ -8,7 +8,7 @@ use shipote_bus::proxy::CertInfo;
 use shipote_plugin_abi::metadata::MiddlewareKind;
 use shipote_rules::{
     Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, Terminator, TerminatorEntry, TerminatorId,
-    Transport, Upstream, UpstreamAddress,
+    Transport, Upstream,
 };
 
 use crate::http3::config::Crypto;
@@ -254,10 +254,5 @@ fn upstreams_of(entry: &TerminatorEntry) -> Result<&[Upstream], String> {
         Terminator::Cgi { .. } => return Err("cgi is not built into this version".into()),
         Terminator::Static(_) | Terminator::RedirectHttps(_) | Terminator::Close | Terminator::Send => &[],
     };
-    for upstream in upstreams {
-        if let UpstreamAddress::Machine { .. } = upstream.address {
-            return Err(format!("{}: names of machines are not built into this version", upstream.address));
-        }
-    }
     Ok(upstreams)
 }

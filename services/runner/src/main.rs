@@ -16,10 +16,9 @@ mod watchdog;
 
 use std::process::ExitCode;
 
+use shipote_agent_protocol::session::STATUS_FAILED;
 use shipote_node::Job;
 
-/// As env(1) and docker-run(1) leave it where the program could not be run at all.
-const STATUS_FAILED: u8 = 125;
 /// A component that trapped: 128 + SIGABRT, as a program that aborts.
 const STATUS_TRAPPED: u8 = 134;
 

@@ -28,6 +28,10 @@ pub(crate) enum Error {
     NotAuthorized(String),
     #[error("{0}")]
     WrongState(String),
+    #[error("connect to port {port} of workspace {name:?}: {reason}; does its server listen?")]
+    Connect { name: String, port: u16, reason: String },
+    #[error("workspace {0:?} sleeps")]
+    Asleep(String),
     #[error("{0}")]
     LimitReached(String),
     #[error("{0}; the mutation is refused because audit records are required")]
@@ -60,6 +64,8 @@ impl From<Error> for WorkspacesError {
             Error::NotEnforced { .. } => WorkspacesError::NotEnforced(text),
             Error::NotAuthorized(_) => WorkspacesError::NotAuthorized(text),
             Error::WrongState(_) => WorkspacesError::WrongState(text),
+            Error::Connect { .. } => WorkspacesError::ConnectFailed(text),
+            Error::Asleep(_) => WorkspacesError::Asleep(text),
             Error::LimitReached(_) => WorkspacesError::LimitReached(text),
             Error::Audit(_) => WorkspacesError::AuditUnavailable(text),
             Error::Failed(_) => WorkspacesError::Failed(text),

@@ -24,6 +24,7 @@ mod image;
 mod install;
 mod plugin;
 mod registry;
+mod soak;
 mod test;
 mod vm;
 
@@ -56,6 +57,8 @@ enum Task {
     Install(install::Args),
     /// Build the example plugins in Rust, JavaScript and Python.
     Plugin(plugin::Args),
+    /// Keep the whole appliance at work for a while, its services killed at random, and judge what is left.
+    Soak(soak::Args),
     /// Run everything that must be green: formatting, lints, licences, docs, tests, the virtual machine.
     Test(test::Args),
     /// Start the appliance and leave it running until Ctrl-C.
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Task::Image(args) => image::run(&args),
         Task::Install(args) => install::run(&args),
         Task::Plugin(args) => plugin::run(&args),
+        Task::Soak(args) => soak::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Up(args) => demo::up(&args),
         Task::Vm(args) => vm::run(&args),

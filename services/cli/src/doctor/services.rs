@@ -1,5 +1,10 @@
-//! The services: whether each answers, how it is confined, and what the workspaces can enforce.
+//! The services: whether each answers, how it is confined, what the workspaces can enforce, and what of theirs needs
+//! somebody: machines that failed, connections that wait for an answer.
 
+use std::collections::BTreeMap;
+
+use shipote_bus::machines::{MachineInfo, MachinesProxy};
+use shipote_bus::proxy::EgressProxy;
 use shipote_bus::service::Service1Proxy;
 use shipote_bus::{Service, connect};
 use zbus::proxy::CacheProperties;
@@ -24,7 +29,56 @@ pub(super) async fn ask() -> Vec<Finding> {
         findings.push(one(&connection, service).await);
     }
     findings.push(enforced().await);
+    findings.extend(machines(&connection).await);
+    findings.extend(pending(&connection).await);
     findings
+}
+
+/// Machines that do not what they are for; nothing where all do, or where the service is away, which is said elsewhere.
+async fn machines(connection: &zbus::Connection) -> Vec<Finding> {
+    let asked = async {
+        let proxy = MachinesProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
+        proxy.list(BTreeMap::new()).await.map_err(|error| zbus::Error::Failure(error.to_string()))
+    };
+    let all = asked.await.unwrap_or_default();
+    let asleep = all.iter().filter(|machine| machine.state == "sleeping").count();
+    let mut findings: Vec<Finding> = all.iter().filter_map(machine).collect();
+    if findings.is_empty() && !all.is_empty() {
+        findings.push(Finding::ok("machines run", format!("{} of them, {asleep} asleep; none failed", all.len())));
+    }
+    findings
+}
+
+fn machine(machine: &MachineInfo) -> Option<Finding> {
+    let MachineInfo { name, state, reason, health, health_reason, .. } = machine;
+    let subject = format!("machine {name}");
+    if state == "failed" {
+        let remedy =
+            format!("`shipote machine logs {name}` shows its console; `shipote machine start {name}` tries again");
+        return Some(Finding::warning(subject, format!("it failed: {reason}"), remedy));
+    }
+    (health == "unhealthy").then(|| {
+        let remedy = format!(
+            "`shipote machine exec {name} -- sh` looks inside; with restart = \"on-failure\" it is started anew"
+        );
+        Finding::warning(subject, format!("it is unhealthy: {health_reason}"), remedy)
+    })
+}
+
+/// Connections that somebody has to decide about.
+async fn pending(connection: &zbus::Connection) -> Option<Finding> {
+    let asked = async {
+        let proxy = EgressProxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
+        proxy.list_pending(BTreeMap::new()).await.map_err(|error| zbus::Error::Failure(error.to_string()))
+    };
+    let waiting = asked.await.ok().filter(|all| !all.is_empty())?;
+    let clients: std::collections::BTreeSet<&str> = waiting.iter().map(|one| one.client.as_str()).collect();
+    let clients: Vec<&str> = clients.into_iter().collect();
+    Some(Finding::warning(
+        "egress",
+        format!("{} connections of {} wait for an answer", waiting.len(), clients.join(", ")),
+        "`shipote egress pending` shows them, `shipote egress approve N` lets one out",
+    ))
 }
 
 async fn one(connection: &zbus::Connection, service: Service) -> Finding {

@@ -1,22 +1,21 @@
 //! A command in a machine: its input, output and terminal, over the agent's protocol.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
-use shipote_agent_protocol::{AgentRequest, AgentResponse, codes, ports, read_message, write_message};
+use shipote_agent_protocol::session::{self, STATUS_FAILED, Session};
+use shipote_agent_protocol::{AgentRequest, AgentResponse, ports, read_message, write_message};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 
 use super::image::Source;
 use super::life::{Size, begin, end};
 use super::{machines, open, refusal};
-use crate::run::{STATUS_FAILED, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND};
 use crate::spec::key_value;
 
 /// How long a machine that was made for one command may take to power off.
@@ -73,7 +72,16 @@ pub(super) async fn exec(args: &ExecArgs) -> ExitCode {
     let outcome = async {
         let machines = machines().await?;
         let request = args.what.request(args.image.clone(), args.command.clone())?;
-        session(open(&machines, &args.name, ports::AGENT_CONTROL).await?, &request).await
+        attend(open(&machines, &args.name, ports::AGENT_CONTROL).await?, &request).await
+    };
+    leave(outcome.await)
+}
+
+/// A command in a running machine, or one that sleeps; leaves with its status.
+pub(crate) async fn exec_session(name: &str, session: Session) -> ExitCode {
+    let outcome = async {
+        let stream = open(&machines().await?, name, ports::AGENT_CONTROL).await?;
+        attend(stream, &session.request()).await
     };
     leave(outcome.await)
 }
@@ -93,7 +101,7 @@ async fn run_in_new(args: &RunArgs) -> anyhow::Result<u8> {
         begin(&machines, &name).await?;
         let image = args.source.import(&machines, &name).await?;
         let request = args.what.request(image, args.command.clone())?;
-        session(open(&machines, &name, ports::AGENT_CONTROL).await?, &request).await
+        attend(open(&machines, &name, ports::AGENT_CONTROL).await?, &request).await
     };
     let outcome = tokio::select! {
         outcome = work => outcome,
@@ -129,29 +137,12 @@ impl What {
             env.insert(0, ("TERM".to_owned(), term));
         }
         let (workdir, tty) = (self.cwd.clone(), self.tty);
-        let (interactive, background) = (true, false);
-        Ok(match image {
-            None => AgentRequest::VmExec { command, env, workdir, timeout_ms, interactive, tty, background },
-            Some(image) => AgentRequest::Run {
-                image,
-                command,
-                env,
-                workdir,
-                user: None,
-                mounts: vec![],
-                timeout_ms,
-                interactive,
-                tty,
-                detached: false,
-                persistent_overlay_id: None,
-                background,
-            },
-        })
+        Ok(Session { command, image, env, workdir, timeout_ms, tty }.request())
     }
 }
 
 /// Runs a command on a connection to its end; gives its exit status.
-async fn session(stream: UnixStream, request: &AgentRequest) -> anyhow::Result<u8> {
+async fn attend(stream: UnixStream, request: &AgentRequest) -> anyhow::Result<u8> {
     let tty = matches!(request, AgentRequest::VmExec { tty: true, .. } | AgentRequest::Run { tty: true, .. });
     let (mut reader, mut writer) = stream.into_split();
     write_message(&mut writer, request).await?;
@@ -159,59 +150,22 @@ async fn session(stream: UnixStream, request: &AgentRequest) -> anyhow::Result<u
         Some(AgentResponse::Started) => {}
         Some(AgentResponse::Error { message, code }) => {
             eprintln!("shipote: {message}");
-            return Ok(status_of_refusal(code.as_deref(), &message));
+            return Ok(session::status_of_refusal(code.as_deref(), &message));
         }
         _ => bail!("exec: the machine's agent went away"),
     }
     let raw = if tty { RawTerminal::enter()? } else { None };
     let feeding = tokio::spawn(feed(writer, tty));
-    let outcome = show(&mut reader).await;
+    // A reader of ours that went away ends the command: without us the agent kills it.
+    let outcome = session::show(&mut reader, std::io::stdout(), std::io::stderr()).await;
     feeding.abort();
     drop(raw);
     outcome.context("exec")
 }
 
-/// What env(1) would leave with.
-fn status_of_refusal(code: Option<&str>, message: &str) -> u8 {
-    match code {
-        Some(codes::SPAWN_FAILED) if message.contains("os error 2)") => STATUS_NOT_FOUND,
-        Some(codes::SPAWN_FAILED) if message.contains("os error 13)") => STATUS_NOT_EXECUTABLE,
-        _ => STATUS_FAILED,
-    }
-}
-
-/// Prints what comes, up to the exit status.
-async fn show(reader: &mut OwnedReadHalf) -> anyhow::Result<u8> {
-    loop {
-        // A reader of ours that went away ends the command: without us the agent kills it.
-        match read_message(reader).await? {
-            Some(AgentResponse::Stdout { data }) => {
-                let mut out = std::io::stdout().lock();
-                out.write_all(&data).and_then(|()| out.flush()).context("write to standard output")?;
-            }
-            Some(AgentResponse::Stderr { data }) => {
-                std::io::stderr().write_all(&data).context("write to standard error")?;
-            }
-            Some(AgentResponse::Exited { exit_code }) => return Ok((exit_code & 0xff) as u8),
-            Some(AgentResponse::Error { message, .. }) => eprintln!("shipote: {message}"),
-            Some(_) => {}
-            None => bail!("the machine went away"),
-        }
-    }
-}
-
 /// Passes on standard input and the terminal's size.
 async fn feed(mut writer: OwnedWriteHalf, tty: bool) -> anyhow::Result<()> {
-    let (sender, mut input) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; 64 * 1024];
-        loop {
-            let n = std::io::stdin().lock().read(&mut buffer).unwrap_or(0);
-            if sender.blocking_send(buffer[..n].to_vec()).is_err() || n == 0 {
-                return;
-            }
-        }
-    });
+    let mut input = session::input()?;
     let mut resized = signal(SignalKind::window_change())?;
     if tty {
         write_message(&mut writer, &size()).await?;

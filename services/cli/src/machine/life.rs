@@ -51,9 +51,39 @@ pub(super) struct Size {
     /// Failures in a row after which it is unhealthy, and started anew if --restart says so
     #[arg(long, value_name = "N", default_value_t = 3)]
     health_failures: u32,
+    /// Have it sleep when nobody needed it for so many seconds; the first request or command wakes it
+    #[arg(long, value_name = "SECONDS")]
+    idle: Option<u32>,
+    /// How it sleeps: pause (its memory stays), or stop (it is shut down and started again)
+    #[arg(long, value_name = "HOW", default_value = "pause", requires = "idle")]
+    idle_then: String,
     /// Start it again by itself: no, on-failure or always [default: no]
     #[arg(long, value_name = "WHEN")]
     restart: Option<String>,
+}
+
+/// What a machine is for.
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// Image on its disk that the command is started in [default: the agent's own root]
+    #[arg(long, value_name = "IMAGE")]
+    run_image: Option<String>,
+    /// Program and arguments, started each time the machine is
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
+}
+
+impl Run {
+    /// As a section of a spec.
+    fn section(&self) -> String {
+        let command =
+            if self.command.is_empty() { String::new() } else { format!("command = {}\n", json!(self.command)) };
+        match &self.run_image {
+            None if command.is_empty() => command,
+            None => format!("[run]\n{command}"),
+            Some(image) => format!("[run]\n{command}image = {}\n", json!(image)),
+        }
+    }
 }
 
 impl Size {
@@ -80,6 +110,9 @@ impl Size {
         // Numbers, strings and lists of them are TOML as much as JSON. What is not said is the service's to say.
         let mut text: String =
             given.iter().filter_map(|(key, value)| Some(format!("{key} = {}\n", value.as_ref()?))).collect();
+        if let Some(seconds) = self.idle {
+            text += &format!("[idle]\nafter_s = {seconds}\nthen = {}\n", json!(self.idle_then));
+        }
         let check = match (&self.health_command, self.health_port) {
             (Some(command), _) => format!("command = {}", json!(["/bin/sh", "-c", command])),
             (None, Some(port)) => format!("port = {port}"),
@@ -101,10 +134,10 @@ fn absolute(volume: &str) -> String {
     }
 }
 
-pub(super) async fn create(name: &str, from: Option<&str>, size: &Size, json: bool) -> anyhow::Result<()> {
+pub(super) async fn create(name: &str, from: Option<&str>, size: &Size, run: &Run, json: bool) -> anyhow::Result<()> {
     let options = from.map(|from| ("from", zbus::Variant::from(from))).into_iter().collect();
     let machines = if from.is_some() { patient_machines().await? } else { machines().await? };
-    machines.create(name, &size.spec(), options).await.map_err(|e| refusal(&e))?;
+    machines.create(name, &(size.spec() + &run.section()), options).await.map_err(|e| refusal(&e))?;
     told(name, "stopped", json)
 }
 
@@ -141,10 +174,10 @@ fn told(name: &str, state: &str, json: bool) -> anyhow::Result<()> {
 /// It has no monitor that could be ended.
 #[derive(Debug, thiserror::Error)]
 #[error("the machine does not run")]
-pub(super) struct NotRunning;
+pub(crate) struct NotRunning;
 
 /// Starts a machine and waits until it runs.
-pub(super) async fn begin(machines: &MachinesProxy<'_>, name: &str) -> anyhow::Result<()> {
+pub(crate) async fn begin(machines: &MachinesProxy<'_>, name: &str) -> anyhow::Result<()> {
     // Listened for before it is asked for, so that nothing is missed in between.
     let mut changes = machines.receive_state_changed().await.context("listen to the machines service")?;
     machines.start(name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
@@ -163,7 +196,7 @@ pub(super) async fn begin(machines: &MachinesProxy<'_>, name: &str) -> anyhow::R
 }
 
 /// Ends a machine and waits until it has.
-pub(super) async fn end(machines: &MachinesProxy<'_>, name: &str, grace: u64) -> anyhow::Result<()> {
+pub(crate) async fn end(machines: &MachinesProxy<'_>, name: &str, grace: u64) -> anyhow::Result<()> {
     let mut changes = machines.receive_state_changed().await.context("listen to the machines service")?;
     match machines.stop(name, grace, BTreeMap::new()).await {
         Err(error @ MachinesError::WrongState(_)) => return Err(refusal(&error).context(NotRunning)),
@@ -226,6 +259,12 @@ pub(super) async fn list(json: bool) -> anyhow::Result<()> {
         let state = match machine.health.as_str() {
             "" => machine.state,
             health => format!("{} ({health})", machine.state),
+        };
+        let state = if machine.sleeps == 0 {
+            state
+        } else {
+            let (given_back, waking) = (machine.memory_given_back >> 20, machine.wake_usec / 1000);
+            format!("{state}, slept {} times ({given_back} MiB given back, woken in {waking} ms)", machine.sleeps)
         };
         vec![machine.name, state, size, machine.publish.join(" "), machine.reason]
     };

@@ -8,6 +8,9 @@ mod image;
 mod life;
 mod snapshot;
 
+pub(crate) use exec::exec_session;
+pub(crate) use life::{begin, end};
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -39,9 +42,12 @@ enum Command {
         126 if the program cannot be executed, 127 if it is not there.")]
     Run(exec::RunArgs),
     /// Define a machine
-    #[command(after_help = "Examples:\n  shipote machine create web --publish 8080:80 --restart on-failure\n  \
-        shipote machine create build --memory 1024 --disk 4096 --volume /srv/source:/source:ro\n  \
-        shipote machine create second --from clean")]
+    #[command(
+        after_help = "Examples:\n  shipote machine create build --memory 1024 --disk 4096 --volume /srv/source:/source:ro\n  \
+        shipote machine create web --publish 80 --idle 300 --idle-then stop -- busybox httpd -f -p 80 -h /www\n  \
+        shipote machine create shop --publish 8080:80 --restart on-failure\n  \
+        shipote machine create second --from clean"
+    )]
     Create {
         /// Name: a-z, 0-9 and `-`
         name: String,
@@ -50,6 +56,8 @@ enum Command {
         from: Option<String>,
         #[command(flatten)]
         size: life::Size,
+        #[command(flatten)]
+        run: life::Run,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -149,7 +157,9 @@ pub(crate) async fn run(args: MachineArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(args) => return Ok(exec::run(&args).await),
         Command::Exec(args) => return Ok(exec::exec(&args).await),
-        Command::Create { name, from, size, json } => life::create(&name, from.as_deref(), &size, json).await?,
+        Command::Create { name, from, size, run, json } => {
+            life::create(&name, from.as_deref(), &size, &run, json).await?;
+        }
         Command::Snapshot(args) => snapshot::run(args).await?,
         Command::Start { name, json } => life::start(&name, json).await?,
         Command::Stop { name, grace, json } => life::stop(&name, grace, json).await?,
@@ -166,7 +176,7 @@ pub(crate) async fn run(args: MachineArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Client of the machines service.
-async fn machines() -> anyhow::Result<MachinesProxy<'static>> {
+pub(crate) async fn machines() -> anyhow::Result<MachinesProxy<'static>> {
     of(connect::client().await?).await
 }
 
@@ -186,11 +196,16 @@ pub(crate) async fn capabilities() -> Vec<MechanismInfo> {
 }
 
 /// The text of a refusal: the service's own, whole.
-fn refusal(refused: &MachinesError) -> anyhow::Error {
+pub(crate) fn refusal(refused: &MachinesError) -> anyhow::Error {
     match refused {
         MachinesError::ZBus(error) => anyhow::anyhow!("ask the machines service: {}", error::describe(error)),
         other => anyhow::anyhow!("{}", zbus::DBusError::description(other).unwrap_or("refused without a reason")),
     }
+}
+
+/// A file into or out of a machine.
+pub(crate) async fn copy_file(from: &str, to: &str) -> anyhow::Result<()> {
+    copy::copy(from, to).await
 }
 
 /// A connection to the agent of a running machine.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::json;
+use shipote_agent_protocol::session::{STATUS_FAILED, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND};
 use shipote_bus::proxy::DenialInfo;
 use shipote_bus::workspaces::{Completion, ManagerProxy, RunOptions, WorkspacesError};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -19,11 +20,6 @@ use tokio::net::unix::pipe;
 use crate::output;
 use crate::signals::Forwarded;
 use crate::spec::{key_value, read_spec};
-
-/// Exit status where Shipote itself fails, as of env(1) and docker-run(1).
-pub(crate) const STATUS_FAILED: u8 = 125;
-pub(crate) const STATUS_NOT_EXECUTABLE: u8 = 126;
-pub(crate) const STATUS_NOT_FOUND: u8 = 127;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  shipote run -- uname -a\n  echo hello | shipote run -- tr a-z A-Z\n  \
@@ -42,16 +38,16 @@ pub(crate) struct RunArgs {
     interactive: bool,
     /// Give it a terminal of the workspace's own; with --detach: for `shipote attach`
     #[arg(short, long)]
-    tty: bool,
+    pub(crate) tty: bool,
     /// Environment, beside the workspace's
     #[arg(short, long, value_name = "K=V", value_parser = key_value)]
-    env: Vec<(String, String)>,
+    pub(crate) env: Vec<(String, String)>,
     /// Working folder inside the workspace [default: /work]
     #[arg(long, value_name = "DIR")]
-    cwd: Option<String>,
+    pub(crate) cwd: Option<String>,
     /// End it after so many seconds
     #[arg(long, value_name = "S")]
-    timeout: Option<f64>,
+    pub(crate) timeout: Option<f64>,
     /// Start it again when it fails, at most N times in a row; after a minute of health it counts anew
     #[arg(long, value_name = "on-failure[:N]", value_parser = restart_policy, conflicts_with = "tty")]
     restart: Option<String>,
@@ -86,7 +82,26 @@ pub(crate) struct RunArgs {
     dir: Vec<String>,
     /// Program and arguments
     #[arg(required_unless_present = "wasm", trailing_var_arg = true, value_name = "CMD")]
-    command: Vec<String>,
+    pub(crate) command: Vec<String>,
+}
+
+impl RunArgs {
+    /// An option that is given and makes sense in a workspace only.
+    pub(crate) fn only_in_workspaces(&self) -> anyhow::Result<Option<&'static str>> {
+        let given = [
+            ("--detach", self.detach),
+            ("--restart", self.restart.is_some()),
+            ("--file", self.file.is_some()),
+            ("--egress", !self.egress.is_empty()),
+            ("--strict", self.strict),
+            ("--explain", self.explain),
+            ("--label", self.label.is_some()),
+            ("a limit", self.limits.soma()?.is_some()),
+            ("--json", self.json),
+            ("--wasm", self.wasm.is_some()),
+        ];
+        Ok(given.into_iter().find_map(|(name, given)| given.then_some(name)))
+    }
 }
 
 /// The policy as the service reads it.

@@ -1,11 +1,12 @@
-//! `shipote session`: a workspace to work in for a while, made from a template: files in and out, commands, a snapshot that
-//! another session goes on from.
+//! `shipote session`: a workspace or a machine to work in for a while, made from a template: files in and out, commands, a
+//! snapshot that another session goes on from.
 //!
-//! A session is a workspace whose label `session` says what it was made from; there is no other state. So whatever is
-//! true of workspaces (limits, ttl, published ports, audit, restarts of the service) is true of sessions, and the workspace
+//! A session is a workspace or a machine whose label `session` says what it was made from; there is no other state. So
+//! whatever is true of those (limits, ttl, published ports, audit, restarts of the service) is true of sessions, and their
 //! commands work on them, too.
 
 mod files;
+mod machine;
 mod snapshot;
 mod template;
 
@@ -147,13 +148,25 @@ pub(crate) async fn run(args: SessionArgs) -> anyhow::Result<ExitCode> {
         Command::Ls { json } => list(json).await?,
         Command::Show { name, json } => show(&name, json).await?,
         Command::Exec { name, mut run } => {
+            if machine::find(&name).await?.is_some() {
+                return machine::exec(&name, &run).await;
+            }
             if run.workspace.replace(name).is_some() {
                 bail!("session exec: -w is for `shipote run`; a session is its own workspace");
             }
             return crate::run::run(run).await;
         }
-        Command::Cp { from, to, recursive } => files::copy(&from, &to, recursive).await?,
+        Command::Cp { from, to, recursive } => match machine_of(&[&from, &to]).await? {
+            Some(name) if recursive => {
+                bail!("session cp: {name} is a machine, which takes files one by one; pack the folder")
+            }
+            Some(_) => crate::machine::copy_file(&from, &to).await?,
+            None => files::copy(&from, &to, recursive).await?,
+        },
         Command::Snapshot { name, file, json } => {
+            if machine::find(&name).await?.is_some() {
+                bail!("snapshot {name}: it is a machine, whose disk is no tar archive; not available yet");
+            }
             let manager = output::workspaces().await?;
             find(&manager, &name).await?;
             let bytes = snapshot::write(&manager, &name, &spec_of(&manager, &name).await?, &file).await?;
@@ -164,6 +177,15 @@ pub(crate) async fn run(args: SessionArgs) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Rm { name, grace, json } => {
+            if machine::find(&name).await?.is_some() {
+                machine::remove(&name, grace).await?;
+                if json {
+                    output::json(&json!({"name": name}))?;
+                } else {
+                    println!("removed {name}");
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
             let manager = output::patient_workspaces(grace).await?;
             find(&manager, &name).await?;
             let reaped =
@@ -178,7 +200,27 @@ pub(crate) async fn run(args: SessionArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The machine that one end of a copy is in.
+async fn machine_of(ends: &[&str]) -> anyhow::Result<Option<String>> {
+    for end in ends {
+        if let Some((name, _)) = end.split_once(':')
+            && machine::find(name).await?.is_some()
+        {
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
 async fn create(name: &str, mut template: Template, json: bool) -> anyhow::Result<()> {
+    if template.is_machine() {
+        machine::create(name, &template.spec()?).await?;
+        if json {
+            return output::json(&json!({"name": name, "template": template.source(), "machine": true}));
+        }
+        println!("created {name}, a machine, from {}", template.source());
+        return Ok(());
+    }
     let manager = output::workspaces().await?;
     let (_, id, isolation) = manager
         .create_workspace(name, &template.spec()?, BTreeMap::new())
@@ -220,23 +262,49 @@ async fn list(json: bool) -> anyhow::Result<()> {
     let manager = output::workspaces().await?;
     let all = manager.list_workspaces(BTreeMap::new()).await.map_err(|error| output::refusal(&error))?;
     let sessions: Vec<_> = all.into_iter().filter(|workspace| workspace.labels.contains_key(LABEL)).collect();
+    let in_machines = match machine::all().await {
+        Ok(all) => all,
+        Err(error) => {
+            eprintln!("shipote: sessions in machines are not shown: {:#}", crate::machine::refusal(&error));
+            Vec::new()
+        }
+    };
     if json {
-        return output::json(&json!({"sessions": sessions}));
+        return output::json(&json!({"sessions": sessions, "machines": in_machines}));
     }
     let rows = sessions.into_iter().map(|mut session| {
         let from = session.labels.remove(LABEL).unwrap_or_default();
         let uptime = output::duration(session.uptime_ms / 1000);
         vec![session.name, session.state, from, session.commands.to_string(), uptime, session.uid.to_string()]
     });
+    let machines = in_machines.into_iter().map(|mut machine| {
+        let from = machine.labels.remove(LABEL).unwrap_or_default();
+        vec![machine.name, format!("{} (machine)", machine.state), from]
+    });
     output::print_table(
         &["NAME", "STATE", "FROM", "COMMANDS", "UPTIME", "UID"],
-        rows.collect(),
+        rows.chain(machines).collect(),
         "no session lives; `shipote session create NAME` makes one",
     );
     Ok(())
 }
 
 async fn show(name: &str, json: bool) -> anyhow::Result<()> {
+    if let Some(machine) = machine::find(name).await? {
+        let ports = machine.publish.iter().filter_map(|text| text.rsplit(':').next());
+        let endpoints: Vec<String> = ports.map(|port| format!("machine:{name}:{port}")).collect();
+        if json {
+            let mut object = output::plain(serde_json::to_value(&machine)?);
+            if let Some(fields) = object.as_object_mut() {
+                fields.insert("endpoints".to_owned(), json!(endpoints));
+            }
+            return output::json(&object);
+        }
+        let from = machine.labels.get(LABEL).map_or("", String::as_str);
+        println!("{name} is {}, a machine made from {from}", machine.state);
+        endpoints.iter().for_each(|endpoint| println!("the proxy reaches it as {endpoint}"));
+        return Ok(());
+    }
     let manager = output::workspaces().await?;
     let session = find(&manager, name).await?;
     let spec = spec_of(&manager, name).await?;

@@ -21,6 +21,9 @@ pub(super) struct Changes {
     /// Let the proxy reach this port of it as `workspace:NAME:PORT`
     #[arg(long, value_name = "PORT")]
     publish: Vec<u16>,
+    /// Have it sleep when nobody needed it for so many seconds; the first request or command wakes it
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    idle: Option<u32>,
     /// Let it out to this host (`example.com`, `*.example.org:8443`), through the proxy
     #[arg(long, value_name = "HOST")]
     egress: Vec<String>,
@@ -29,10 +32,14 @@ pub(super) struct Changes {
     env: Vec<(String, String)>,
 }
 
-/// A workspace's spec, and the files that its `/work` begins with.
+/// The key that makes it a machine's.
+const MACHINE: &str = "machine";
+
+/// The spec of a workspace, with the files that its `/work` begins with, or of a machine.
 #[derive(Debug)]
 pub(super) struct Template {
     spec: Table,
+    machine: bool,
     source: String,
     files: Option<File>,
 }
@@ -40,7 +47,7 @@ pub(super) struct Template {
 impl Template {
     /// Nothing but defaults.
     pub(super) fn empty() -> Self {
-        Self { spec: Table::new(), source: "defaults".to_owned(), files: None }
+        Self { spec: Table::new(), machine: false, source: "defaults".to_owned(), files: None }
     }
 
     /// One of the configuration folders.
@@ -68,8 +75,18 @@ impl Template {
         } else {
             (read_spec(path)?, None)
         };
-        let spec = toml::from_str(&text).with_context(|| format!("read template {shown}"))?;
-        Ok(Self { spec, source, files })
+        let mut spec: Table = toml::from_str(&text).with_context(|| format!("read template {shown}"))?;
+        let machine = match spec.remove(MACHINE) {
+            None => false,
+            Some(Value::Boolean(machine)) => machine,
+            Some(_) => bail!("read template {shown}: {MACHINE} has to be true or false"),
+        };
+        Ok(Self { spec, machine, source, files })
+    }
+
+    /// Whether it is a machine's.
+    pub(super) fn is_machine(&self) -> bool {
+        self.machine
     }
 
     /// Where it is from.
@@ -89,6 +106,12 @@ impl Template {
 
     /// Takes over what the command line says.
     pub(super) fn change(&mut self, changes: &Changes) -> anyhow::Result<()> {
+        if self.machine {
+            return self.change_machine(changes);
+        }
+        if let Some(seconds) = changes.idle {
+            self.spec.insert("idle".to_owned(), Value::Integer(i64::from(seconds) * 1000));
+        }
         if let Some(ttl) = changes.ttl {
             self.spec.insert("ttl".to_owned(), Value::Integer(i64::try_from(ttl)?));
         }
@@ -106,6 +129,27 @@ impl Template {
         }
         for (key, value) in &changes.env {
             table(&mut self.spec, "env")?.insert(key.clone(), Value::String(value.clone()));
+        }
+        Ok(())
+    }
+
+    /// The same where it is a machine's.
+    fn change_machine(&mut self, changes: &Changes) -> anyhow::Result<()> {
+        if let Some(ttl) = changes.ttl {
+            let now = i64::try_from(jiff::Timestamp::now().as_second().unsigned_abs())?;
+            let end = now.saturating_add(i64::try_from(ttl.div_ceil(1000))?);
+            self.spec.insert("expires_unix".to_owned(), Value::Integer(end));
+        }
+        if let Some(seconds) = changes.idle {
+            table(&mut self.spec, "idle")?.insert("after_s".to_owned(), Value::Integer(seconds.into()));
+        }
+        self.extend("publish", changes.publish.iter().map(|port| Value::String(port.to_string())))?;
+        self.extend("egress", changes.egress.iter().map(|host| Value::String(host.clone())))?;
+        if !changes.env.is_empty() {
+            bail!(
+                "template {}: a machine has no environment of its own; give --env to `shipote session exec`",
+                self.source
+            );
         }
         Ok(())
     }
@@ -200,6 +244,7 @@ mod tests {
         template.spec = toml::from_str("ttl = 1\npublish = [80]\n[env]\nA = '1'\nB = '2'\n").unwrap();
         let changes = Changes {
             ttl: Some(2),
+            idle: None,
             publish: vec![8080],
             egress: Vec::new(),
             env: vec![("A".to_owned(), "3".to_owned())],
@@ -212,6 +257,14 @@ mod tests {
         )
         .unwrap();
         assert_eq!(spec, want);
+        let mut machine = Template { machine: true, ..Template::empty() };
+        let changed = Changes { idle: Some(60), publish: vec![80], ttl: Some(3_600_000), ..Changes::default() };
+        machine.change(&changed).unwrap();
+        let spec: Table = toml::from_str(&machine.spec().unwrap()).unwrap();
+        assert_eq!(spec["publish"].as_array().unwrap()[0].as_str(), Some("80"), "{spec}");
+        assert_eq!(spec["idle"]["after_s"].as_integer(), Some(60));
+        assert!(spec["expires_unix"].as_integer() > Some(1_700_003_600), "{spec}");
+        assert!(machine.change(&changes).unwrap_err().to_string().contains("session exec"));
         template.spec = toml::from_str("publish = 80").unwrap();
         assert!(template.change(&changes).unwrap_err().to_string().contains("publish is no list"));
     }

@@ -1,7 +1,9 @@
-//! `shipote top`: what workspaces and flows use, live, in the terminal.
+//! `shipote top`: what workspaces, flows and machines use, and who goes out, live, in the terminal.
 //!
-//! `model` is what is known, `view` draws it; this file asks the service and reads the keys.
+//! `model` is what is known of workspaces and flows, `beside` what other services tell, `view` draws both; this file asks
+//! and reads the keys.
 
+mod beside;
 mod model;
 mod view;
 
@@ -16,6 +18,7 @@ use serde_json::json;
 use shipote_bus::workspaces::{FiguresProxy, ManagerProxy};
 use tokio::sync::mpsc;
 
+use self::beside::Others;
 use self::model::{Model, Order};
 use crate::{figures, output};
 
@@ -39,15 +42,24 @@ pub(crate) async fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
     if !(0.1..=3600.0).contains(&args.interval) {
         bail!("top: --interval {} is not from 0.1 to 3600 seconds", args.interval);
     }
-    let source = Source { figures: figures::client().await?, manager: output::workspaces().await? };
+    let manager = output::workspaces().await?;
+    let others = Others::new(manager.inner().connection()).await?;
+    let mut source = Source { figures: figures::client().await?, manager, others };
     let mut model = Model::default();
     source.look(&mut model).await?;
     if args.json {
-        output::json(&json!({"workspaces": model.stats(), "flows": model.flow_infos()}))?;
+        let machines: Vec<_> = model.beside.machines.iter().map(|machine| &machine.info).collect();
+        output::json(&json!({
+            "workspaces": model.stats(),
+            "flows": model.flow_infos(),
+            "machines": machines,
+            "egress": model.beside.ways,
+            "notes": model.beside.notes,
+        }))?;
     } else if args.once {
         print!("{}", view::text(&model, WIDTH)?);
     } else if std::io::stdout().is_terminal() {
-        live(&source, model, Duration::from_secs_f64(args.interval)).await?;
+        live(&mut source, model, Duration::from_secs_f64(args.interval)).await?;
     } else {
         bail!("top: standard output is no terminal; --once prints the view, --json the figures");
     }
@@ -61,11 +73,12 @@ const WIDTH: u16 = 110;
 struct Source {
     figures: FiguresProxy<'static>,
     manager: ManagerProxy<'static>,
+    others: Others,
 }
 
 impl Source {
     /// Asks for everything once.
-    async fn look(&self, model: &mut Model) -> anyhow::Result<()> {
+    async fn look(&mut self, model: &mut Model) -> anyhow::Result<()> {
         let stats = self.figures.stats("", BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
         for id in stats.iter().map(|s| s.id.clone()).filter(|id| !model.knows(id)).collect::<Vec<_>>() {
             // it may have ended meanwhile
@@ -75,12 +88,15 @@ impl Source {
         }
         let flows = self.manager.list_flows(BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
         model.take(stats, flows);
+        model.beside = self.others.look().await;
+        let all = self.manager.list_workspaces(BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+        model.beside.mark_all(&all);
         Ok(())
     }
 }
 
 /// Draws until a key says that it is enough.
-async fn live(source: &Source, mut model: Model, every: Duration) -> anyhow::Result<()> {
+async fn live(source: &mut Source, mut model: Model, every: Duration) -> anyhow::Result<()> {
     let mut keys = keys();
     let mut terminal = ratatui::try_init().context("top: prepare the terminal")?;
     let mut ticks = tokio::time::interval(every);

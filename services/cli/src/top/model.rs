@@ -4,6 +4,8 @@ use std::collections::{HashMap, VecDeque};
 
 use shipote_bus::workspaces::{FlowInfo, WorkspaceStats};
 
+use super::beside::Beside;
+
 /// Points of a sparkline.
 pub(super) const POINTS: usize = 64;
 
@@ -33,6 +35,7 @@ pub(super) type Trail = VecDeque<u64>;
 #[derive(Debug, Default)]
 pub(super) struct Model {
     pub(super) order: Order,
+    pub(super) beside: Beside,
     stats: Vec<WorkspaceStats>,
     flows: Vec<FlowInfo>,
     /// Processor time in tenths of a percent, by workspace.

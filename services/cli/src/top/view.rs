@@ -8,6 +8,7 @@ use ratatui::widgets::{Paragraph, Sparkline};
 use ratatui::{Frame, Terminal};
 use shipote_bus::workspaces::{FlowInfo, WorkspaceStats};
 
+use super::beside::{self, Beside};
 use super::model::{Model, POINTS, Trail};
 use crate::figures::{bytes, percent};
 use crate::output;
@@ -20,9 +21,12 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model) {
     let area = frame.area();
     let (workspaces, flows) = (model.workspaces(), model.flows());
     let flow_rows = if flows.is_empty() { 0 } else { u16::try_from(flows.len() + 2).unwrap_or(u16::MAX) };
-    let [head, upper, lower] = Layout::vertical([
+    let others = besides(&model.beside);
+    let other_rows = u16::try_from(others.len()).unwrap_or(u16::MAX);
+    let [head, upper, middle, lower] = Layout::vertical([
         Constraint::Length(2),
         Constraint::Min(2),
+        Constraint::Length(other_rows.min(area.height.saturating_sub(4) / 3)),
         Constraint::Length(flow_rows.min(area.height.saturating_sub(4) / 2)),
     ])
     .areas(area);
@@ -38,13 +42,32 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model) {
         "{:<26}{:>4} {:>10} {:>10} {:>6} {:>9} {:>9} {:>7}",
         "WORKSPACE", "CMD", "MEMORY", "LIMIT", "CPU", "PIDS", "PRESSURE", "UPTIME"
     );
-    let lines = workspaces.into_iter().map(|(stats, trail)| (workspace(stats), trail));
+    let lines = workspaces.into_iter().map(|(stats, trail)| (workspace(stats, model.beside.mark(&stats.id)), trail));
     list(frame, upper, &columns, lines, Color::Green);
+    frame.render_widget(Paragraph::new(others), middle);
     if !flows.is_empty() {
         let columns = format!("{:<40}{:<9}{:>11} {:>13} {:>4}", "FLOW", "STATE", "BYTES", "PER SECOND", "SUBS");
         let lines = flows.into_iter().map(|(info, trail)| (flow(info), trail));
         list(frame, lower, &columns, lines, Color::Cyan);
     }
+}
+
+/// Machines and ways out, each below its head, and what could not be asked for.
+fn besides(beside: &Beside) -> Vec<Line<'static>> {
+    let bold = |head: &'static str| Line::styled(head, Style::new().add_modifier(Modifier::BOLD));
+    let mut lines = Vec::new();
+    if !beside.machines.is_empty() {
+        lines.push(bold(beside::MACHINES));
+        lines.extend(beside.machines.iter().map(|machine| Line::from(beside::machine(machine))));
+        lines.push(Line::default());
+    }
+    if !beside.ways.is_empty() {
+        lines.push(bold(beside::WAYS));
+        lines.extend(beside.ways.iter().map(|way| Line::from(beside::way(way))));
+        lines.push(Line::default());
+    }
+    lines.extend(beside.notes.iter().map(|note| Line::from(fit(note, 110))));
+    lines
 }
 
 /// A head, then lines with their sparklines, as many as there is room for.
@@ -77,7 +100,7 @@ fn list<'m>(
 }
 
 /// The text, cut to a width or filled up to it.
-fn fit(text: &str, width: usize) -> String {
+pub(super) fn fit(text: &str, width: usize) -> String {
     let mut out: String = text.chars().filter(|c| !c.is_control()).take(width).collect();
     if text.chars().count() > width {
         out.pop();
@@ -86,7 +109,7 @@ fn fit(text: &str, width: usize) -> String {
     format!("{out:<width$}")
 }
 
-fn workspace(stats: &WorkspaceStats) -> String {
+fn workspace(stats: &WorkspaceStats, mark: &str) -> String {
     let worst = [stats.cpu_pressure, stats.memory_pressure, stats.io_pressure].into_iter().flatten().reduce(f64::max);
     let pids = match (stats.pids, stats.pids_limit) {
         (Some(now), Some(limit)) => format!("{now}/{limit}"),
@@ -95,7 +118,7 @@ fn workspace(stats: &WorkspaceStats) -> String {
     };
     format!(
         "{} {:>4} {:>10} {:>10} {:>6} {:>9} {:>9} {:>7} ",
-        fit(&stats.name, 25),
+        fit(&format!("{}{mark}", stats.name), 25),
         stats.commands_alive,
         bytes(stats.memory_bytes),
         bytes(stats.memory_limit_bytes),
@@ -122,7 +145,9 @@ fn flow(info: &FlowInfo) -> String {
 /// The view as text: as many lines as it needs.
 pub(super) fn text(model: &Model, width: u16) -> anyhow::Result<String> {
     let flows = model.flows().len();
-    let needed = 3 + model.workspaces().len() + 2 * (flows + 2) + 2;
+    // As tall as the part that gets a third of it needs.
+    let others = 3 * besides(&model.beside).len();
+    let needed = 3 + model.workspaces().len() + 2 * (flows + 2) + 2 + others;
     let height = u16::try_from(needed).unwrap_or(u16::MAX).min(1000);
     let mut terminal = Terminal::new(TestBackend::new(width, height))?;
     terminal.draw(|frame| draw(frame, model))?;
@@ -167,6 +192,19 @@ mod tests {
         assert!(lines[4].starts_with("FLOW"), "{text}");
         assert!(lines[5].contains("list -> sort") && lines[5].contains("100.0 KiB/s"), "{text}");
         assert!(lines[5].trim_end().ends_with("\u{2584}\u{2588}"), "{text}");
+    }
+
+    #[test]
+    fn machines_and_ways_out_have_their_lines() {
+        let mut model = model();
+        let info = beside::tests::info("db", "sleeping", 2);
+        model.beside.machines = vec![beside::Machine { info, memory_bytes: 0, cpu_percent: None }];
+        model.beside.notes = vec!["ways out: the service is away".to_owned()];
+        let text = text(&model, 110).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let at = lines.iter().position(|line| line.starts_with("MACHINE ")).unwrap();
+        assert!(lines[at + 1].starts_with("db ") && lines[at + 1].contains("96.0 MiB"), "{text}");
+        assert!(text.contains("ways out: the service is away") && text.contains("list -> sort"), "{text}");
     }
 
     #[test]

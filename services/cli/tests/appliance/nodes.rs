@@ -1,14 +1,14 @@
 //! Nodes that are no program of their workspace: command components, filters on edges, commands in a machine.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
 use serde_json::Value;
 use shipote_workspace_protocol::spec::{CommandRef, Flows, Payload, PipelineSpec, Supervision, WorkspaceSpec};
 use shipote_workspace_protocol::{Request, Response};
 
 use crate::socket::Client;
-use crate::support::{Appliance, eventually, text};
+use crate::support::{Appliance, eventually, image, text};
 
 /// A component of the examples.
 fn example(name: &str) -> String {
@@ -252,17 +252,6 @@ fn the_socket_runs_a_component_by_its_digest() {
         status.is_some()
     });
     assert_eq!(status, Some(1));
-}
-
-/// The folder of the machines' image, from the project's cache or built now.
-fn image() -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--package", "xtask", "--", "image"])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "cargo xtask image: {}", text(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
 const IN_A_MACHINE: &str = r#"

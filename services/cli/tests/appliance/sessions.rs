@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Appliance, text};
+use crate::support::{Appliance, eventually, image, text};
 
 /// An appliance with one template.
 fn appliance() -> Appliance {
@@ -30,6 +30,12 @@ fn ok(shipote: &Appliance, words: &[&str]) -> String {
     text(&output.stdout)
 }
 
+/// Whether there is no session.
+fn none(shipote: &Appliance) -> bool {
+    let list: serde_json::Value = serde_json::from_str(&ok(shipote, &["ls", "--json"])).unwrap();
+    list == serde_json::json!({"sessions": [], "machines": []})
+}
+
 #[test]
 fn a_session_is_made_from_a_template_with_what_the_command_line_adds() {
     let shipote = appliance();
@@ -42,7 +48,7 @@ fn a_session_is_made_from_a_template_with_what_the_command_line_adds() {
     let list: serde_json::Value = serde_json::from_str(&ok(&shipote, &["ls", "--json"])).unwrap();
     assert_eq!(list["sessions"][0]["labels"]["session"], "greeter");
     ok(&shipote, &["rm", "box"]);
-    assert_eq!(ok(&shipote, &["ls", "--json"]).trim(), "{\"sessions\":[]}");
+    assert!(none(&shipote));
 }
 
 #[test]
@@ -138,6 +144,48 @@ fn the_examples_of_the_documentation_run_as_they_stand() {
             .output()
             .unwrap();
         assert_eq!(text(&output.stdout), "0 hello 6\n1\n", "{name}: {}", text(&output.stderr));
-        assert_eq!(ok(&shipote, &["ls", "--json"]).trim(), "{\"sessions\":[]}");
+        assert!(none(&shipote));
     }
+}
+
+#[test]
+fn a_session_in_a_machine_is_used_like_any_other() {
+    let shipote = Appliance::start_in(&image());
+    let folder = shipote.config().join("sessions");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("vm.toml"), "machine = true\nmemory_mib = 128\n").unwrap();
+    ok(&shipote, &["create", "box", "--template", "vm", "--publish", "8080", "--idle", "2", "--ttl", "1h"]);
+    let show: serde_json::Value = serde_json::from_str(&ok(&shipote, &["show", "box", "--json"])).unwrap();
+    assert_eq!(show["endpoints"], serde_json::json!(["machine:box:8080"]), "{show}");
+    assert!(show["labels"]["session"] == "vm" && show["expires_unix"].as_u64() > Some(0), "{show}");
+    let hello = ["exec", "box", "-e", "WHO=you", "--", "sh", "-c", "echo hello $WHO of $(hostname)"];
+    assert_eq!(ok(&shipote, &hello), "hello you of box\n");
+    assert_eq!(session(&shipote, &["exec", "box", "--", "sh", "-c", "exit 7"]).status.code(), Some(7));
+    let here = |name: &str| shipote.path(name).display().to_string();
+    std::fs::write(here("in"), "bytes").unwrap();
+    ok(&shipote, &["cp", &here("in"), "box:/root/file"]);
+    // it sleeps, and the next command wakes it
+    let state = || {
+        serde_json::from_str::<serde_json::Value>(&ok(&shipote, &["show", "box", "--json"])).unwrap()["state"].clone()
+    };
+    eventually("it sleeps", || state() == "sleeping");
+    ok(&shipote, &["cp", "box:/root/file", &here("out")]);
+    assert_eq!(std::fs::read_to_string(here("out")).unwrap(), "bytes");
+    for (words, says) in [
+        (&["exec", "box", "--detach", "--", "true"][..], "--detach is for sessions that are workspaces"),
+        (&["create", "b", "--template", "vm", "--env", "A=1"], "session exec"),
+        (&["cp", "-r", "/etc", "box:/root/etc"], "box is a machine"),
+    ] {
+        let output = session(&shipote, words);
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        assert!(text(&output.stderr).contains(says), "{words:?}: {}", text(&output.stderr));
+    }
+    ok(&shipote, &["rm", "box"]);
+    assert!(none(&shipote));
+    // one whose time is over goes by itself, with the machine
+    ok(&shipote, &["create", "brief", "--template", "vm", "--ttl", "20s"]);
+    eventually("it is gone", || none(&shipote));
+    let state = shipote.path("state");
+    let audit = shipote.ok(&["audit", "--state", state.to_str().unwrap(), "--object", "brief"]);
+    assert!(audit.contains("machine.delete"), "{audit}");
 }

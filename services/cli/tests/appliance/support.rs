@@ -175,6 +175,17 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// The folder of the machines' image, from the project's cache or built now.
+pub(crate) fn image() -> PathBuf {
+    let output = Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--package", "xtask", "--", "image"])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "cargo xtask image: {}", text(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().into()
+}
+
 /// Living processes (zombies are dead) whose environment or command line has this text.
 pub(crate) fn processes_with(needle: &str) -> Vec<i32> {
     let mut found = Vec::new();

@@ -11,7 +11,7 @@ use crate::http1::request::RequestHead;
 use crate::io::{Io, Slot};
 use crate::plan::Plan;
 use crate::upstream::{
-    AcquireError, Connected, Key, Multiplexed, Requests, Shared, Speak, Target, Used, connect, pick,
+    AcquireError, Connected, How, Key, Multiplexed, Requests, Shared, Speak, Target, Used, connect, pick,
 };
 use crate::walk::Peer;
 use crate::worker::Worker;
@@ -72,7 +72,8 @@ pub(crate) async fn acquire(want: &Want<'_>) -> Result<Link, Ended> {
             worker.figures.reused.add(1);
             return Ok(link);
         }
-        slot.set(spec.limits.connect * 2);
+        let patience = target.patience(&spec.limits);
+        slot.set(patience * 2);
         if target.speak == Speak::Three {
             match three(want, target).await {
                 Ok(link) => return Ok(link),
@@ -84,7 +85,8 @@ pub(crate) async fn acquire(want: &Want<'_>) -> Result<Link, Ended> {
                 }
             }
         }
-        let failed = match connect(target, spec.limits.connect, want.only_one).await {
+        let how = How { only_one: want.only_one, ..How::default() };
+        let failed = match connect(target, patience, how).await {
             Ok(Connected { stream, two: false }) => {
                 worker.figures.connects.add(1);
                 let io = Io::new(stream, Rc::clone(slot));
@@ -108,6 +110,7 @@ pub(crate) async fn acquire(want: &Want<'_>) -> Result<Link, Ended> {
     }
     Err(match last {
         Some(e @ AcquireError::TimedOut(_)) => Ended::refuse(504, &e),
+        Some(e @ AcquireError::Unavailable(..)) => Ended { told: Some(e.to_string()), ..Ended::refuse(503, &e) },
         Some(e) => Ended::refuse(502, &e),
         None => Ended::refuse(502, &"the rule has no upstream"),
     })

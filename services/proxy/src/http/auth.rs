@@ -16,7 +16,7 @@ use crate::http1::exchange::{InFlight, read_head};
 use crate::http1::head::{Known, nominated};
 use crate::io::Io;
 use crate::plugin::Called;
-use crate::upstream::{Connected, connect};
+use crate::upstream::{Connected, How, connect};
 
 /// Bytes of an answer that goes to the client.
 const BODY: u64 = 64 << 10;
@@ -37,7 +37,8 @@ async fn try_ask(request: &Request<'_, '_>, id: MiddlewareId) -> Result<(Called,
     };
     let target = plan.auth[id.index()].as_ref().ok_or("it is not linked")?;
     request.slot.set(*timeout * 2);
-    let Connected { stream, .. } = connect(target, *timeout, true).await.map_err(|e| e.to_string())?;
+    let how = How { only_one: true, ..How::default() };
+    let Connected { stream, .. } = connect(target, *timeout, how).await.map_err(|e| e.to_string())?;
     let _open = InFlight::new(target);
     let io = Io::new(stream, Rc::clone(request.slot));
     let text = question(request, path, &target.name);

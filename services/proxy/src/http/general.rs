@@ -10,7 +10,6 @@ use super::auth;
 use super::exchange::{self, Way, deliver};
 use super::reply::Reply;
 use super::{Body, Client, websocket};
-use crate::http1::compose;
 use crate::http1::exchange::{Ended, broken_body};
 use crate::http1::request::RequestHead;
 use crate::io::Slot;
@@ -164,8 +163,8 @@ async fn finish<'p>(
 
 /// The proxy's own answer in place of one that the upstream did not give.
 async fn own(request: &Request<'_, '_>, ended: Ended, body: &mut Body<'_>, client: &mut Client<'_>) -> Ended {
-    let text = format!("{} {}\n", ended.status, compose::reason(ended.status)).into_bytes();
-    let sent = answer(request, &Response { body: text, ..Response::empty(ended.status) }, &[], body, client).await;
+    let body_text = ended.own_body();
+    let sent = answer(request, &Response { body: body_text, ..Response::empty(ended.status) }, &[], body, client).await;
     Ended { refuse: false, bytes_out: sent.bytes_out, reusable: sent.reusable, unread: sent.unread, ..ended }
 }
 

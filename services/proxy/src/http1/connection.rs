@@ -290,10 +290,10 @@ impl Connection {
         }
         // The exchange took the head out of the buffer, and the body is where it left it: not worth finding.
         let unread = self.head.facts.framing != Framing::Empty;
-        let body = format!("{} {}\n", ended.status, compose::reason(ended.status));
+        let body = ended.own_body();
         let all = if unread { buf.len() } else { 0 };
         buf.consume(all);
-        let (sent, next) = self.send_own(ended.status, &[], body.as_bytes(), &[], !unread).await;
+        let (sent, next) = self.send_own(ended.status, &[], &body, &[], !unread).await;
         (Ended { bytes_out: sent.bytes_out, ..ended }, next)
     }
 

@@ -56,9 +56,18 @@ pub(crate) struct Ended {
     pub(crate) bytes_out: u64,
     pub(crate) upstream: Option<Arc<Target>>,
     pub(crate) error: Option<String>,
+    /// What the client is told beside the status, where that helps it.
+    pub(crate) told: Option<String>,
 }
 
 impl Ended {
+    /// The body of the proxy's own answer.
+    pub(crate) fn own_body(&self) -> Vec<u8> {
+        let told = self.told.as_deref().unwrap_or("");
+        let end = if told.is_empty() { "" } else { "\n" };
+        format!("{} {}\n{told}{end}", self.status, super::compose::reason(self.status)).into_bytes()
+    }
+
     pub(crate) fn refuse(status: u16, error: &dyn Display) -> Self {
         Self { status, refuse: true, error: Some(error.to_string()), ..Self::default() }
     }

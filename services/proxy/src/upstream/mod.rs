@@ -7,8 +7,8 @@ mod secure;
 mod streams;
 mod target;
 
-pub use names::Ask;
-pub(crate) use pool::{AcquireError, Connected, Pools, Used, connect, resolve};
+pub use names::{Ask, Unreached};
+pub(crate) use pool::{AcquireError, Connected, How, Pools, Used, connect, resolve};
 pub(crate) use quic::{Dialer, Requests};
 pub(crate) use secure::trusting_the_system;
 pub(crate) use streams::{Multiplexed, Shared};

@@ -15,6 +15,7 @@ use shipote_rules::UpstreamAddress;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
+use super::names::{Unreached, is_name};
 use super::streams::{Carrier, Shared};
 use super::{Multiplexed, Requests, Speak, Target};
 use crate::io::{Clock, Stream};
@@ -26,6 +27,10 @@ pub(crate) enum AcquireError {
     Connect(String, io::Error),
     #[error("connect to {0}: no answer within the time limit")]
     TimedOut(String),
+    #[error("{0} is not available: {1}")]
+    Unavailable(String, String),
+    #[error("{0} sleeps")]
+    Asleep(String),
     #[error("{0} does not speak HTTP/2")]
     NotTwo(String),
     #[error("{0} takes no request")]
@@ -176,9 +181,18 @@ pub(crate) async fn resolve(target: &Target, host: &str, port: u16) -> io::Resul
     }
 }
 
-/// Makes a connection, encrypted where that is asked for; with `only_one` it does not settle on HTTP/2.
-pub(crate) async fn connect(target: &Target, limit: Duration, only_one: bool) -> Result<Connected, AcquireError> {
-    match tokio::time::timeout(limit, make(target, only_one)).await {
+/// How a connection is made.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct How {
+    /// It does not settle on HTTP/2.
+    pub(crate) only_one: bool,
+    /// A workspace or a machine that sleeps is left asleep.
+    pub(crate) let_sleep: bool,
+}
+
+/// Makes a connection, encrypted where that is asked for.
+pub(crate) async fn connect(target: &Target, limit: Duration, how: How) -> Result<Connected, AcquireError> {
+    match tokio::time::timeout(limit, make(target, how)).await {
         Ok(Ok(connected)) => {
             target.worked();
             if target.speak == Speak::Two && !connected.two {
@@ -186,37 +200,53 @@ pub(crate) async fn connect(target: &Target, limit: Duration, only_one: bool) ->
             }
             Ok(connected)
         }
+        Ok(Err(asleep @ AcquireError::Asleep(_))) => Err(asleep),
         Ok(Err(e)) => {
             target.failed();
-            Err(AcquireError::Connect(target.name.clone(), e))
+            Err(e)
         }
         Err(_) => {
             target.failed();
-            Err(AcquireError::TimedOut(target.name.clone()))
+            Err(if is_name(&target.address) {
+                AcquireError::Unavailable(target.name.clone(), format!("not awake and connected within {limit:?}"))
+            } else {
+                AcquireError::TimedOut(target.name.clone())
+            })
         }
     }
 }
 
-async fn make(target: &Target, only_one: bool) -> io::Result<Connected> {
+async fn make(target: &Target, how: How) -> Result<Connected, AcquireError> {
     let plain = |stream| Connected { stream, two: target.speak == Speak::Two };
+    let failed = |e| AcquireError::Connect(target.name.clone(), e);
     match &target.address {
-        UpstreamAddress::Unix(path) => UnixStream::connect(path).await.map(|s| plain(Stream::Unix(s))),
-        UpstreamAddress::Tcp { host, port } => {
-            if target.speak == Speak::Three {
-                return Err(io::Error::other("it speaks HTTP/3, which no stream carries"));
+        UpstreamAddress::Unix(path) => UnixStream::connect(path).await.map(|s| plain(Stream::Unix(s))).map_err(failed),
+        UpstreamAddress::Tcp { host, port } => dial(target, host, *port, how).await.map_err(failed),
+        name @ (UpstreamAddress::Workspace { .. } | UpstreamAddress::Machine { .. }) => {
+            match super::names::connect(&target.names, name, !how.let_sleep).await {
+                Ok(stream) => Ok(plain(stream)),
+                Err(Unreached::Asleep) => Err(AcquireError::Asleep(target.name.clone())),
+                Err(Unreached::Refused(reason)) => Err(failed(io::Error::other(reason))),
+                Err(Unreached::Unavailable(reason)) => Err(AcquireError::Unavailable(target.name.clone(), reason)),
             }
-            let tcp = match target.ip {
-                Some(ip) => TcpStream::connect((ip, *port)).await?,
-                None => TcpStream::connect((host.as_str(), *port)).await?,
-            };
-            tcp.set_nodelay(true)?;
-            let Some(secure) = target.secure() else { return Ok(plain(Stream::Tcp(tcp))) };
-            let config = if only_one { &secure.one } else { &secure.any };
-            let stream = TlsConnector::from(Arc::clone(config)).connect(secure.name.clone(), tcp).await?;
-            let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Ok(Connected { stream: Stream::Secure(Box::new(stream)), two })
         }
-        name @ UpstreamAddress::Workspace { .. } => super::names::connect(&target.names, name).await.map(plain),
-        other @ UpstreamAddress::Machine { .. } => Err(io::Error::other(format!("{other} cannot be reached yet"))),
     }
+}
+
+async fn dial(target: &Target, host: &str, port: u16, how: How) -> io::Result<Connected> {
+    if target.speak == Speak::Three {
+        return Err(io::Error::other("it speaks HTTP/3, which no stream carries"));
+    }
+    let tcp = match target.ip {
+        Some(ip) => TcpStream::connect((ip, port)).await?,
+        None => TcpStream::connect((host, port)).await?,
+    };
+    tcp.set_nodelay(true)?;
+    let Some(secure) = target.secure() else {
+        return Ok(Connected { stream: Stream::Tcp(tcp), two: target.speak == Speak::Two });
+    };
+    let config = if how.only_one { &secure.one } else { &secure.any };
+    let stream = TlsConnector::from(Arc::clone(config)).connect(secure.name.clone(), tcp).await?;
+    let two = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok(Connected { stream: Stream::Secure(Box::new(stream)), two })
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering:
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use shipote_rules::{Balance, HttpVersion, Passive, ProxyProtocol, Upstream, UpstreamAddress};
+use shipote_rules::{Balance, HttpVersion, Passive, ProxyProtocol, TimeLimits, Upstream, UpstreamAddress};
 use tokio::sync::mpsc;
 
 use super::names::{self, Ask, Names};
@@ -68,6 +68,11 @@ impl Target {
     /// How to encrypt to it, where that is asked for.
     pub(crate) fn secure(&self) -> Option<Arc<Secure>> {
         self.secure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// How long a connection to it may take.
+    pub(crate) fn patience(&self, limits: &TimeLimits) -> Duration {
+        if names::is_name(&self.address) { limits.wake } else { limits.connect }
     }
 
     pub(crate) fn failed(&self) {
@@ -145,9 +150,10 @@ impl Registry {
             Some(HttpVersion::Auto) if upstream.tls.is_some() => Speak::Either,
             Some(_) => Speak::One,
         };
-        let by_name = matches!(upstream.address, UpstreamAddress::Workspace { .. });
-        if by_name && self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some() {
-            return Err(format!("{}: nobody here knows workspaces by name; that needs the bus", upstream.address));
+        if names::is_name(&upstream.address)
+            && self.asked.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some()
+        {
+            return Err(format!("{}: nobody here knows it by name; that needs the bus", upstream.address));
         }
         let secure = Secure::new(upstream, speak)?.map(Arc::new);
         let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -20,6 +20,7 @@ mod info;
 pub mod reach;
 mod request;
 mod response;
+pub mod session;
 mod workload;
 
 pub use auth::{Hello, workload_token};

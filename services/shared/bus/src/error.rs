@@ -44,6 +44,19 @@ pub fn describe(error: &zbus::Error) -> String {
     }
 }
 
+/// Whether a call failed because its service is not on the bus, or went away before it answered.
+#[must_use]
+pub fn is_away(error: &zbus::Error) -> bool {
+    const NAMES: [&str; 4] = ["ServiceUnknown", "NameHasNoOwner", "NoReply", "Disconnected"];
+    let named =
+        |name: &str| name.strip_prefix("org.freedesktop.DBus.Error.").is_some_and(|short| NAMES.contains(&short));
+    match error {
+        zbus::Error::MethodError(name, ..) => named(name),
+        zbus::Error::FDO(inner) => named(&zbus::DBusError::name(inner.as_ref())),
+        _ => false,
+    }
+}
+
 /// An error with its causes on one line. A cause whose text the line already holds is left
 /// out: some libraries print their source, some leave it to the reader.
 #[must_use]
@@ -70,6 +83,15 @@ mod tests {
         text: &'static str,
         #[source]
         cause: Option<Box<Chained>>,
+    }
+
+    #[test]
+    fn a_service_that_is_away_is_told_from_one_that_refuses() {
+        let fdo = |error: fdo::Error| zbus::Error::FDO(Box::new(error));
+        assert!(is_away(&fdo(fdo::Error::NoReply(String::new()))));
+        assert!(is_away(&fdo(fdo::Error::ServiceUnknown(String::new()))));
+        assert!(!is_away(&fdo(fdo::Error::AccessDenied(String::new()))));
+        assert!(!is_away(&zbus::Error::InvalidReply));
     }
 
     #[test]

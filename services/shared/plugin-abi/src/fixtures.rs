@@ -87,6 +87,50 @@ impl Fixture {
         this
     }
 
+    /// A plugin that lets requests pass which carry `header` (in lower case) with exactly `value`, and answers all others
+    /// with status 401 and `body`. How long it takes does not tell how much of a value was right.
+    #[must_use]
+    pub fn guarding(name: &str, version: &str, (header, value): (&str, &str), body: &str) -> Self {
+        let mut this = Self::new(name, version, &[MiddlewareKind::L7Request]);
+        let [header_at, value_at, body_at] = [header, value, body].map(|text| this.text(text));
+        this.functions = "(func $same (param $a i32) (param $b i32) (param $n i32) (result i32) (local $d i32)
+             (block $end (loop $next
+               (br_if $end (i32.eqz (local.get $n)))
+               (local.set $n (i32.sub (local.get $n) (i32.const 1)))
+               (local.set $d (i32.or (local.get $d) (i32.xor
+                 (i32.load8_u (i32.add (local.get $a) (local.get $n)))
+                 (i32.load8_u (i32.add (local.get $b) (local.get $n))))))
+               (br $next)))
+             (i32.eqz (local.get $d)))"
+            .to_owned();
+        let (header_length, value_length, body_length) = (header.len(), value.len(), body.len());
+        this.handlers[0].1 = format!(
+            "(local $at i32) (local $left i32)
+             (memory.fill (i32.const {RESULT}) (i32.const 0) (i32.const 64))
+             (local.set $at (local.get 6)) (local.set $left (local.get 7))
+             (block $denied (loop $next
+               (br_if $denied (i32.eqz (local.get $left)))
+               (if (i32.and
+                     (i32.eq (i32.load offset=4 (local.get $at)) (i32.const {header_length}))
+                     (i32.eq (i32.load offset=12 (local.get $at)) (i32.const {value_length})))
+                 (then (if (i32.and
+                       (call $same (i32.load (local.get $at)) (i32.const {header_at}) (i32.const {header_length}))
+                       (call $same (i32.load offset=8 (local.get $at)) (i32.const {value_at}) (i32.const {value_length})))
+                   (then (return (i32.const {RESULT}))))))
+               (local.set $at (i32.add (local.get $at) (i32.const 16)))
+               (local.set $left (i32.sub (local.get $left) (i32.const 1)))
+               (br $next)))
+             (i32.store8 (i32.const {}) (i32.const 1)) (i32.store16 (i32.const {}) (i32.const 401))
+             (i32.store (i32.const {}) (i32.const {body_at})) (i32.store (i32.const {}) (i32.const {body_length}))
+             i32.const {RESULT}",
+            RESULT + 4,
+            RESULT + 8,
+            RESULT + 20,
+            RESULT + 24,
+        );
+        this
+    }
+
     /// A plugin without handlers that offers [`LEAF`]: its `value` adds `add` to its argument.
     #[must_use]
     pub fn offering(name: &str, version: &str, add: u32) -> Self {

@@ -51,6 +51,9 @@ pub struct TimeLimits {
     /// Between two pieces of a body or of a tunnel, either way.
     #[serde(serialize_with = "millis")]
     pub idle: Duration,
+    /// Until a workspace or a machine is awake and accepted the connection; takes the place of `connect` there.
+    #[serde(serialize_with = "millis")]
+    pub wake: Duration,
 }
 
 /// What a consistent hash is taken of.
@@ -164,7 +167,8 @@ const TYPES: [&str; 11] = [
 
 impl Default for TimeLimits {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(5), response: Duration::from_secs(60), idle: Duration::from_secs(60) }
+        let minute = Duration::from_secs(60);
+        Self { connect: Duration::from_secs(5), response: minute, idle: minute, wake: minute }
     }
 }
 
@@ -352,7 +356,7 @@ fn read_hash_on(section: &mut Section<'_>) -> Result<HashOn, Problem> {
     }
 }
 
-/// `timeouts: {connect, response, idle}`, or `connect_timeout` and `idle_timeout` beside the upstream.
+/// `timeouts: {connect, response, idle, wake}`, or `connect_timeout` and `idle_timeout` beside the upstream.
 fn read_limits(section: &mut Section<'_>, idle: Duration) -> Result<TimeLimits, Problem> {
     let mut limits = TimeLimits { idle, ..TimeLimits::default() };
     if let Some(value) = section.get("timeouts") {
@@ -360,11 +364,13 @@ fn read_limits(section: &mut Section<'_>, idle: Duration) -> Result<TimeLimits, 
         limits.connect = inner.duration("connect")?.unwrap_or(limits.connect);
         limits.response = inner.duration("response")?.or(inner.duration("total")?).unwrap_or(limits.response);
         limits.idle = inner.duration("idle")?.unwrap_or(limits.idle);
+        limits.wake = inner.duration("wake")?.unwrap_or(limits.wake);
         inner.finish()?;
     }
     limits.connect = section.duration("connect_timeout")?.unwrap_or(limits.connect);
     limits.idle = section.duration("idle_timeout")?.unwrap_or(limits.idle);
-    for (name, limit) in [("connect", limits.connect), ("response", limits.response), ("idle", limits.idle)] {
+    let TimeLimits { connect, response, idle, wake } = &limits;
+    for (name, limit) in [("connect", connect), ("response", response), ("idle", idle), ("wake", wake)] {
         if limit.is_zero() {
             return Err(Problem::new(section.path(&format!("timeouts.{name}")), "must be more than zero"));
         }

@@ -11,6 +11,7 @@ use shipote_bus::workspaces::{
     CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, WorkspaceInfo,
     WorkspacesError,
 };
+use shipote_sandbox::SandboxError;
 use shipote_service::mechanism_info;
 use ulid::Ulid;
 use zbus::message::Header;
@@ -482,7 +483,8 @@ impl Manager {
     }
 
     /// A TCP connection to a port that a workspace publishes, made inside the workspace's own network: a connected
-    /// socket. A workspace that sleeps is woken first. No options. Whoever may call this reaches what is published, of every workspace, and nothing else.
+    /// socket. A workspace that sleeps is woken first; with the option `wake` (b) false it is left asleep, and the call
+    /// refused. Whoever may call this reaches what is published, of every workspace, and nothing else.
     #[zbus(out_args("socket"))]
     async fn connect(
         &self,
@@ -491,7 +493,7 @@ impl Manager {
         port: u16,
         options: Options,
     ) -> Result<zbus::OwnedFd, WorkspacesError> {
-        known(&options, &[])?;
+        let wake = options.is_empty() || flag(&options, "wake", &["wake"])?;
         self.doors.authority.check(&header, ACTION_CONNECT).await.map_err(Error::from)?;
         let name = workspace.to_owned();
         let id = self.doors.actor.ask(move |state, _| {
@@ -501,6 +503,9 @@ impl Manager {
                     "workspace {name:?} does not publish port {port}; name it in `publish` of its spec"
                 )));
             }
+            if found.sleep.asleep && !wake {
+                return Err(Error::Asleep(name));
+            }
             Ok(found.id)
         });
         let id = id.await??;
@@ -509,15 +514,11 @@ impl Manager {
         let Some(door) = self.doors.actor.ask(move |_, flows| flows.door(id)).await? else {
             return Err(Error::WrongState(format!("workspace {workspace:?} does not stand yet, or ends")).into());
         };
-        Ok(door
-            .connect(port)
-            .await
-            .map_err(|e| {
-                Error::WrongState(format!(
-                    "connect to port {port} of workspace {workspace:?}: {e}; does its server listen?"
-                ))
-            })?
-            .into())
+        let unreached = |error: SandboxError| match error {
+            SandboxError::Ended => Error::WrongState(format!("workspace {workspace:?}: {error}")),
+            _ => Error::Connect { name: workspace.to_owned(), port, reason: error.to_string() },
+        };
+        Ok(door.connect(port).await.map_err(unreached)?.into())
     }
 
     /// Every mechanism of isolation with what this host allows: name, `enforced`, `degraded` or

@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, bail};
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
+use serde_json::Value;
 
 mod accounting;
 mod boot;
@@ -28,6 +29,7 @@ mod report;
 mod run;
 mod sandbox;
 mod systemd;
+mod targets;
 
 pub(crate) use flow::Worker;
 
@@ -46,6 +48,12 @@ pub(crate) struct Args {
     /// Print the entries and measure nothing.
     #[arg(long)]
     list: bool,
+    /// Measure nothing and take the figures of this file, which an earlier run wrote with --json.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["names", "json", "binaries"])]
+    from: Option<PathBuf>,
+    /// Put the table of all targets into README.md as well.
+    #[arg(long)]
+    readme: bool,
     /// Measure the binaries of this folder instead of building them.
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
@@ -125,12 +133,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(file) = &args.from {
+        let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+        let lines: Vec<Value> = serde_json::from_str(&text).with_context(|| format!("read {}", file.display()))?;
+        return show(&lines, args.readme).map(|()| ExitCode::SUCCESS);
+    }
     if cfg!(debug_assertions) && args.as_built.is_none() {
         return optimised();
     }
     let setting = Setting { rounds: args.rounds, binaries: args.binaries.clone() };
     println!("{}", report::machine()?);
-    let (mut rows, mut failed) = (Vec::new(), 0);
+    let (mut rows, mut ran, mut failed) = (Vec::new(), targets::Ran::new(), 0);
     for entry in ENTRIES.iter().filter(|entry| args.names.is_empty() || args.names.iter().any(|n| n == entry.name)) {
         eprintln!("bench: {}: {} rounds", entry.name, args.rounds);
         match (entry.measure)(&setting) {
@@ -140,15 +153,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                     println!("  {note}");
                 }
                 rows.extend(outcome.rows);
+                ran.insert(entry.name, Ok(()));
             }
             Err(error) => {
                 println!("\n{}\n  not measured: {error:#}", entry.name);
+                ran.insert(entry.name, Err(format!("{error:#}")));
                 failed += 1;
             }
         }
     }
+    let lines: Vec<Value> = targets::collect(&rows, &ran).iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+    if args.as_built.is_none() {
+        show(&lines, args.readme)?;
+    }
     if let Some(file) = &args.json {
-        let json = serde_json::to_string_pretty(&rows)?;
+        let json = serde_json::to_string_pretty(&lines)?;
         fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
     }
     if let Some(file) = &args.as_built {
@@ -160,6 +179,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bail!("bench: {failed} of the entries could not be measured; the output above says why");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the table of all targets, and puts it into the README where that is asked for.
+fn show(lines: &[Value], readme: bool) -> anyhow::Result<()> {
+    let table = targets::table(lines);
+    println!("\nall targets\n{table}");
+    if readme {
+        let file = crate::vm::repository()?.join("README.md");
+        let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let text = targets::replace(&text, &table).with_context(|| format!("write into {}", file.display()))?;
+        fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// Half of what is measured runs in this process: becomes the same program, compiled with optimisation.

@@ -19,8 +19,12 @@ pub enum MachinesError {
     InvalidArgument(String),
     /// The machine is in a state in which this cannot be done.
     WrongState(String),
+    /// The machine sleeps and could not be woken; why.
+    WakeFailed(String),
     /// The guest does not take the connection.
     ConnectFailed(String),
+    /// It sleeps, and was not to be woken.
+    Asleep(String),
     /// A bound of the service is reached.
     LimitReached(String),
     /// The caller may not do this.

@@ -1,5 +1,7 @@
 //! Dictionaries of `org.shipote.Machines1`. Every one may gain keys.
 
+use std::collections::BTreeMap;
+
 use zbus::{DeserializeDict, SerializeDict, Type};
 
 /// A machine, in lists.
@@ -8,7 +10,7 @@ use zbus::{DeserializeDict, SerializeDict, Type};
 pub struct MachineInfo {
     /// Name, unique.
     pub name: String,
-    /// `stopped`, `starting`, `running`, `paused`, `stopping`, `failing` or `failed`.
+    /// `stopped`, `starting`, `running`, `paused`, `sleeping`, `stopping`, `failing` or `failed`.
     pub state: String,
     /// Why it ended last; empty while it runs.
     pub reason: String,
@@ -24,6 +26,18 @@ pub struct MachineInfo {
     pub health: String,
     /// Why it is unhealthy; empty otherwise.
     pub health_reason: String,
+    /// When it is ended and removed, seconds since the epoch; 0: never.
+    pub expires_unix: u64,
+    /// Labels of its spec.
+    pub labels: BTreeMap<String, String>,
+    /// Seconds in which nobody needed it after which it falls asleep; 0: never.
+    pub idle_s: u32,
+    /// How often it fell asleep since the service began.
+    pub sleeps: u64,
+    /// What the last waking took, microseconds.
+    pub wake_usec: u64,
+    /// Bytes of memory that it gave back when it fell asleep last.
+    pub memory_given_back: u64,
 }
 
 /// What a machine takes of the host.

@@ -32,6 +32,10 @@ pub enum WorkspacesError {
     NotAuthorized(String),
     /// The object is in a state in which this cannot be done.
     WrongState(String),
+    /// Nobody takes the connection at the published port.
+    ConnectFailed(String),
+    /// It sleeps, and was not to be woken.
+    Asleep(String),
     /// A bound of the service is reached.
     LimitReached(String),
     /// The audit record cannot be taken and is required.
