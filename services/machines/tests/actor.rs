@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use shipote_machines::actor::{Change, Handle, Launcher, Shown};
 use shipote_machines::console::Console;
 use shipote_machines::guest::Guest;
 use shipote_machines::idle::{How, Rule};
+use shipote_machines::keeper::wire::{Hello, VERSION};
 use shipote_machines::launch::{Order, Report};
 use shipote_machines::spec::Spec;
 use shipote_machines::state::State;
@@ -92,9 +95,17 @@ impl Trial {
 
     /// A running machine that sleeps when nobody needed it for a second.
     async fn sleepy(&mut self, then: How) {
+        self.sleepy_with(then, Vec::new()).await;
+    }
+
+    /// One whose processes are these.
+    async fn sleepy_with(&mut self, then: How, pids: Vec<i32>) {
         let spec = Spec { idle: Some(Rule { after_s: 1, then }), ..Spec::default() };
         self.handle.create("a", spec).await.unwrap();
         self.handle.start_machine("a").await.unwrap();
+        let (version, secret, confinement) = (VERSION, String::new(), Vec::new());
+        let hello = Hello { version, secret, ready: false, paused: false, holds: false, pids, confinement };
+        self.tell(0, Report::Started(Box::new(hello), None));
         self.tell(0, Report::Ready(guest()));
     }
 
@@ -310,6 +321,58 @@ async fn one_that_is_needed_does_not_fall_asleep() {
     }
     assert_eq!(trial.shown().await.slept.times, 0);
     trial.until("sleeping").await;
+}
+
+/// A process that works hard whenever it is told to, as a guest that answers health checks.
+struct Works(Child);
+
+impl Works {
+    fn new() -> Self {
+        let program = "while read -r line; do i=0; while [ $i -lt 40000 ]; do i=$((i+1)); done; echo; done";
+        let mut words = Command::new("sh");
+        Self(words.args(["-c", program]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Until it is done.
+    fn work(&mut self) {
+        self.0.stdin.as_mut().unwrap().write_all(b"work\n").unwrap();
+        self.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    }
+}
+
+impl Drop for Works {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn what_looking_after_it_costs_does_not_keep_it_awake_and_its_own_work_does() {
+    let mut trial = trial();
+    let mut works = Works::new();
+    let pids = vec![i32::try_from(works.0.id()).unwrap()];
+    trial.sleepy_with(How::Pause, pids).await;
+    trial.until("running").await;
+    // its own work, at which nobody looks
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        works.work();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(trial.shown().await.slept.times, 0, "it worked");
+    // as often, the work of looking after it
+    let begun = tokio::time::Instant::now();
+    let mut answered = 0;
+    while trial.shown().await.slept.times == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{answered} looks keep it awake");
+        if trial.handle.awake("a", false).await.is_ok() {
+            answered += 1;
+            works.work();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(answered > 0, "there were looks before its time was over");
 }
 
 #[tokio::test]

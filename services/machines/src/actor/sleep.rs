@@ -1,15 +1,17 @@
 //! Machines that nobody needs sleep, and whoever needs one wakes it.
 //!
 //! ```text
-//!            idle as long as its spec says                  somebody needs it
-//!   Running ─────────────────▶ looked at ──nothing──▶ asleep ───────────────▶ Running
-//!      ▲                           │            (Paused or Stopped,    │
-//!      └─────────something─────────┘             and marked on disk)   ▼ it cannot be woken: whoever waits is told
-//!                                                                        why, and the next one tries again
+//!            idle as long as its spec says                          somebody needs it
+//!   Running ─────────────────▶ quiet ──▶ looked at ──nothing──▶ asleep ──────────▶ Running
+//!      ▲                         │           │          (Paused or Stopped,  │
+//!      └─────somebody needs it───┴─something─┘           and marked on disk) ▼ it cannot be woken: whoever waits is told
+//!                                                                              why, and the next one tries again
 //! ```
 //!
 //! What counts as activity: that somebody asks for a connection; and, looked at when the time is over, connections that
-//! are open and processor time. One that a user paused or stopped does not sleep: nobody but a user has it go on.
+//! are open and processor time. What looking after it costs the guest must not count: so it is left in quiet for a moment
+//! first, in which whoever would not wake it gets no connection, and only what it does by itself is measured. One that a
+//! user paused or stopped does not sleep: nobody but a user has it go on.
 
 use std::time::Duration;
 
@@ -23,6 +25,8 @@ use crate::{Error, stats};
 
 /// How long a machine that falls asleep may take to power off.
 const GRACE: Duration = Duration::from_secs(30);
+/// How long a machine is left in quiet before it is looked at, at most; one with a shorter time to idle, for that long.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// How a machine sleeps.
 pub(super) struct Sleep {
@@ -35,8 +39,8 @@ pub(super) struct Sleep {
     before: u64,
     /// When somebody needed it last.
     active: Instant,
-    /// When its processor time was looked at last, and what it was.
-    looked: (Instant, u64),
+    /// Its time is over: since when it is left in quiet, and its processor time then.
+    quiet: Option<(Instant, u64)>,
     /// Counts its timers: only the last one counts.
     timer: u64,
     /// Since when it is being woken.
@@ -59,14 +63,13 @@ pub struct Slept {
 
 impl Sleep {
     pub(super) fn new(asleep: Option<How>) -> Self {
-        let now = Instant::now();
         Self {
             asleep,
             shown: Slept::default(),
             stands_still: false,
             before: 0,
-            active: now,
-            looked: (now, 0),
+            active: Instant::now(),
+            quiet: None,
             timer: 0,
             waking: None,
             by_user: false,
@@ -112,7 +115,9 @@ impl<L: Launcher> Actor<L> {
             (State::Running, None) => {
                 // Who would not wake it does not keep it awake either.
                 if wake {
-                    machine.sleep.active = Instant::now();
+                    (machine.sleep.active, machine.sleep.quiet) = (Instant::now(), None);
+                } else if machine.sleep.quiet.is_some() {
+                    return Err(Error::Asleep(name.to_owned()));
                 }
                 if machine.guest.is_some() {
                     return Ok(machine.guest.clone());
@@ -151,9 +156,7 @@ impl<L: Launcher> Actor<L> {
     /// It runs: nobody waits any more, and its time begins.
     pub(super) fn awake(&mut self, name: &str) {
         let Some(machine) = self.machines.get_mut(name).filter(|m| m.state == State::Running) else { return };
-        let now = Instant::now();
-        machine.sleep.looked = (now, stats::of(&machine.pids).cpu_usec);
-        machine.sleep.active = now;
+        (machine.sleep.active, machine.sleep.quiet) = (Instant::now(), None);
         if let Some(began) = machine.sleep.waking.take() {
             machine.sleep.shown.wake_usec = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         }
@@ -242,11 +245,19 @@ impl<L: Launcher> Actor<L> {
         }
     }
 
+    /// Its time begins with the last activity.
     fn arm(&mut self, name: &str) {
         let Some(machine) = self.machines.get_mut(name) else { return };
         let Some(rule) = &machine.spec.idle else { return };
+        machine.sleep.quiet = None;
+        let at = machine.sleep.active + Duration::from_secs(rule.after_s.into());
+        self.arm_at(name, at);
+    }
+
+    fn arm_at(&mut self, name: &str, at: Instant) {
+        let Some(machine) = self.machines.get_mut(name) else { return };
         machine.sleep.timer += 1;
-        let (timer, at) = (machine.sleep.timer, machine.sleep.active + Duration::from_secs(rule.after_s.into()));
+        let timer = machine.sleep.timer;
         let (name, sender) = (name.to_owned(), self.sender.clone());
         tokio::spawn(async move {
             tokio::time::sleep_until(at).await;
@@ -264,13 +275,18 @@ impl<L: Launcher> Actor<L> {
         Some(Duration::from_secs(rule.after_s.into()))
     }
 
-    /// The time is over: unless somebody came meanwhile, it is looked at.
+    /// The time is over: unless somebody came meanwhile, it is left in quiet, and looked at after that.
     pub(super) fn idle_due(&mut self, name: &str, timer: u64) {
         let Some(after) = self.still_due(name, timer) else { return };
-        let Some(machine) = self.machines.get(name) else { return };
+        let Some(machine) = self.machines.get_mut(name) else { return };
         let Some(guest) = machine.guest.clone().filter(|_| machine.sleep.active.elapsed() >= after) else {
             return self.arm(name);
         };
+        if machine.sleep.quiet.is_none() {
+            let now = Instant::now();
+            machine.sleep.quiet = Some((now, stats::of(&machine.pids).cpu_usec));
+            return self.arm_at(name, now + QUIET.min(after));
+        }
         let (pids, name, sender) = (machine.pids.clone(), name.to_owned(), self.sender.clone());
         tokio::task::spawn_blocking(move || {
             let seen = idle::look(&pids, &guest.socket).map_err(|error| error.to_string());
@@ -284,16 +300,15 @@ impl<L: Launcher> Actor<L> {
     pub(super) fn looked(&mut self, name: &str, timer: u64, seen: Result<Seen, String>) {
         let Some(after) = self.still_due(name, timer) else { return };
         let Some(machine) = self.machines.get_mut(name) else { return };
-        let busy = match seen {
-            // A snapshot is being taken of it.
+        let busy = match (seen, machine.sleep.quiet.take()) {
+            // A snapshot is being taken of it, or somebody came.
             _ if machine.taking => true,
-            Ok(seen) => {
-                let (since, cpu_usec) = machine.sleep.looked;
-                machine.sleep.looked = (Instant::now(), seen.cpu_usec);
+            (Ok(_), None) => true,
+            (Ok(seen), Some((since, cpu_usec))) => {
                 machine.sleep.before = seen.memory_bytes;
                 seen.is_busy(since.elapsed(), cpu_usec)
             }
-            Err(reason) => {
+            (Err(reason), _) => {
                 tracing::warn!("look whether machine {name} is idle: {reason}");
                 true
             }
