@@ -17,6 +17,7 @@ use super::ahead::{Ahead, Raiser};
 use super::cgroups::Cgroups;
 use super::flows::Flows;
 use super::launch::spawn_error;
+use super::lingering::{LINGER, Lingering};
 use super::numbers;
 use super::sleep::Bed;
 use super::slots::Slots;
@@ -28,8 +29,6 @@ use crate::figures::Meter;
 use crate::protected::Protected;
 use crate::state::{Command, CommandPhase, Input, Pipeline, Record, Target, Usec, Workspace};
 
-/// How long the flows of an ended pipeline still serve their replay.
-const FLOW_LINGER: Duration = Duration::from_secs(300);
 /// SIGKILL, the same on every architecture.
 const KILL: i32 = 9;
 
@@ -110,6 +109,8 @@ pub(crate) struct Live {
     pub(super) attachments: Attachments,
     pub(super) explanations: Explanations,
     pub(super) ahead: Ahead,
+    /// Pipelines that have ended, whose flows are still served.
+    lingering: Lingering,
 }
 
 impl Live {
@@ -136,6 +137,7 @@ impl Live {
             attachments: Attachments::default(),
             explanations: Explanations::default(),
             ahead,
+            lingering: Lingering::default(),
         }
     }
 
@@ -310,17 +312,28 @@ impl Effects for Live {
     fn pipeline_ended(&mut self, pipeline: &Pipeline, since: Usec) {
         let id = pipeline.what.id;
         self.let_go(pipeline.workspace, numbers::number(id));
-        let linger = if pipeline.what.tap { FLOW_LINGER } else { Duration::ZERO };
+        let linger = if pipeline.what.tap { LINGER } else { Duration::ZERO };
         let rest = linger.saturating_sub(Duration::from_micros(since));
+        let until = tokio::time::Instant::now() + rest;
+        if !rest.is_zero()
+            && let Some(oldest) = self.lingering.add(id, until)
+        {
+            tracing::info!("the flows of pipeline {oldest}, which has ended, make place for those of a later one");
+            self.flows.forget(oldest);
+        }
         let flows = self.flows.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(rest).await;
+            tokio::time::sleep_until(until).await;
             flows.forget(id);
         });
     }
 
     fn close_flows(&mut self, pipeline: Ulid) {
-        self.flows.close(pipeline);
+        if self.lingering.remove(pipeline) {
+            self.flows.forget(pipeline);
+        } else {
+            self.flows.close(pipeline);
+        }
     }
 
     fn record(&mut self, records: &[Record]) -> bool {

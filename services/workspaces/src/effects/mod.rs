@@ -16,6 +16,7 @@ mod keepers;
 mod kept;
 mod kept_size;
 mod launch;
+mod lingering;
 mod live;
 mod log;
 mod numbers;
