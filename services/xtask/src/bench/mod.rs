@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, bail};
@@ -48,9 +48,10 @@ pub(crate) struct Args {
     /// Print the entries and measure nothing.
     #[arg(long)]
     list: bool,
-    /// Measure nothing and take the figures of this file, which an earlier run wrote with --json.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["names", "json", "binaries"])]
-    from: Option<PathBuf>,
+    /// Measure nothing and take the figures of these files, which earlier runs wrote with --json; of a figure that
+    /// several have, the last one.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["names", "binaries"])]
+    from: Vec<PathBuf>,
     /// Put the table of all targets into README.md as well.
     #[arg(long)]
     readme: bool,
@@ -133,10 +134,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(file) = &args.from {
-        let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-        let lines: Vec<Value> = serde_json::from_str(&text).with_context(|| format!("read {}", file.display()))?;
-        return show(&lines, args.readme).map(|()| ExitCode::SUCCESS);
+    if !args.from.is_empty() {
+        let lines = targets::merge(&args.from.iter().map(|file| read(file)).collect::<Result<Vec<_>, _>>()?)?;
+        show(&lines, args.readme)?;
+        return keep(args.json.as_deref(), &lines).map(|()| ExitCode::SUCCESS);
     }
     if cfg!(debug_assertions) && args.as_built.is_none() {
         return optimised();
@@ -166,10 +167,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.as_built.is_none() {
         show(&lines, args.readme)?;
     }
-    if let Some(file) = &args.json {
-        let json = serde_json::to_string_pretty(&lines)?;
-        fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))?;
-    }
+    keep(args.json.as_deref(), &lines)?;
     if let Some(file) = &args.as_built {
         let whole: Vec<harness::Whole> = rows.iter().map(Into::into).collect();
         fs::write(file, serde_json::to_string(&whole)?).with_context(|| format!("write {}", file.display()))?;
@@ -179,6 +177,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bail!("bench: {failed} of the entries could not be measured; the output above says why");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The lines that an earlier run wrote.
+fn read(file: &Path) -> anyhow::Result<Vec<Value>> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("read {}", file.display()))
+}
+
+/// Writes lines where that is asked for.
+fn keep(file: Option<&Path>, lines: &[Value]) -> anyhow::Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let json = serde_json::to_string_pretty(lines)?;
+    fs::write(file, json + "\n").with_context(|| format!("write {}", file.display()))
 }
 
 /// Prints the table of all targets, and puts it into the README where that is asked for.

@@ -78,7 +78,7 @@ fn line(target: &Target, rows: &[Row], ran: &Ran) -> Line {
         (Some(row), _) => return Line { issue: Some(issue), found: Found::Measured(row.clone()) },
         (None, Source::Nowhere(reason)) => reason.to_owned(),
         (None, Source::Entry(entry)) => match ran.get(entry) {
-            None => format!("not asked for in this run: cargo xtask bench {entry}"),
+            None => format!("{NOT_ASKED}: cargo xtask bench {entry}"),
             Some(Err(reason)) => reason.clone(),
             Some(Ok(())) => format!("the entry {entry} could not measure it here; its notes say why"),
         },
@@ -87,6 +87,34 @@ fn line(target: &Target, rows: &[Row], ran: &Ran) -> Line {
     Line { issue: Some(issue), found }
 }
 
+/// The same from what earlier runs wrote; of a row that several have, the last one.
+pub(super) fn merge(runs: &[Vec<Value>]) -> anyhow::Result<Vec<Value>> {
+    let (mut rows, mut reasons) = (Vec::<Row>::new(), BTreeMap::new());
+    for line in runs.iter().flatten() {
+        match (line["id"].as_str(), line["not_measured"].as_str()) {
+            (Some(id), Some(reason)) if !reason.starts_with(NOT_ASKED) => {
+                reasons.insert(id, reason);
+            }
+            (_, Some(_)) => {}
+            (_, None) => {
+                let row: Row = serde_json::from_value(line.clone()).with_context(|| format!("read the line {line}"))?;
+                rows.retain(|other| other.id != row.id);
+                rows.push(row);
+            }
+        }
+    }
+    let mut lines: Vec<Value> =
+        collect(&rows, &Ran::new()).iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+    for line in lines.iter_mut().filter(|line| line["not_measured"].is_string()) {
+        if let Some(reason) = line["id"].as_str().and_then(|id| reasons.get(id)) {
+            line["not_measured"] = Value::from(*reason);
+        }
+    }
+    Ok(lines)
+}
+
+/// How the reason of a target begins whose entry was not asked for.
+const NOT_ASKED: &str = "not asked for in this run";
 const KVM: &str = "no KVM where this was run: emulated processors measure themselves";
 
 const fn lower(
@@ -212,14 +240,14 @@ pub(super) const TARGETS: &[Target] = &[
 
 /// The whole table in Markdown, from lines of this run or of an earlier one's JSON.
 pub(super) fn table(lines: &[Value]) -> String {
-    let mut text = "| issue | what | against | ratio | target | met |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut text = "| issue | id | what | against | ratio | target | met |\n|---|---|---|---|---|---|---|\n".to_owned();
     for line in lines {
         text += &format!("| {} |\n", cells(line).join(" | "));
     }
     text
 }
 
-fn cells(line: &Value) -> [String; 6] {
+fn cells(line: &Value) -> [String; 7] {
     let word = |key: &str| line[key].as_str().unwrap_or_default().replace('|', "/");
     let figure = |key: &str| line[key].as_f64().map_or_else(|| "–".to_owned(), |figure| format!("{figure:.2}"));
     let sign = if line["better"] == "lower" { "≤" } else { "≥" };
@@ -229,7 +257,7 @@ fn cells(line: &Value) -> [String; 6] {
         _ => "no".to_owned(),
     };
     let issue = line["issue"].as_u64().map_or_else(String::new, |issue| issue.to_string());
-    [issue, word("what"), word("against"), figure("ratio"), format!("{sign} {}", figure("target")), met]
+    [issue, word("id"), word("what"), word("against"), figure("ratio"), format!("{sign} {}", figure("target")), met]
 }
 
 /// Puts a table between the marks of a document, in the place of what is there.
@@ -271,16 +299,36 @@ mod tests {
         let lines = serde_json::to_value(collect(&rows, &ran)).unwrap();
         let lines = lines.as_array().unwrap();
         assert_eq!(lines.len(), TARGETS.len() + 1);
-        let of = |what: &str| lines.iter().map(cells).find(|cells| cells[1] == what).unwrap();
-        assert_eq!(of("memory")[3..], ["0.50", "≤ 1.00", "yes"]);
-        assert_eq!((of("beyond")[0].as_str(), of("beyond")[5].as_str()), ("", "no"));
-        assert!(of("tapped edge, no subscriber")[5].contains("no pipe"));
-        assert!(of("p99 of a run while 1,000 commands live")[5].contains("its notes say why"));
-        assert!(of("memory of the proxy at rest")[5].contains("cargo xtask bench proxy"));
+        let of = |id: &str| lines.iter().map(cells).find(|cells| cells[1] == id).unwrap();
+        assert_eq!(of("memory-idle")[4..], ["0.50", "≤ 1.00", "yes"]);
+        assert_eq!((of("extra")[0].as_str(), of("extra")[6].as_str()), ("", "no"));
+        assert!(of("flow")[6].contains("no pipe"));
+        assert!(of("living")[6].contains("its notes say why"));
+        assert!(of("proxy-memory")[6].contains("cargo xtask bench proxy"));
         let whole =
             |line: &Value| line["id"].is_string() && line["ratio"].is_number() != line["not_measured"].is_string();
         assert!(lines.iter().all(whole));
         assert_eq!(table(lines).lines().count(), lines.len() + 2);
+    }
+
+    #[test]
+    fn several_runs_make_one_table_in_which_the_last_figure_counts_and_no_reason_is_lost() {
+        let run = |rows: &[Row], ran: &Ran| -> Vec<Value> {
+            collect(rows, ran).iter().map(|line| serde_json::to_value(line).unwrap()).collect()
+        };
+        let early = run(&[budget("memory-idle", "memory", "12 MiB", 0.5, 1)], &Ran::from([("living", Ok(()))]));
+        let failed = run(&[], &Ran::from([("flow", Err("no pipe".to_owned()))]));
+        let late = run(&[budget("memory-idle", "memory", "12 MiB", 0.7, 1)], &Ran::new());
+        let lines = merge(&[early.clone(), failed, late.clone()]).unwrap();
+        assert_eq!(lines.len(), TARGETS.len());
+        let of = |id: &str| lines.iter().find(|line| line["id"] == id).unwrap();
+        assert_eq!(of("memory-idle")["ratio"], 0.7);
+        assert_eq!(of("flow")["not_measured"], "no pipe");
+        assert_eq!(
+            merge(&[late, early]).unwrap().iter().find(|line| line["id"] == "memory-idle").unwrap()["ratio"],
+            0.5
+        );
+        assert!(merge(&[vec![serde_json::json!({"id": "flow"})]]).unwrap_err().to_string().contains("flow"));
     }
 
     #[test]
