@@ -30,6 +30,11 @@ impl Site {
     /// Writes the rule into a configuration folder.
     pub(super) fn configure(config: &Path) -> anyhow::Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0").context("find a free port")?.local_addr()?.port();
+        // A deadline is wall time: on a machine that is busy a short one refuses who has the token.
+        let plugins = config.join("shipote/plugins");
+        std::fs::create_dir_all(&plugins).context("make a folder for the policy")?;
+        std::fs::write(plugins.join("policy.toml"), "[plugins.guard]\ndeadline_ms = 10000\n")
+            .context("write the policy")?;
         let rules = config.join("shipote/proxy/rules");
         std::fs::create_dir_all(&rules).context("make a folder for rules")?;
         let text = format!(

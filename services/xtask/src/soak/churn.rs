@@ -1,6 +1,6 @@
 //! Workspaces that come and go, plugins that are swapped, machines that are stopped and started.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -156,6 +156,13 @@ pub(super) fn clear(soak: &Soak<'_>) -> anyhow::Result<()> {
     let all = list["workspaces"].as_array().context("a list without workspaces")?;
     for name in all.iter().filter_map(|one| one["name"].as_str()).filter(|name| name.starts_with("soak-")) {
         stop(soak, name, true);
+    }
+    // An ended pipeline's flows serve their replay for minutes.
+    let output = soak.appliance.shipote(&["flow", "list", "--json"]).output().context("list the flows")?;
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).context("read the list of flows")?;
+    let flows = list["flows"].as_array().context("a list without flows")?;
+    for id in flows.iter().filter_map(|flow| flow["pipeline"].as_str()).collect::<BTreeSet<_>>() {
+        change(soak, ("flow.drop", id), &["workspaces"], &["flow", "drop", id], |_| true);
     }
     // As many as before, each as it was.
     for name in &soak.machines {
