@@ -298,3 +298,32 @@ fn a_command_in_a_machine_is_a_node_with_its_status() {
     assert!(text(&output.stderr).contains("\"n\"") || text(&output.stderr).contains(" n"), "{}", text(&output.stderr));
     shipote.ok(&["machine", "stop", "m"]);
 }
+
+#[test]
+fn the_example_of_the_documentation_runs_as_it_stands() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/pipelines.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let written = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert!(["wasm =", "machine =", "filter ="].iter().all(|key| written.contains(key)), "{written}");
+    let commands = page.split("```console\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let shipote = Appliance::start_in(&image());
+    let file = spec(&shipote, written);
+    let mut output = None;
+    for command in commands.lines().flat_map(|line| line.trim_start_matches("$ ").split(" && ")) {
+        let example_of = |word: &str| word.strip_prefix("wit/examples/").map(example);
+        let words: Vec<String> = command.split_ascii_whitespace().skip(1).map(str::to_owned).collect();
+        let words: Vec<String> = words.into_iter().map(|word| example_of(&word).unwrap_or(word)).collect();
+        let words: Vec<&str> =
+            words.iter().map(|word| if word == "mixed.toml" { &file } else { word.as_str() }).collect();
+        let done = shipote.run(&words);
+        assert!(done.status.success(), "{command}: {}", text(&done.stderr));
+        output = Some(done.stdout);
+    }
+    let licence = std::fs::read_to_string("/usr/share/common-licenses/GPL-3").unwrap();
+    let mut lines: Vec<&str> = licence.lines().collect();
+    lines.sort_unstable();
+    let whole = lines.join("\n").to_ascii_uppercase() + "\n";
+    let wanted = whole.replace(|c: char| c.is_ascii_digit(), "#");
+    assert_eq!(text(&output.unwrap()), wanted);
+    shipote.ok(&["machine", "stop", "m"]);
+}
