@@ -50,7 +50,7 @@ const LABEL_MAX: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Spec {
-    /// Memory in MiB, 64 to 65,536.
+    /// Memory in MiB, 96 to 65,536: below 80 the guest's first root does not fit.
     pub memory_mib: u32,
     /// Processors, 1 to 64.
     pub cpus: u8,
@@ -130,8 +130,8 @@ impl Spec {
         let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
         check_name(name)?;
         let spec: Self = toml::from_str(text).map_err(|error| invalid(format!("the spec: {error}")))?;
-        if !(64..=65_536).contains(&spec.memory_mib) {
-            return Err(invalid(format!("memory_mib = {}: give 64 to 65536", spec.memory_mib)));
+        if !(96..=65_536).contains(&spec.memory_mib) {
+            return Err(invalid(format!("memory_mib = {}: give 96 to 65536", spec.memory_mib)));
         }
         if !(1..=64).contains(&spec.cpus) {
             return Err(invalid(format!("cpus = {}: give 1 to 64", spec.cpus)));
@@ -238,7 +238,7 @@ mod tests {
             Spec { memory_mib: 128, cpus: 2, ..Spec::default() }
         );
         for bad in [
-            "memory_mib = 63",
+            "memory_mib = 95",
             "cpus = 0",
             "cpus = 65",
             "cpu_percent = 0",

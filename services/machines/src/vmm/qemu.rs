@@ -61,6 +61,8 @@ pub fn arguments(host: &Host, spec: &Spec) -> Vec<String> {
         ("-append", append),
         ("-chardev", format!("socket,id=vsock,fd={VSOCK_DESCRIPTOR}")),
         ("-device", "vhost-user-vsock-device,chardev=vsock".to_owned()),
+        // What the guest has freed goes back to the host by itself; nothing is ever taken from it.
+        ("-device", "virtio-balloon-device,free-page-reporting=on".to_owned()),
         ("-chardev", format!("socket,id=qmp,fd={QMP_DESCRIPTOR}")),
         ("-mon", "chardev=qmp,mode=control".to_owned()),
         ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned()),
