@@ -43,7 +43,8 @@ in
 
   config = lib.mkIf (cfg.enable && own.enable) {
     systemd.services.shipote-machines = {
-      path = [ own.qemu ];
+      # mke2fs makes the machines' disks.
+      path = [ own.qemu pkgs.e2fsprogs ];
       environment = lib.mkIf (own.image != null) { SHIPOTE_MACHINE_IMAGE = "${own.image}"; };
       serviceConfig = lib.mkIf (own.volumes != [ ]) { ReadWritePaths = map (folder: "-${toString folder}") own.volumes; };
     };

@@ -120,6 +120,7 @@ in
         lib.hasInfix "ReadWritePaths=-/srv/data" (text config "shipote-machines.service")
         && config.services.shipote.settings.machines.volumes == [ "/srv/data" ];
       "QEMU is on the path" = lib.hasInfix "qemu" (text config "shipote-machines.service");
+      "so is what makes file systems" = lib.hasInfix "e2fsprogs" (text config "shipote-machines.service");
       "the service's user is in the group of /dev/kvm" =
         config.users.users.shipote-machines.extraGroups == [ "kvm" ];
     };
