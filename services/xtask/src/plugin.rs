@@ -118,15 +118,18 @@ fn javascript(root: &Path, cache: &Path, out: &Path) -> anyhow::Result<PathBuf> 
 fn python(root: &Path, cache: &Path, out: &Path) -> anyhow::Result<PathBuf> {
     host::require("plugin python", &[("python3", "python3")], Some("python3-venv").filter(|_| !has_venv()))?;
     let folder = cache.join("python");
-    let program = folder.join("bin/componentize-py");
-    if !program.exists() {
-        host::run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-        host::run(Command::new(folder.join("bin/pip")).args(["install", "--quiet", COMPONENTIZE_PY]))?;
+    let (python, program) = (folder.join("bin/python3"), folder.join("bin/componentize-py"));
+    // An interpreter that is gone leaves a link to nowhere.
+    if !program.exists() || !python.exists() {
+        host::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+        host::run(Command::new(&python).args(["-m", "pip", "install", "--quiet", COMPONENTIZE_PY]))?;
     }
     let component = out.join("crawlers.wasm");
     let wit = wit(root, &out.join("wit"))?;
     host::run(
-        Command::new(program)
+        // Its first line has the place where it was installed, and a cache may be moved, or be another's by a link.
+        Command::new(python)
+            .arg(program)
             .arg("--wit-path")
             .arg(wit)
             .args(["--world", "plugin", "componentize", "--stub-wasi", "--python-path"])

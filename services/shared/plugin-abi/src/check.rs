@@ -135,6 +135,14 @@ pub fn check_metadata(metadata: &Metadata, shape: &Shape) -> Vec<Refusal> {
                 "export-name",
                 format!("an export's name has {} bytes; give it 1 to 128", name.len()),
             ));
+            continue;
+        }
+        // It is shown on terminals, in logs and in figures.
+        if name.chars().any(char::is_control) {
+            refusals.push(Refusal::new(
+                "export-name",
+                format!("export {name:?} has control characters in its name; leave them out"),
+            ));
         }
         if !names.insert(name) {
             refusals.push(Refusal::new(
@@ -154,10 +162,11 @@ pub fn check_metadata(metadata: &Metadata, shape: &Shape) -> Vec<Refusal> {
         }
         for path in &export.inspects {
             if inspect::path_type(path).is_none() {
+                let path = short(path);
                 let near = inspect::KNOWN
                     .iter()
                     .map(|(known, _)| *known)
-                    .find(|known| known.ends_with(path.as_str()) || path.starts_with(known));
+                    .find(|known| known.ends_with(&path) || path.starts_with(known));
                 let hint = near.map_or_else(
                     || "known paths begin with conn.".to_owned(),
                     |near| format!("did you mean {near:?}?"),
@@ -172,19 +181,25 @@ pub fn check_metadata(metadata: &Metadata, shape: &Shape) -> Vec<Refusal> {
     refusals
 }
 
+/// As much of what a component says as a refusal repeats.
+fn short(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
 /// A plugin's name becomes a key in policies, rules and paths of objects, so it is held to what is safe in all of them.
 fn check_name(name: &str, refusals: &mut Vec<Refusal>) {
     let fits = (1..=64).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c));
     if !fits {
-        let shown: String = name.chars().take(80).collect();
+        let shown = short(name);
         refusals.push(Refusal::new("name", format!("{shown:?} is no name for a plugin; use 1 to 64 of a-z, 0-9, '-', '_', '.', beginning with a letter or digit")));
     }
 }
 
 fn check_version(version: &str, refusals: &mut Vec<Refusal>) {
     if let Err(error) = semver::Version::parse(version) {
+        let version = short(version);
         refusals.push(Refusal::new("version", format!("{version:?} is no semantic version ({error}); write 1.2.3")));
     }
 }
@@ -193,7 +208,7 @@ fn check_abi(version: &str, refusals: &mut Vec<Refusal>) {
     match semver::Version::parse(version) {
         Err(error) => refusals.push(Refusal::new(
             "abi-version",
-            format!("{version:?} is no semantic version ({error}); write {ABI_VERSION}"),
+            format!("{:?} is no semantic version ({error}); write {ABI_VERSION}", short(version)),
         )),
         Ok(found) if found.major != ABI_VERSION.major => refusals.push(Refusal::new(
             "abi-version",
@@ -240,7 +255,7 @@ mod tests {
     #[test]
     fn each_rule_refuses_by_name() {
         type Change = fn(&mut Metadata);
-        let table: [(&str, Change); 11] = [
+        let table: [(&str, Change); 12] = [
             ("name", |m| m.name = "Sta mp".into()),
             ("name", |m| m.name = "../stamp".into()),
             ("name", |m| m.name = "x".repeat(10_000)),
@@ -249,6 +264,7 @@ mod tests {
             ("abi-version", |m| m.abi_version = "latest".into()),
             ("exports", |m| m.exports.clear()),
             ("export-name", |m| m.exports.push(m.exports[0].clone())),
+            ("export-name", |m| m.exports[0].name = "a\u{1b}[2J".into()),
             ("handler", |m| m.exports[0].kind = MiddlewareKind::L4Peek),
             ("streaming", |m| m.exports[0].needs_streaming_body = true),
             ("inspects", |m| m.exports[0].inspects.push("tls.sni".into())),
@@ -260,6 +276,19 @@ mod tests {
             assert_eq!(refusals.iter().map(|r| r.rule.as_str()).collect::<Vec<_>>(), [rule], "{refusals:?}");
             assert!(refusals[0].reason.len() < 400, "{refusals:?}");
         }
+    }
+
+    #[test]
+    fn a_refusal_repeats_little_of_what_it_refuses() {
+        let (mut metadata, shape) = good();
+        let much = "x".repeat(1 << 20);
+        metadata.version.clone_from(&much);
+        metadata.abi_version.clone_from(&much);
+        metadata.exports[0].inspects = vec![much.clone(); 3];
+        metadata.exports.push(export(&much, MiddlewareKind::L7Request));
+        let refusals = check_metadata(&metadata, &shape);
+        assert_eq!(refusals.len(), 6, "{}", refusals.len());
+        assert!(refusals.iter().all(|refusal| refusal.reason.len() < 400));
     }
 
     #[test]
