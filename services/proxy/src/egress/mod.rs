@@ -15,6 +15,7 @@ mod client;
 mod names;
 mod questions;
 mod serve;
+mod socks;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;

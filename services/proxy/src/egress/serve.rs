@@ -13,9 +13,10 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::ask::{self, HOST_UNREACHABLE, How, NOT_ALLOWED, Socks, Wanted};
+use super::ask::{self, How, Wanted};
 use super::client::Client;
 use super::questions::{Questions, Verdict};
+use super::socks::{self, HOST_UNREACHABLE, NOT_ALLOWED, Socks};
 use super::{ASK_TIME, Command, Listeners, names};
 use crate::flows::{Entry, Flows};
 use crate::http1::compose::reason;
@@ -194,7 +195,7 @@ async fn listen(io: &Io, buf: &mut Buf) -> Result<Option<Wanted>, (u16, String)>
         let bytes = buf.filled();
         match bytes.first() {
             None => {}
-            Some(5) => match if greeted { ask::request(bytes) } else { ask::greeting(bytes) } {
+            Some(5) => match if greeted { socks::request(bytes) } else { socks::greeting(bytes) } {
                 Socks::More => {}
                 Socks::Answer(n, answer) => {
                     buf.consume(n);
@@ -204,9 +205,9 @@ async fn listen(io: &Io, buf: &mut Buf) -> Result<Option<Wanted>, (u16, String)>
                     }
                     continue;
                 }
-                Socks::Wanted(n, wanted) => {
+                Socks::Wanted(n, host, port) => {
                     buf.consume(n);
-                    return Ok(Some(wanted));
+                    return Ok(Some(Wanted { host, port, method: "SOCKS5", how: How::Socks }));
                 }
                 Socks::End(answer) => {
                     // A client that is gone needs no answer.
@@ -272,7 +273,7 @@ async fn let_out(
     io.slot().set(IDLE_TIME);
     let first = match &wanted.how {
         How::Connect => io.write(b"HTTP/1.1 200 Connection established\r\n\r\n").await,
-        How::Socks => io.write(&ask::reply(0)).await,
+        How::Socks => io.write(&socks::reply(0)).await,
         How::Whole(head) => upstream.write(head).await,
     };
     let result = match first {
@@ -362,7 +363,7 @@ async fn refuse(io: &Io, wanted: &Wanted, (status, code): (u16, u8), text: &str)
     match wanted.how {
         How::Connect | How::Whole(_) => answer(io, status, text).await,
         // A client that is gone needs no answer.
-        How::Socks => drop(io.write(&ask::reply(code)).await),
+        How::Socks => drop(io.write(&socks::reply(code)).await),
     }
 }
 

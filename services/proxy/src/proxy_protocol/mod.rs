@@ -1,5 +1,7 @@
 //! The PROXY protocol, versions 1 and 2: for whom a connection is made, told before its first byte.
 
+mod ends;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use shipote_rules::ProxyProtocol;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
+use self::ends::ends;
 use crate::walk::{Peer, canonical};
 
 /// Most bytes of a header: version 2 may carry much that nobody here reads.
@@ -80,44 +83,6 @@ async fn read(stream: &mut TcpStream) -> Result<Option<(SocketAddr, SocketAddr)>
         let Some((length, ends)) = ends(&result) else { return Err(HeaderError::Wrong) };
         stream.read_exact(&mut bytes[..length]).await?;
         return Ok(ends);
-    }
-}
-
-type Ends = Option<(SocketAddr, SocketAddr)>;
-
-/// The header's length and what it says; nothing if it is none.
-fn ends(result: &HeaderResult<'_>) -> Option<(usize, Ends)> {
-    match result {
-        HeaderResult::V1(Ok(header)) => {
-            let ends = match header.addresses {
-                v1::Addresses::Tcp4(a) => Some((
-                    SocketAddr::new(a.source_address.into(), a.source_port),
-                    SocketAddr::new(a.destination_address.into(), a.destination_port),
-                )),
-                v1::Addresses::Tcp6(a) => Some((
-                    SocketAddr::new(a.source_address.into(), a.source_port),
-                    SocketAddr::new(a.destination_address.into(), a.destination_port),
-                )),
-                v1::Addresses::Unknown => None,
-            };
-            Some((header.header.len(), ends))
-        }
-        HeaderResult::V2(Ok(header)) => {
-            let ends = match (header.command, header.addresses) {
-                (v2::Command::Local, _) => None,
-                (_, v2::Addresses::IPv4(a)) => Some((
-                    SocketAddr::new(a.source_address.into(), a.source_port),
-                    SocketAddr::new(a.destination_address.into(), a.destination_port),
-                )),
-                (_, v2::Addresses::IPv6(a)) => Some((
-                    SocketAddr::new(a.source_address.into(), a.source_port),
-                    SocketAddr::new(a.destination_address.into(), a.destination_port),
-                )),
-                _ => None,
-            };
-            Some((header.len(), ends))
-        }
-        _ => None,
     }
 }
 
