@@ -83,9 +83,9 @@ fn pivoted() -> Mechanism {
     Mechanism::enforced("pivoted-root", "only what is named is there")
 }
 
-/// Whether the workspace's root can be that of a [mould](super::mould): nothing of the host is added to it, and it is
+/// Whether the workspace's root can be the [shared one](super::shared_root): nothing of the host is added to it, and it is
 /// read-only as it stands.
-pub(super) fn fits_mould(spec: &SandboxSpec) -> bool {
+pub(super) fn shares_root(spec: &SandboxSpec) -> bool {
     spec.host_files == HostFiles::None
         && spec.paths.is_empty()
         && spec.hidden.is_empty()
@@ -93,7 +93,7 @@ pub(super) fn fits_mould(spec: &SandboxSpec) -> bool {
         && spec.network != Network::Host
 }
 
-/// Completes the root of a mould, in which this process was made.
+/// Completes the shared root, in which this process was made.
 pub(super) fn complete(spec: &SandboxSpec, ids: Ids) -> Result<Vec<Mechanism>, Failure> {
     let root = Root::found()?;
     // without grants there are no layers
@@ -107,7 +107,7 @@ pub(super) fn complete(spec: &SandboxSpec, ids: Ids) -> Result<Vec<Mechanism>, F
 
 /// Builds what the roots of all workspaces without files of the host have in common, moves into it and leaves the
 /// host's behind.
-pub(super) fn cast(ids: Ids) -> Result<(), Failure> {
+pub(super) fn build_shared(ids: Ids) -> Result<(), Failure> {
     let root = Root::new()?;
     plain(&root, ids)?;
     // The kernel lets a user namespace mount a /proc only where there is one already that nothing covers. This one is

@@ -1,7 +1,7 @@
 //! The keeper: PID 1 of one workspace.
 //!
 //! It is a copy of the spawner without an exec, so making it costs one clone3. It builds the root, or completes the one
-//! that it finds where its spec adds nothing of the host ([`mould`]), gives up what it no longer needs, and then starts, signals and reaps commands as its socket tells it. When
+//! that it finds where its spec adds nothing of the host ([`shared_root`]), gives up what it no longer needs, and then starts, signals and reaps commands as its socket tells it. When
 //! the socket closes it ends, and the kernel ends every process of its pid namespace with it.
 
 mod command;
@@ -9,11 +9,11 @@ mod doors;
 mod explain;
 mod host;
 mod layout;
-mod mould;
 mod overlay;
 mod own;
 mod root;
 mod serve;
+mod shared_root;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -25,8 +25,8 @@ use shipote_confinement::seccomp::Filter;
 use shipote_confinement::{Domain, Handled, Mechanism, PathAccess};
 
 use doors::Doors;
-pub use mould::HostMark;
-pub(crate) use mould::Moulds;
+pub use shared_root::HostMark;
+pub(crate) use shared_root::SharedRoots;
 
 use crate::error::{Failure, Step};
 use crate::ids::Identity;
@@ -46,8 +46,8 @@ pub(crate) struct Seat<'a> {
     pub(crate) mapped: BorrowedFd<'a>,
     pub(crate) spec: &'a SandboxSpec,
     pub(crate) identity: Identity,
-    /// It was made in a mould that fits its spec: its root is there but for what is its own.
-    pub(crate) moulded: bool,
+    /// It was made in the shared root, which is complete but for what is its own.
+    pub(crate) root_shared: bool,
     /// Its network was made ahead, as its spec wants it.
     pub(crate) networked: bool,
     /// The granted paths as the spawner prepared them; empty where the keeper has to.
@@ -114,7 +114,7 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common, Option<Do
     report.iter_mut().filter(|mechanism| mechanism.name == host::NETWORK).for_each(|m| host::network(spec, m));
     let ids = Ids::of(matches!(seat.identity, Identity::Range(_)));
     report.push(become_first(seat.identity)?);
-    report.extend(if seat.moulded { layout::complete(spec, ids)? } else { layout::build(spec, ids, seat.grants)? });
+    report.extend(if seat.root_shared { layout::complete(spec, ids)? } else { layout::build(spec, ids, seat.grants)? });
     rustix::system::sethostname(spec.hostname.as_bytes())
         .map_err(|error| Failure::new(Step::Root, "host name", error))?;
     if matches!(spec.network, Network::Loopback | Network::Outbound) && !seat.networked {

@@ -1,7 +1,7 @@
 //! What each workspace has of its own in its root: `/proc`, terminals, scratch space and the files that name it.
 //!
 //! All of it is mounted on names that the root has already, so that the root itself may be one that nobody writes to
-//! and that many workspaces share ([`super::mould`]). Paths are relative to the root's top, which is the working
+//! and that many workspaces share ([`super::shared_root`]). Paths are relative to the root's top, which is the working
 //! directory; nobody else can have put a link into it.
 
 use std::ffi::{CStr, CString};

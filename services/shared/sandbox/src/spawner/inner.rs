@@ -1,12 +1,12 @@
 //! The spawner of an ordinary user, inside a user namespace of its own.
 //!
-//! What makes workspaces quick ([`Moulds`](crate::keeper::Moulds), [`networks`](super::networks)) takes rights over
+//! What makes workspaces quick ([`SharedRoots`](crate::keeper::SharedRoots), [`networks`](super::networks)) takes rights over
 //! namespaces, which an ordinary user has only over those that belong to a user namespace of theirs. So such a user's
 //! spawner moves into one, and leaves a child outside for what can only be done there:
 //!
 //! ```text
-//!   service ── orders ──▶ spawner, in its own user, mount and network namespace ── clone3 in a mould ──▶ keeper
-//!                              │ what has no mould: files of the host, its network, helpers
+//!   service ── orders ──▶ spawner, in its own user, mount and network namespace ── clone3 ──▶ keeper
+//!                              │ what has a root of its own: files of the host, its network, helpers
 //!                              ▼
 //!                         its child, outside ── clone3, fork ──▶ keeper, helper
 //! ```

@@ -11,7 +11,7 @@ use crate::SpawnerConfig;
 use crate::error::{Failure, Step};
 use crate::grants;
 use crate::ids::{Identity, Ids, map_ids};
-use crate::keeper::{self, Moulds, Seat};
+use crate::keeper::{self, Seat, SharedRoots};
 use crate::spec::SandboxSpec;
 use crate::sys::{self, Side};
 use crate::wire::{self, Reply};
@@ -32,7 +32,7 @@ pub(super) struct Maker {
     nofile: u64,
     /// Compiled once; every keeper is a copy of this process.
     filters: Option<(Filter, Filter)>,
-    moulds: Moulds,
+    roots: SharedRoots,
     pub(super) networks: Networks,
 }
 
@@ -42,14 +42,14 @@ impl Maker {
             ids: Ids::new(config),
             nofile,
             filters: shipote_confinement::seccomp::command_filter_in_parts().ok(),
-            moulds: Moulds::new(),
+            roots: SharedRoots::new(),
             networks: Networks::new(),
         }
     }
 
-    /// Whether a workspace of this spec has a mould here.
-    pub(super) fn has_mould(&self, spec: &SandboxSpec) -> bool {
-        self.moulds.take(spec)
+    /// Whether a workspace of this spec gets the shared root here.
+    pub(super) fn shares_root(&self, spec: &SandboxSpec) -> bool {
+        self.roots.serves(spec)
     }
 
     /// Makes the keeper of a workspace, beside those that live, and tells the service at `socket`.
@@ -79,12 +79,12 @@ impl Maker {
         let (wait, mapped) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|error| Failure::new(Step::Namespaces, "pipe", error))?;
         let network = self.networks.take(spec.network);
-        let mould = self.moulds.fitting(spec, self.ids.ranged());
-        let (moulded, networked) = (mould.is_some(), network.is_some());
+        let root = self.roots.fitting(spec, self.ids.ranged());
+        let (root_shared, networked) = (root.is_some(), network.is_some());
         let (flags, into) = (sys::namespaces(spec.network, networked), cgroup.as_ref().map(AsFd::as_fd));
-        let side = self.networks.within(network.as_ref(), || match mould {
+        let side = self.networks.within(network.as_ref(), || match root {
             // SAFETY: the spawner has one thread, and the child never returns from `keeper::run`.
-            Some(mould) => unsafe { mould.clone3(flags, into) },
+            Some(root) => unsafe { root.clone3(flags, into) },
             // SAFETY: as above.
             None => unsafe { sys::clone3(flags, into) },
         });
@@ -92,7 +92,7 @@ impl Maker {
             Side::Child => {
                 let (nofile, filters) = (self.nofile, &self.filters);
                 let (mapped, grants) = (wait.as_fd(), grants.as_slice());
-                keeper::run(&Seat { socket, mapped, spec, identity, moulded, networked, nofile, filters, grants })
+                keeper::run(&Seat { socket, mapped, spec, identity, root_shared, networked, nofile, filters, grants })
             }
             Side::Parent { pid, pidfd } => {
                 let keeper = Live { pid, pidfd, range: self.ids.index(identity) };

@@ -94,7 +94,7 @@ impl Loop {
         };
         let Some(socket) = descriptors.into_iter().next() else { return true };
         if let Some(outer) = &self.outer
-            && !matches!(&order, Order::Workspace(spec) if self.maker.has_mould(spec))
+            && !matches!(&order, Order::Workspace(spec) if self.maker.shares_root(spec))
         {
             return wire::send(outer.as_fd(), &order, &[socket.as_fd()]).is_ok();
         }

@@ -1,18 +1,18 @@
-//! Moulds: a root that is built once and that many workspaces have in common.
+//! The shared root: built once, and many workspaces have it in common.
 //!
 //! Most workspaces add nothing of the host to their root, and all but a few mounts of theirs are the same in each. So
 //! the spawner has a child build those once, read-only, in a mount namespace of its own that the child leaves behind:
 //!
 //! ```text
-//!   spawner ── setns ──▶ mould's mount namespace ── clone3 ──▶ keeper: the kernel has copied the mounts, and locked
-//!      ▲                        │                              each to what it is (mount_namespaces(7)); it adds
-//!      └──────── setns ─────────┘                              its own /proc, scratch, terminals
+//!   spawner ── setns ──▶ its mount namespace ── clone3 ──▶ keeper: the kernel has copied the mounts, and locked
+//!      ▲                        │                         each to what it is (mount_namespaces(7)); it adds
+//!      └──────── setns ─────────┘                         its own /proc, scratch, terminals
 //! ```
 //!
 //! The keeper never sees the host's mounts, and has nothing to leave. What is shared is one small file system in memory
 //! that no workspace can write to: it is mounted read-only, and the lock on that is the kernel's.
 //!
-//! A mould is made anew when what it was made from has changed: a mount of the host, or what is at a name that it took.
+//! It is built anew when what it was made from has changed: a mount of the host, or what is at a name that it took.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -28,11 +28,11 @@ use super::{Ids, layout};
 use crate::spec::SandboxSpec;
 use crate::sys::{self, Side};
 
-/// The spawner's moulds: none where it may not enter another mount namespace and come back.
-pub(crate) struct Moulds {
+/// The spawner's shared root: none where it may not enter another mount namespace and come back.
+pub(crate) struct SharedRoots {
     home: Option<Home>,
     /// What the last one was made from; and it, where it could be made.
-    last: Option<(Vec<Print>, Option<Mould>)>,
+    last: Option<(Vec<Fingerprint>, Option<SharedRoot>)>,
 }
 
 /// Where the spawner is at home.
@@ -43,51 +43,51 @@ struct Home {
     mounts: File,
 }
 
-struct Mould {
+struct SharedRoot {
     namespace: OwnedFd,
 }
 
-/// A mould that is ready for one more.
+/// A shared root that is ready for one more workspace.
 pub(crate) struct Ready<'a> {
     home: &'a Home,
-    mould: &'a Mould,
+    root: &'a SharedRoot,
 }
 
 /// What is at a name: another thing has another one.
 #[derive(Debug, PartialEq, Eq)]
-struct Print(Option<(u64, u64, i64, i64)>);
+struct Fingerprint(Option<(u64, u64, i64, i64)>);
 
-impl Moulds {
+impl SharedRoots {
     pub(crate) fn new() -> Self {
         Self { home: Home::find(), last: None }
     }
 
-    /// Whether a workspace of this spec has a mould here, as far as is known.
-    pub(crate) fn take(&self, spec: &SandboxSpec) -> bool {
-        self.home.is_some() && layout::fits_mould(spec) && !matches!(self.last, Some((_, None)))
+    /// Whether a workspace of this spec gets the shared root here, as far as is known.
+    pub(crate) fn serves(&self, spec: &SandboxSpec) -> bool {
+        self.home.is_some() && layout::shares_root(spec) && !matches!(self.last, Some((_, None)))
     }
 
-    /// A mould for a workspace of this spec, with ids of its own or not; none where it takes more than that, or where
+    /// The root for a workspace of this spec, with ids of its own or not; none where it takes more than that, or where
     /// none can be made: then its keeper builds everything itself.
     pub(crate) fn fitting(&mut self, spec: &SandboxSpec, ranged: bool) -> Option<Ready<'_>> {
-        let home = self.home.as_ref().filter(|_| layout::fits_mould(spec))?;
+        let home = self.home.as_ref().filter(|_| layout::shares_root(spec))?;
         let changed = home.mounts_changed();
-        let prints = prints();
-        if changed || self.last.as_ref().is_none_or(|(from, _)| *from != prints) {
-            let made = Mould::make(Ids::of(ranged)).ok();
-            self.last = Some((prints, made));
+        let fingerprints = fingerprints();
+        if changed || self.last.as_ref().is_none_or(|(from, _)| *from != fingerprints) {
+            let made = SharedRoot::make(Ids::of(ranged)).ok();
+            self.last = Some((fingerprints, made));
         }
-        self.last.as_ref()?.1.as_ref().map(|mould| Ready { home, mould })
+        self.last.as_ref()?.1.as_ref().map(|root| Ready { home, root })
     }
 }
 
 impl Ready<'_> {
-    /// As [`sys::clone3`], the child in the mould.
+    /// As [`sys::clone3`], the child in the root.
     ///
     /// # Safety
     /// As [`sys::clone3`].
     pub(crate) unsafe fn clone3(&self, flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Side> {
-        enter(self.mould.namespace.as_fd())?;
+        enter(self.root.namespace.as_fd())?;
         // SAFETY: the caller's promise.
         let side = unsafe { sys::clone3(flags, cgroup) };
         if !matches!(side, Ok(Side::Child)) && self.home.enter().is_err() {
@@ -115,9 +115,9 @@ impl Home {
         let namespace = File::open("/proc/self/ns/mnt").ok()?.into();
         let mounts = File::open("/proc/self/mountinfo").ok()?;
         let home = Self { namespace, folder, mounts };
-        let before = Print::of(Path::new("/"), fs::metadata);
+        let before = Fingerprint::of(Path::new("/"), fs::metadata);
         home.enter().ok()?;
-        if Print::of(Path::new("/"), fs::metadata) == before {
+        if Fingerprint::of(Path::new("/"), fs::metadata) == before {
             return Some(home);
         }
         // The root is not that of the namespace (chroot(2)): nobody there could make user namespaces anyway.
@@ -142,7 +142,7 @@ impl Home {
     }
 }
 
-impl Mould {
+impl SharedRoot {
     /// Has a child build one.
     fn make(ids: Ids) -> io::Result<Self> {
         let (finished, finish) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -153,8 +153,8 @@ impl Mould {
             Side::Child => {
                 sys::keep_only(&[finish.as_raw_fd(), wait.as_raw_fd()]);
                 rustix::process::umask(Mode::from_raw_mode(0o022));
-                let cast = std::panic::catch_unwind(|| layout::cast(ids));
-                if matches!(cast, Ok(Ok(()))) && rustix::io::write(&finish, &[1]).is_ok() {
+                let built = std::panic::catch_unwind(|| layout::build_shared(ids));
+                if matches!(built, Ok(Ok(()))) && rustix::io::write(&finish, &[1]).is_ok() {
                     let _ = rustix::io::read(&wait, &mut [0_u8; 1]);
                 }
                 sys::exit(0)
@@ -174,10 +174,10 @@ impl Mould {
     }
 }
 
-impl Print {
+impl Fingerprint {
     fn of(path: &Path, look: fn(PathBuf) -> io::Result<Metadata>) -> Self {
         Self(look(path.to_owned()).ok().map(|found| {
-            // What comes and goes in a directory changes its times, and shows in the mould by itself.
+            // What comes and goes in a directory changes its times, and shows in the root by itself.
             let (seconds, nanoseconds) = if found.is_dir() { (0, 0) } else { (found.ctime(), found.ctime_nsec()) };
             (found.dev(), found.ino(), seconds, nanoseconds)
         }))
@@ -189,7 +189,7 @@ impl Print {
 /// this is the same.
 #[derive(Debug, PartialEq, Eq)]
 pub struct HostMark {
-    prints: Vec<Print>,
+    fingerprints: Vec<Fingerprint>,
     mounts: Option<Vec<u8>>,
 }
 
@@ -197,12 +197,12 @@ impl HostMark {
     /// As it is now, for this process.
     #[must_use]
     pub fn now() -> Self {
-        Self { prints: prints(), mounts: fs::read("/proc/self/mountinfo").ok() }
+        Self { fingerprints: fingerprints(), mounts: fs::read("/proc/self/mountinfo").ok() }
     }
 }
 
-/// The prints of all that a mould takes from the host, links and what they lead to.
-fn prints() -> Vec<Print> {
+/// The fingerprints of all that a shared root takes from the host, links and what they lead to.
+fn fingerprints() -> Vec<Fingerprint> {
     let root = Path::new("/");
     let system = layout::SYSTEM.iter().map(|name| root.join(name));
     let stores = layout::STORES.iter().map(PathBuf::from);
@@ -211,7 +211,7 @@ fn prints() -> Vec<Print> {
         .chain(system)
         .chain(stores)
         .chain(configuration)
-        .flat_map(|path| [Print::of(&path, fs::symlink_metadata), Print::of(&path, fs::metadata)])
+        .flat_map(|path| [Fingerprint::of(&path, fs::symlink_metadata), Fingerprint::of(&path, fs::metadata)])
         .collect()
 }
 
@@ -222,12 +222,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_file_at_a_name_has_another_print_and_a_grown_directory_has_not() {
+    fn another_file_at_a_name_has_another_fingerprint_and_a_grown_directory_has_not() {
         let folder = tempfile::tempdir().unwrap();
         let (path, next) = (folder.path().join("ld.so.cache"), folder.path().join("next"));
         fs::write(&path, "one").unwrap();
         let kept = File::open(&path).unwrap();
-        let of = |path: &Path| Print::of(path, fs::symlink_metadata);
+        let of = |path: &Path| Fingerprint::of(path, fs::symlink_metadata);
         let (file, directory) = (of(&path), of(folder.path()));
         assert_eq!(of(&path), file);
         fs::write(&next, "two").unwrap();
