@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -45,7 +45,11 @@ enum Command {
         json: bool,
     },
     /// Copy an edge's bytes to standard output: replay first, then live, until the producer ends
-    #[command(after_help = "Example:\n  shipote flow tail \"$(shipote flow list --json | jq -r .flows[0].socket)\"")]
+    #[command(
+        after_help = "Example:\n  shipote flow tail \"$(shipote flow list --json | jq -r .flows[0].socket)\"\n\n\
+        Who reads too slowly is cut off where the edge is not lossless: that is said, with the bytes\nthat were lost, \
+        and the exit status is 1."
+    )]
     Tail {
         /// Flow socket, as listed
         socket: PathBuf,
@@ -101,9 +105,28 @@ pub(crate) async fn run(args: FlowArgs) -> anyhow::Result<ExitCode> {
                 format!("subscribe to {}; `shipote flow list` shows the living sockets", socket.display())
             })?;
             crate::logs::copy(stream.into()).await?;
+            whole(&socket).await?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells an end that was the producer's from one that came because this process had fallen behind.
+async fn whole(socket: &Path) -> anyhow::Result<()> {
+    // a flow that somebody dropped is in no list any more, and its socket is no appliance's where there is none
+    let Ok(manager) = output::workspaces().await else { return Ok(()) };
+    let Ok(flows) = manager.list_flows(BTreeMap::new()).await else { return Ok(()) };
+    let socket = socket.canonicalize().unwrap_or_else(|_| socket.to_owned());
+    let flow = flows.iter().find(|flow| Path::new(&flow.socket) == socket);
+    let own = std::process::id();
+    if let Some((_, lost)) = flow.and_then(|flow| flow.cut_off.iter().rev().find(|(pid, _)| *pid == own)) {
+        anyhow::bail!(
+            "flow tail {}: it was read too slowly and cut off, {lost} bytes are lost; read faster, or declare the edge \
+             `lossless` or a larger replay under [discern]",
+            socket.display()
+        );
+    }
+    Ok(())
 }
 
 pub(crate) const HEAD: &[&str] = &["EDGE", "STATE", "TYPE", "MIME", "LENS", "CONFIDENCE", "BYTES", "PER SECOND"];

@@ -12,6 +12,7 @@ mod config;
 mod effects;
 mod error;
 mod figures;
+mod helper;
 mod metrics;
 mod protected;
 mod relay;
@@ -186,7 +187,7 @@ fn main() -> ExitCode {
             if let Some(known) = probed.iter_mut().find(|m| m.name == "cgroup") {
                 *known = cgroups.mechanism();
             }
-            let spawner = Spawner::start_with(SpawnerConfig::default(), relay::carry)
+            let spawner = Spawner::start_with(SpawnerConfig::default(), helper::help)
                 .context("start the spawner of sandboxes")?;
             // after the fork: it is not the spawner's
             let admin = admin.bind().unwrap_or_else(|error| {

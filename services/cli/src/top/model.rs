@@ -145,6 +145,8 @@ pub(super) mod tests {
             socket: "/s".to_owned(),
             subscribers: 1,
             dropped: 0,
+            lost_bytes: 0,
+            cut_off: Vec::new(),
             state: state.to_owned(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use crate::support::{Appliance, eventually, processes_with, text};
 
@@ -60,6 +60,12 @@ fn tapped_edges_are_discerned_metered_and_replayed() {
     }
 }
 
+/// A pipeline that runs with taps, its input and output in the hands of the test.
+fn tapped(shipote: &Appliance, file: &str) -> Child {
+    let mut run = shipote.shipote(&["pipeline", "run", "--tap", file]);
+    run.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+}
+
 #[test]
 fn a_subscriber_reads_while_it_flows() {
     let shipote = Appliance::start();
@@ -67,13 +73,7 @@ fn a_subscriber_reads_while_it_flows() {
         &shipote,
         "label='p'\n[[nodes]]\nlabel='in'\ncommand=['cat']\n[[nodes]]\nlabel='out'\ncommand=['cat']\n[[edges]]\nfrom='in'\nto='out'\n",
     );
-    let mut run = shipote
-        .shipote(&["pipeline", "run", "--tap", &file])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut run = tapped(&shipote, &file);
     let mut input = run.stdin.take().unwrap();
     let mut output = BufReader::new(run.stdout.take().unwrap());
     input.write_all(b"early\n").unwrap();
@@ -92,6 +92,45 @@ fn a_subscriber_reads_while_it_flows() {
     tailed.read_to_string(&mut seen).unwrap();
     assert_eq!(seen, "early\nlate\n");
     assert!(tail.wait().unwrap().success() && run.wait().unwrap().success());
+}
+
+#[test]
+fn who_reads_too_slowly_is_told_what_it_has_lost() {
+    let shipote = Appliance::start();
+    let file = spec(
+        &shipote,
+        "label='p'\n[discern]\nreplay_chunks=2\n[[nodes]]\nlabel='in'\ncommand=['cat']\n[[nodes]]\nlabel='out'\n\
+         command=['wc','-c']\n[[edges]]\nfrom='in'\nto='out'\n",
+    );
+    let mut run = tapped(&shipote, &file);
+    let mut input = run.stdin.take().unwrap();
+    input.write_all(b"early\n").unwrap();
+    eventually("there is a flow", || {
+        shipote.json(&["flow", "list", "--json"])["flows"][0]["bytes_total"].as_u64() == Some(6)
+    });
+    let flows = shipote.json(&["flow", "list", "--json"]);
+    let socket = flows["flows"][0]["socket"].as_str().unwrap().to_owned();
+    let mut tail =
+        shipote.shipote(&["flow", "tail", &socket]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut tailed = BufReader::new(tail.stdout.take().unwrap());
+    let mut line = String::new();
+    tailed.read_line(&mut line).unwrap();
+    assert_eq!(line, "early\n");
+    // nobody reads what it prints: pipe, socket and replay fill, and the pipeline goes on all the same
+    input.write_all(&vec![b'x'; 16 << 20]).unwrap();
+    drop(input);
+    let ended = run.wait_with_output().unwrap();
+    assert_eq!(text(&ended.stdout).trim(), (6 + (16 << 20)).to_string());
+    let mut seen = Vec::new();
+    tailed.read_to_end(&mut seen).unwrap();
+    let ended = tail.wait_with_output().unwrap();
+    let flow = &shipote.json(&["flow", "list", "--json"])["flows"][0];
+    let lost = flow["lost_bytes"].as_u64().unwrap();
+    assert_eq!((flow["dropped"].as_u64(), &flow["cut_off"][0][1]), (Some(1), &serde_json::json!(lost)), "{flow}");
+    assert!(lost > 0 && (seen.len() as u64) < 16 << 20, "{lost} lost, {} seen", seen.len());
+    let said = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("{lost} bytes are lost")) && said.contains("lossless"), "{said}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::pipe::Trash;
 use crate::run::Run;
 use crate::stats::Shared;
 use crate::tap::TapState;
-use crate::{BATCH_BYTES, EdgeId, EdgeSink, EdgeStats, FlowError, FlowEvent};
+use crate::{BATCH_BYTES, CutOff, EdgeId, EdgeSink, EdgeStats, FlowError, FlowEvent};
 
 /// Discerning a type parses the sample, some eighty levels deep at most; the rest needs little.
 const STACK_BYTES: usize = 512 * 1024;
@@ -116,6 +116,12 @@ impl Junction {
     #[must_use]
     pub fn stats(&self, id: EdgeId) -> Option<EdgeStats> {
         self.edges.get(&id).map(|shared| shared.snapshot())
+    }
+
+    /// The subscribers of an edge that were cut off last, 16 at most, the oldest first.
+    #[must_use]
+    pub fn cut_off(&self, id: EdgeId) -> Vec<CutOff> {
+        self.edges.get(&id).map(|shared| shared.last_cut_off()).unwrap_or_default()
     }
 
     /// Closes all taps with their sockets, subscribers and replays. The pipeline goes on.

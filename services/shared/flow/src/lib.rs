@@ -30,7 +30,7 @@
 //!
 //! What keeps up how far: a subscriber may lag as much live data as the replay holds
 //! ([`TapSpec::replay_chunks`], [`TapSpec::replay_bytes`]), on top of the replay it was handed when
-//! it came. One that lags more is cut off and counted, or stalls the producer where the tap is
+//! it came. One that lags more is cut off, counted and [remembered](Junction::cut_off), or stalls the producer where the tap is
 //! [lossless](TapSpec::lossless).
 //!
 //! It is not for edges nobody taps and that have one end each: those are plain pipes. It starts no
@@ -83,7 +83,7 @@ pub use crate::junction::Junction;
 pub use crate::meter::Meter;
 pub use crate::replay::Replay;
 pub use crate::spec::{Allow, EdgeId, EdgeSink, Tap, TapSpec};
-pub use crate::stats::EdgeStats;
+pub use crate::stats::{CutOff, EdgeStats};
 pub use shipote_discern::{Discernment, TypeName};
 
 /// Bytes of a chunk at most.

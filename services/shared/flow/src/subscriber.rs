@@ -26,6 +26,8 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     pub(crate) socket: OwnedFd,
+    /// The process that connected.
+    pub(crate) pid: Option<i32>,
     stage: Pipe,
     /// Bytes in the stage.
     staged: usize,
@@ -39,10 +41,10 @@ pub(crate) struct Subscriber {
 
 impl Subscriber {
     /// Begins with the replay as it is now.
-    pub(crate) fn new(socket: OwnedFd, history: &History) -> io::Result<Self> {
+    pub(crate) fn new(socket: OwnedFd, pid: Option<i32>, history: &History) -> io::Result<Self> {
         let stage = Pipe::new()?;
         let replay = history.replay();
-        Ok(Self { socket, stage, staged: 0, next: replay.window_start(), joined: replay.end(), blocked: false })
+        Ok(Self { socket, pid, stage, staged: 0, next: replay.window_start(), joined: replay.end(), blocked: false })
     }
 
     pub(crate) fn turn(&mut self, history: &History) -> Turn {

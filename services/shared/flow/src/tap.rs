@@ -14,7 +14,7 @@ use shipote_discern::Discernment;
 
 use crate::event::{Events, FlowEvent};
 use crate::sampler::Sampler;
-use crate::stats::Shared;
+use crate::stats::{CutOff, Shared};
 use crate::subscriber::{Subscriber, Turn};
 use crate::{Allow, BATCH_BYTES, CHUNK_BYTES, EdgeId, Replay, Tap, TapSpec};
 
@@ -107,7 +107,8 @@ impl TapState {
             }
         };
         self.paused_until = None;
-        let uid = rustix::net::sockopt::socket_peercred(&peer).ok().map(|peer| peer.uid.as_raw());
+        let credentials = rustix::net::sockopt::socket_peercred(&peer).ok();
+        let uid = credentials.map(|peer| peer.uid.as_raw());
         if !uid.is_some_and(|uid| (self.allow)(uid)) {
             self.refuse(uid, "the peer's user may not subscribe to this flow".to_owned());
         } else if self.subscribers.len() >= self.spec.max_subscribers {
@@ -116,7 +117,9 @@ impl TapState {
             // As much as the kernel grants; it only saves wake-ups.
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(&peer, SOCKET_BYTES);
             let ready = crate::inlet::set_nonblocking(peer.as_fd());
-            match ready.and_then(|()| Subscriber::new(peer, &self.history)) {
+            match ready.and_then(|()| {
+                Subscriber::new(peer, credentials.map(|peer| peer.pid.as_raw_nonzero().get()), &self.history)
+            }) {
                 Ok(subscriber) => self.subscribers.push(subscriber),
                 Err(error) => self.refuse(uid, format!("prepare the subscriber: {error}")),
             }
@@ -183,8 +186,7 @@ impl TapState {
                 let lags = subscriber.lags(history);
                 if lags {
                     let lost = subscriber.unsent(history);
-                    shared.dropped_subscribers.fetch_add(1, Relaxed);
-                    shared.dropped_bytes.fetch_add(lost, Relaxed);
+                    shared.cut_off(CutOff { pid: subscriber.pid, lost });
                     events.send(FlowEvent::SubscriberDropped { id, lost });
                 }
                 !lags

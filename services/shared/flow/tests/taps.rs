@@ -4,8 +4,9 @@ mod support;
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 
-use shipote_flow::{EdgeId, EndReason, FlowEvent, Junction, TapSpec};
+use shipote_flow::{CutOff, EdgeId, EndReason, FlowEvent, Junction, TapSpec};
 use support::*;
 
 fn sampled(line: &mut Line) -> (&'static str, f32) {
@@ -119,6 +120,8 @@ fn a_subscriber_that_does_not_read_is_cut_off_and_nobody_waits_for_it() {
     let FlowEvent::SubscriberDropped { lost, .. } = next(&mut line.events) else { panic!("not cut off") };
     let stats = line.junction.stats(EdgeId(1)).unwrap();
     assert_eq!((stats.subscribers, stats.dropped_subscribers, stats.dropped_bytes), (0, 1, lost));
+    let pid = i32::try_from(std::process::id()).ok();
+    assert_eq!(line.junction.cut_off(EdgeId(1)), [CutOff { pid, lost }]);
     let got = read_in_thread(idle).join().unwrap();
     assert!(got.len() < sent.len() && got[..] == sent[..got.len()], "a gapless beginning, then the end");
 }
@@ -220,6 +223,44 @@ fn a_limited_flow_takes_its_time() {
     writer.join().unwrap();
     // A lower bound only: one second's worth at once, the rest at the rate.
     assert!(start.elapsed() >= std::time::Duration::from_millis(290), "{:?}", start.elapsed());
+}
+
+/// Bytes that this process's own reads and writes have carried (proc_pid_io(5)); what splice and tee move is not among
+/// them.
+fn copied() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap();
+    let field =
+        |name: &str| io.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse::<u64>().unwrap();
+    field("rchar:") + field("wchar:")
+}
+
+#[test]
+fn the_bytes_of_a_tapped_edge_stay_in_the_kernel() {
+    const SENT: u64 = 64 << 20;
+    if !in_a_process_of_its_own("the_bytes_of_a_tapped_edge_stay_in_the_kernel") {
+        return;
+    }
+    let line = line(TapSpec { lossless: true, ..TapSpec::default() });
+    let subscribers: Vec<_> = (0..2)
+        .map(|_| {
+            let socket = Stdio::from(std::os::fd::OwnedFd::from(line.taps.connect(1)));
+            Command::new("wc").arg("-c").stdin(socket).stdout(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    // all that is written and read is by processes of their own
+    let consumer = Command::new("wc").arg("-c").stdin(line.consumer).stdout(Stdio::piped()).spawn().unwrap();
+    let before = copied();
+    let mut producer =
+        Command::new("head").args(["-c", &SENT.to_string(), "/dev/zero"]).stdout(line.producer).spawn().unwrap();
+    join(line.junction);
+    // before anybody is waited for: what a child has read and written is then counted as its parent's
+    let copied = copied() - before;
+    assert!(producer.wait().unwrap().success());
+    for each in subscribers.into_iter().chain([consumer]) {
+        assert_eq!(String::from_utf8(each.wait_with_output().unwrap().stdout).unwrap().trim(), SENT.to_string());
+    }
+    // the sample is read, and /proc/self/io itself
+    assert!(copied < 100_000, "{copied} bytes went through this process");
 }
 
 #[test]

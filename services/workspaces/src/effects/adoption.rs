@@ -57,7 +57,7 @@ impl Live {
                 journal: parts.journal,
                 logs: parts.logs,
                 protected: parts.protected,
-                folders: parts.folders,
+                folders: parts.folders.measured_by(Arc::clone(&spawner)),
                 foreigners: parts.foreigners,
                 cgroups: parts.cgroups,
                 meter: parts.meter,

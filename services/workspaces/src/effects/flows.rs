@@ -18,6 +18,7 @@ use ulid::Ulid;
 
 use super::wiring::JunctionPlan;
 use crate::actor::Change;
+use crate::helper::Job;
 use crate::relay::{Audience, FromRelay, TapPlan, ToRelay};
 use crate::state::Pipeline;
 
@@ -154,6 +155,7 @@ impl Flows {
         }
         let failed = |error: io::Error| format!("start its relay: {error}");
         let channel = self.spawner.helper().await.map_err(|error| error.to_string())?;
+        channel.send(&Job::Relay, &[]).map_err(failed)?;
         let stored = stored_name(id);
         // one of an earlier launch
         self.store.forget(&stored);
@@ -257,6 +259,8 @@ impl Flows {
             socket: socket.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
             subscribers: 0,
             dropped: 0,
+            lost_bytes: 0,
+            cut_off: Vec::new(),
             state: "flowing".to_owned(),
         };
         if socket.is_some() {
@@ -327,6 +331,12 @@ impl Flows {
                 tracing::error!("pipeline {pipeline}, edge {edge}: {text}");
             }
             FromRelay::Note { edge, text, .. } => tracing::debug!("pipeline {pipeline}, edge {edge}: {text}"),
+            FromRelay::CutOff { edge, lost_bytes, last } => {
+                if let Some(flow) = self.lock().get_mut(&(pipeline, edge)) {
+                    flow.info.lost_bytes = lost_bytes;
+                    flow.info.cut_off = last;
+                }
+            }
             FromRelay::Figures { sequence, edges } => {
                 let mut table = self.lock();
                 for (edge, figures) in edges {

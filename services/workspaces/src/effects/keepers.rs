@@ -113,7 +113,10 @@ impl Live {
             if let Some(known) = mechanisms.iter_mut().find(|m| m.name == cgroup.name) {
                 *known = cgroup;
             }
-            let held = kept_size.as_ref().filter(|size| size.is_held());
+            let held = match kept_size.clone() {
+                Some(size) => tokio::task::spawn_blocking(move || size.is_held().then_some(size)).await.unwrap_or(None),
+                None => None,
+            };
             if let (Some(known), Some(size)) = (mechanisms.iter_mut().find(|m| m.name == SCRATCH_LIMIT), held) {
                 known.reason = format!(
                     "what it keeps lies on the disk and is measured every two seconds: commands are ended once it has \

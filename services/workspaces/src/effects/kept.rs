@@ -13,11 +13,13 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use shipote_bus::spec::ExitPolicy;
-use shipote_sandbox::{Access, PathGrant};
+use shipote_sandbox::{Access, PathGrant, Spawner};
 use ulid::Ulid;
 
+use super::gauge::Gauge;
 use super::kept_size::KeptSize;
 
 /// Most folders that are kept; nothing is removed to make room.
@@ -38,6 +40,8 @@ pub(crate) struct Whose<'a> {
 #[derive(Debug, Clone)]
 pub(crate) struct KeptFolders {
     folder: PathBuf,
+    /// Who measures what the service may not look into.
+    gauge: Option<Arc<Gauge>>,
 }
 
 impl KeptFolders {
@@ -45,7 +49,13 @@ impl KeptFolders {
         let folder = state.join("kept");
         make(&folder)?;
         // no link is followed when one of them is given to a workspace
-        Ok(KeptFolders { folder: folder.canonicalize()? })
+        Ok(KeptFolders { folder: folder.canonicalize()?, gauge: None })
+    }
+
+    /// The same, in which also what belongs to ids of workspaces' own can be measured.
+    pub(super) fn measured_by(self, spawner: Arc<Spawner>) -> Self {
+        let gauge = Some(Arc::new(Gauge::new(spawner, self.folder.clone())));
+        KeptFolders { gauge, ..self }
     }
 
     /// The folders of a workspace: `/work`, and the layers of its overlays where it has some. None are made.
@@ -90,7 +100,7 @@ impl KeptFolders {
         if folders.is_empty() {
             return Ok((Vec::new(), None));
         }
-        let size = KeptSize::new(folders.clone(), limit)?;
+        let size = KeptSize::new(folders.clone(), limit, self.gauge.clone())?;
         let uses = [(Some("/work"), Access::Own), (None, Access::Layers)];
         let grant = |(path, (target, access)): (PathBuf, (Option<&str>, Access))| PathGrant {
             path,
@@ -103,7 +113,7 @@ impl KeptFolders {
     /// The bound of what a workspace keeps that lives on.
     pub(crate) fn resume(&self, whose: &Whose<'_>, limit: u64) -> Option<KeptSize> {
         let folders = self.names(whose);
-        (!folders.is_empty()).then(|| KeptSize::resume(folders, limit))
+        (!folders.is_empty()).then(|| KeptSize::resume(folders, limit, self.gauge.clone()))
     }
 
     fn count(&self) -> usize {

@@ -5,10 +5,12 @@ use std::ffi::CStr;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+
+use super::gauge::Gauge;
 
 /// What an entry costs at least: an inode and a name.
 const ENTRY: u64 = 1024;
@@ -23,6 +25,8 @@ pub(crate) struct KeptSize {
     folders: Vec<PathBuf>,
     /// Bytes.
     limit: u64,
+    /// Who looks where the service may not.
+    gauge: Option<Arc<Gauge>>,
     last: Mutex<Last>,
 }
 
@@ -40,23 +44,31 @@ impl KeptSize {
     ///
     /// # Errors
     /// More is in them than may be, or they cannot be measured; the text says what is to be done.
-    pub(crate) fn new(folders: Vec<PathBuf>, limit: u64) -> Result<Self, String> {
-        let kept = Self { folders, limit, last: Mutex::default() };
+    pub(crate) fn new(folders: Vec<PathBuf>, limit: u64, gauge: Option<Arc<Gauge>>) -> Result<Self, String> {
+        let kept = Self { folders, limit, gauge, last: Mutex::default() };
         kept.measured()?;
         Ok(kept)
     }
 
     /// As [`KeptSize::new`], of a workspace that lives on: too much of it is found at the next look.
-    pub(crate) fn resume(folders: Vec<PathBuf>, limit: u64) -> Self {
+    pub(crate) fn resume(folders: Vec<PathBuf>, limit: u64, gauge: Option<Arc<Gauge>>) -> Self {
         let last = Mutex::new(Last { ticks: TICKS_MAX, ..Last::default() });
-        Self { folders, limit, last }
+        Self { folders, limit, gauge, last }
     }
 
-    /// Whether it can be: folders that are another user's by now (of a workspace with ids of its own) the service, which
-    /// has no right of root's, cannot look into.
+    /// Whether it can be: where nobody may look into the folders, they are not measured. Blocks.
     pub(crate) fn is_held(&self) -> bool {
+        self.folders.iter().all(|folder| self.size(folder, 0).is_ok())
+    }
+
+    /// Folders that are another user's by now (of a workspace with ids of its own) the service, which has no right of
+    /// root's, cannot look into.
+    fn size(&self, folder: &Path, enough: u64) -> io::Result<u64> {
         let own = rustix::process::geteuid().as_raw();
-        self.folders.iter().all(|folder| folder.symlink_metadata().is_ok_and(|found| found.uid() == own))
+        match &self.gauge {
+            Some(gauge) if folder.symlink_metadata()?.uid() != own => gauge.size(folder, enough),
+            _ => size(folder, enough),
+        }
     }
 
     /// Bytes.
@@ -81,16 +93,15 @@ impl KeptSize {
     }
 
     fn measured(&self) -> Result<(), String> {
-        if !self.is_held() {
-            return Ok(());
-        }
         let disk = used(self.folders.first().map(PathBuf::as_path));
         let mut bytes = 0_u64;
         for folder in &self.folders {
-            bytes = bytes.saturating_add(
-                size(folder, self.limit.saturating_sub(bytes))
-                    .map_err(|error| format!("the files that it keeps cannot be measured: {error}"))?,
-            );
+            bytes = bytes.saturating_add(match self.size(folder, self.limit.saturating_sub(bytes)) {
+                Ok(bytes) => bytes,
+                // reported as not held; a folder below that a command has shut is another matter
+                Err(error) if is_shut(&error) => return Ok(()),
+                Err(error) => return Err(format!("the files that it keeps cannot be measured: {error}")),
+            });
         }
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Last { bytes, disk, ticks: 0 };
         if bytes <= self.limit {
@@ -111,8 +122,13 @@ fn used(folder: Option<&Path>) -> u64 {
     stat.map_or(0, |stat| stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize))
 }
 
+/// Whether it is the folder itself that cannot be looked into, not one below it: those are named in the error.
+pub(super) fn is_shut(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ACCESS.raw_os_error())
+}
+
 /// Bytes on the disk of all that is below a folder, no link followed. More than `enough`: the rest is not looked at.
-fn size(folder: &Path, enough: u64) -> io::Result<u64> {
+pub(super) fn size(folder: &Path, enough: u64) -> io::Result<u64> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = rustix::fs::openat2(CWD, folder, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
     let named = |path: &Path, error: Errno| {
@@ -199,7 +215,7 @@ mod tests {
     #[test]
     fn more_than_may_be_is_refused_at_the_start_and_found_while_it_grows() {
         let folder = tempfile::tempdir().unwrap();
-        let of = |limit| KeptSize::new(vec![folder.path().to_owned()], limit);
+        let of = |limit| KeptSize::new(vec![folder.path().to_owned()], limit, None);
         let kept = of(100_000).unwrap();
         kept.look().unwrap();
         fs::write(folder.path().join("big"), vec![1; 300_000]).unwrap();
@@ -210,7 +226,6 @@ mod tests {
         fs::remove_file(folder.path().join("big")).unwrap();
         kept.look().unwrap();
         assert!(kept.is_held());
-        // of another user, it is said not to be held; see `is_held`
-        assert!(!KeptSize::resume(vec![folder.path().join("gone")], 1).is_held());
+        assert!(!KeptSize::resume(vec![folder.path().join("gone")], 1, None).is_held());
     }
 }

@@ -10,6 +10,7 @@ mod completion;
 mod explanations;
 mod flows;
 mod foreign;
+pub(crate) mod gauge;
 mod joining;
 mod journal;
 mod keepers;

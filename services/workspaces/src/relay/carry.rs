@@ -6,15 +6,16 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::CapabilitySet;
 use shipote_bus::spec::DiscernPolicy;
-use shipote_confinement::{Domain, Handled, PathAccess, seccomp};
+use shipote_confinement::PathAccess;
 use shipote_flow::{Allow, EdgeId, EdgeSink, FlowEvent, Junction, Tap, TapSpec};
 use shipote_sandbox::{Channel, Message};
 use tokio::sync::mpsc;
 
 use super::inlet::Inlet;
 use super::{Audience, Figures, FromRelay, Known, Sampled, ToRelay};
+use crate::helper;
 
 /// Most subscribers of one edge.
 const SUBSCRIBERS_MAX: usize = 64;
@@ -22,7 +23,9 @@ const SUBSCRIBERS_MAX: usize = 64;
 /// Serves until the service and all that hold its end are gone.
 pub(crate) fn carry(channel: Channel) {
     let channel = Arc::new(channel);
-    let failure = confine().err();
+    // It reads what untrusted commands write, to tell what it is: it may do nothing but carry. Pipes may be larger than an
+    // ordinary user's.
+    let failure = helper::confine(CapabilitySet::SYS_RESOURCE, Path::new("/dev/null"), PathAccess::Use).err();
     let known = Arc::<Mutex<BTreeMap<usize, Known>>>::default();
     let (events, mut receiver) = mpsc::unbounded_channel();
     let (to, table) = (Arc::clone(&channel), Arc::clone(&known));
@@ -91,6 +94,13 @@ impl Relay {
                 }
             }
             ToRelay::Measure { sequence } => {
+                for (numbers, junction) in &self.junctions {
+                    for &edge in numbers {
+                        if let Some(message) = cut_off(junction, edge) {
+                            self.channel.send(&message, &[])?;
+                        }
+                    }
+                }
                 let edges = self.junctions.iter().flat_map(|(numbers, junction)| {
                     numbers.iter().filter_map(|number| Some((*number, figures(junction, *number)?)))
                 });
@@ -161,6 +171,15 @@ fn figures(junction: &Junction, number: usize) -> Option<Figures> {
     })
 }
 
+/// What is to be told of the subscribers that an edge has cut off, if there were any.
+fn cut_off(junction: &Junction, edge: usize) -> Option<FromRelay> {
+    let id = EdgeId(edge as u64);
+    let lost_bytes = junction.stats(id).filter(|stats| stats.dropped_subscribers > 0)?.dropped_bytes;
+    let pid = |pid: Option<i32>| pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default();
+    let last = junction.cut_off(id).into_iter().map(|one| (pid(one.pid), one.lost)).collect();
+    Some(FromRelay::CutOff { edge, lost_bytes, last })
+}
+
 fn tell(channel: &Channel, table: &Mutex<BTreeMap<usize, Known>>, event: FlowEvent) -> std::io::Result<()> {
     let change = |id: EdgeId, change: &dyn Fn(&mut Known)| {
         let edge = usize::try_from(id.0).unwrap_or(usize::MAX);
@@ -194,27 +213,6 @@ fn tell(channel: &Channel, table: &Mutex<BTreeMap<usize, Known>>, event: FlowEve
         _ => return Ok(()),
     };
     channel.send(&message, &[])
-}
-
-/// It reads what untrusted commands write, to tell what it is: it may do nothing but carry.
-fn confine() -> Result<(), String> {
-    // pipes may be larger than an ordinary user's
-    let kept = CapabilitySet::SYS_RESOURCE
-        & rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_no_new_privs(true).map_err(|error| format!("confine the relay: {error}"))?;
-    let domain = Domain::new(Handled { signals: true, ..Handled::default() })
-        .and_then(|domain| domain.allow_path(Path::new("/dev/null"), PathAccess::Use));
-    // a kernel without landlock is reported by the service's own confinement
-    domain.and_then(Domain::restrict).map_err(|error| format!("confine the relay: {error}"))?;
-    rustix::thread::set_capabilities(None, sets).map_err(|error| format!("confine the relay: {error}"))?;
-    let parts = seccomp::command_filter_in_parts().map_err(|error| format!("confine the relay: {error}"))?;
-    for filter in [parts.0, parts.1] {
-        if let Err(error) = filter.install() {
-            tracing::debug!("confine the relay: {error}");
-        }
-    }
-    Ok(())
 }
 
 fn tap_spec(policy: &DiscernPolicy) -> TapSpec {

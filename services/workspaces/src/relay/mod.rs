@@ -72,6 +72,8 @@ pub(crate) enum FromRelay {
     Note { edge: usize, text: String, failed: bool },
     /// What was asked for under this number.
     Figures { sequence: u64, edges: Vec<(usize, Figures)> },
+    /// Comes before `Figures`, of an edge that has cut off subscribers.
+    CutOff { edge: usize, lost_bytes: u64, last: Vec<(u32, u64)> },
 }
 
 /// What is known of an edge.

@@ -142,6 +142,10 @@ pub struct FlowInfo {
     pub subscribers: u32,
     /// Subscribers that were cut off because they fell behind.
     pub dropped: u64,
+    /// Bytes of the flow, up to then, that those had not been sent.
+    pub lost_bytes: u64,
+    /// The last 16 of them: process id of who had connected (0: not known), and the bytes that it had not been sent.
+    pub cut_off: Vec<(u32, u64)>,
     /// `flowing` or `ended`.
     pub state: String,
 }
