@@ -114,6 +114,28 @@ fn an_idle_service_is_not_woken_up() {
 }
 
 #[test]
+fn while_something_lives_nothing_but_the_sampler_wakes_the_service() {
+    let shipote = Appliance::start();
+    shipote.ok(&["workspace", "create", "w"]);
+    shipote.ok(&["run", "-w", "w", "--detach", "--", "sleep", "1000"]);
+    let pid = shipote.service("workspaces");
+    let samples = || {
+        let history = shipote.json(&["workspace", "stats", "w", "--history", "--json"]);
+        history["samples"].as_array().unwrap().last().and_then(|sample| sample["uptime_ms"].as_u64()).unwrap_or(0)
+    };
+    eventually("it is sampled", || samples() > 0);
+    eventually("that is all that wakes it", || {
+        let before = wakes(pid);
+        std::thread::park_timeout(Duration::from_secs(10));
+        // five samples, each taken by a thread of the pool that is woken and tells the one that asked, and a watchdog;
+        // whatever polls as often as ten times a second would be a hundred
+        wakes(pid).saturating_sub(before) <= 50
+    });
+    let earlier = samples();
+    eventually("and it is sampled on", || samples() > earlier);
+}
+
+#[test]
 fn the_socket_gives_the_same_history_and_takes_limits() {
     let shipote = Appliance::start();
     let mut client = Client::connect(&shipote);

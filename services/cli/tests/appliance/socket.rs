@@ -344,6 +344,28 @@ fn bad_frames_get_an_error_or_a_close_and_disturb_nobody() {
 }
 
 #[test]
+fn who_asks_too_much_is_slowed_down() {
+    let shipote = Appliance::start();
+    let mut flood = Client::connect(&shipote);
+    let ping = encode(&Request::Ping).unwrap();
+    let begun = std::time::Instant::now();
+    // one second of the rate at once, and two seconds worth more
+    for _ in 0..30 {
+        for _ in 0..500 {
+            flood.send(&ping);
+        }
+        for _ in 0..500 {
+            assert_eq!(flood.receive(), Response::Pong);
+        }
+    }
+    // A lower bound only: 15,000 requests at 5,000 a second, 5,000 of them at once.
+    assert!(begun.elapsed() >= Duration::from_millis(1990), "{:?}", begun.elapsed());
+    // the debt is paid: all that is asked is answered, also by the bus
+    assert_eq!(Client::connect(&shipote).ask(&Request::Ping), Response::Pong);
+    shipote.ok(&["ps"]);
+}
+
+#[test]
 fn many_connections_are_served_at_once() {
     let shipote = Appliance::start();
     let mut clients: Vec<Client> = (0..256).map(|_| Client::connect(&shipote)).collect();

@@ -50,6 +50,27 @@ async fn a_descriptor_bomb_fills_its_own_table_only() {
 }
 
 #[tokio::test]
+async fn a_memory_bomb_ends_at_its_limit_and_harms_nobody() {
+    // What is allocated is written to, so that it is really there.
+    let bomb = "my @all; for (1..64) { push @all, 'x' x (4 << 20) } print scalar @all";
+    assert_eq!(outside("perl", bomb), "64");
+    let rlimits = Rlimits { mem_bytes: Some(96 << 20), ..Rlimits::default() };
+    let mut workspace = Workspace::with(&SandboxSpec { rlimits, ..SandboxSpec::default() }).await;
+    let mut neighbour = Workspace::new().await;
+    let outcome = workspace.run(&perl(bomb)).await;
+    assert_eq!((outcome.stdout.as_str(), outcome.code == Some(0)), ("", false), "{outcome:?}");
+    // By mmap and without the interpreter's help: the call is refused, nothing is killed.
+    let map = format!(
+        "my $n = 0; while ($n < 64) {{ my $r = syscall({}, 0, 4 << 20, 3, 0x8022, -1, 0); last if $r == -1; $n++ }} print $n",
+        libc::SYS_mmap
+    );
+    let mapped: u32 = workspace.run(&perl(&map)).await.stdout.parse().unwrap();
+    assert!((1..24).contains(&mapped), "{mapped}");
+    assert_eq!(neighbour.output("echo unharmed").await, "unharmed");
+    assert_eq!(workspace.output("echo goes on").await, "goes on");
+}
+
+#[tokio::test]
 async fn a_disk_filler_fills_its_scratch_only() {
     let fill = |at: &str| format!("dd if=/dev/zero of={at}/fill bs=64k count=64 2>/dev/null; stat -c %s {at}/fill");
     let host = tempfile::tempdir().unwrap();
