@@ -24,6 +24,7 @@ mod listen;
 #[doc(hidden)]
 pub mod measure;
 pub mod metrics;
+mod ocsp;
 mod peek;
 mod plan;
 mod plugin;

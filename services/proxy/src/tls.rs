@@ -18,6 +18,7 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
 
 use crate::http1::hex;
+use crate::ocsp::{self, Staple};
 
 /// What a handshake settled.
 #[derive(Debug, Clone, Default)]
@@ -101,15 +102,36 @@ pub(crate) fn certs(listener: &str, tls: &ListenerTls) -> Vec<CertInfo> {
     all.filter_map(info).collect()
 }
 
+/// A certificate, and the same with what its authority says of it.
+#[derive(Debug)]
+struct Held {
+    plain: Arc<CertifiedKey>,
+    stapled: Option<(Arc<CertifiedKey>, Option<u64>)>,
+}
+
+impl Held {
+    /// With what the authority says, for as long as that holds.
+    fn at(&self, now: u64) -> Arc<CertifiedKey> {
+        match &self.stapled {
+            Some((stapled, until)) if until.is_none_or(|until| now < until) => Arc::clone(stapled),
+            _ => Arc::clone(&self.plain),
+        }
+    }
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// Certificates by lower-case name; `*.example.com` stands for one label.
 #[derive(Debug)]
 struct Certificates {
-    default: Option<Arc<CertifiedKey>>,
-    by_name: HashMap<String, Arc<CertifiedKey>>,
+    default: Option<Held>,
+    by_name: HashMap<String, Held>,
 }
 
 impl Certificates {
-    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+    fn find(&self, name: &str) -> Option<&Held> {
         let name = name.to_ascii_lowercase();
         self.by_name.get(&name).or_else(|| {
             let (_, rest) = name.split_once('.')?;
@@ -120,7 +142,8 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        hello.server_name().and_then(|name| self.find(name)).or(self.default.as_ref()).cloned()
+        let held = hello.server_name().and_then(|name| self.find(name)).or(self.default.as_ref())?;
+        Some(held.at(now()))
     }
 }
 
@@ -172,13 +195,25 @@ fn read_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     Ok(certs)
 }
 
-fn load(cert: &TlsCert, provider: &rustls::crypto::CryptoProvider) -> Result<Arc<CertifiedKey>, String> {
+fn load(cert: &TlsCert, provider: &rustls::crypto::CryptoProvider) -> Result<Held, String> {
     let chain = read_certs(&cert.cert_file)?;
     let path = cert.key_file.display();
     let key = PrivateKeyDer::from_pem_file(&cert.key_file).map_err(|e| format!("read key {path}: {e}"))?;
     let certified = CertifiedKey::from_der(chain, key, provider)
         .map_err(|e| format!("key {path} with certificate {}: {e}", cert.cert_file.display()))?;
-    Ok(Arc::new(certified))
+    let stapled = match &cert.ocsp_file {
+        None => None,
+        Some(path) => {
+            let Staple { der, until } = ocsp::read(path, certified.end_entity_cert().map_err(|e| e.to_string())?)?;
+            if until.is_some_and(|until| until <= now()) {
+                tracing::warn!("the OCSP answer {} does not hold any more and is left out", path.display());
+            }
+            let mut stapled = certified.clone();
+            stapled.ocsp = Some(der);
+            Some((Arc::new(stapled), until))
+        }
+    };
+    Ok(Held { plain: Arc::new(certified), stapled })
 }
 
 /// What the handshake of a connection settled, and the server name that was asked for.

@@ -16,6 +16,8 @@ pub struct TlsCert {
     pub cert_file: PathBuf,
     /// PEM: the private key.
     pub key_file: PathBuf,
+    /// DER: what the authority says of the certificate (OCSP), for clients that ask.
+    pub ocsp_file: Option<PathBuf>,
 }
 
 /// What is asked of clients.
@@ -63,9 +65,14 @@ impl RuleTls {
     pub(crate) fn parse(value: &Json, path: &str) -> Result<Self, Problem> {
         let mut section = Section::new(value, path)?;
         let sni = section.text("sni")?.map(str::to_ascii_lowercase);
-        for (field, what) in [("managed", "certificates by ACME"), ("ocsp_path", "OCSP"), ("ocsp_fetch", "OCSP")] {
+        for (field, message) in [
+            ("managed", "certificates by ACME are not built into this version; give cert_file and key_file"),
+            (
+                "ocsp_fetch",
+                "nothing is fetched from an authority; have its answer written to a file, and give ocsp_path",
+            ),
+        ] {
             if section.get(field).is_some_and(|v| v != &Json::Bool(false)) {
-                let message = format!("{what} is not built into this version; give cert_file and key_file");
                 return Err(Problem::new(section.path(field), message));
             }
         }
@@ -79,6 +86,7 @@ impl RuleTls {
         let cert = TlsCert {
             cert_file: PathBuf::from(section.require_text("cert_file")?),
             key_file: PathBuf::from(section.require_text("key_file")?),
+            ocsp_file: section.text("ocsp_path")?.map(PathBuf::from),
         };
         let client_auth = match section.get("client_auth") {
             None => ClientAuth::None,

@@ -151,7 +151,9 @@ impl UpstreamTls {
             ca_file: section.text("ca_file")?.map(PathBuf::from),
             client_cert: match (section.text("cert_file")?, section.text("key_file")?) {
                 (None, None) => None,
-                (Some(cert), Some(key)) => Some(TlsCert { cert_file: cert.into(), key_file: key.into() }),
+                (Some(cert), Some(key)) => {
+                    Some(TlsCert { cert_file: cert.into(), key_file: key.into(), ocsp_file: None })
+                }
                 (Some(_), None) => return Err(section.missing("key_file")),
                 (None, Some(_)) => return Err(section.missing("cert_file")),
             },

@@ -1,7 +1,10 @@
 //! TLS on listeners: certificates by server name, client certificates, and names forwarded without decrypting.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: what fails should panic")]
 
+mod ocsp;
+#[path = "../support/mod.rs"]
 mod support;
+mod truncated;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
