@@ -44,6 +44,7 @@ CALLS = [
     (WORKSPACES, "Manager.DropFlows", "sa{sv} {pipeline} 0", MANAGE),
     (WORKSPACES, "Manager.Discern", 'aysb 2 35 33 "" true', OPEN),
     (WORKSPACES, "Manager.Connect", "sqa{sv} victim 8080 0", REACH),
+    (WORKSPACES, "Manager.Serve", "sasa{sv}ah victim 1 /usr/bin/true 1 timeout_ms t 1000 0", REACH),
     (WORKSPACES, "Manager.Capabilities", "", OPEN),
     (WORKSPACES, "Figures.Stats", "sa{sv} victim 0", MANAGE),
     (WORKSPACES, "Figures.Stats", 'sa{sv} "" 0', RUN),

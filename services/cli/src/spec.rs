@@ -1,7 +1,7 @@
 //! Reading what people hand over: spec files and KEY=VALUE pairs.
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use shipote_bus::workspaces::SPEC_MAX;
@@ -33,8 +33,15 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// The spec of a workspace that differs from the default in its network and in its sleep, `idle` seconds, alone.
-pub(crate) fn network(publish: &[u16], egress: &[String], ask: bool, idle: Option<f64>) -> String {
+/// The spec of a workspace that differs from the default in its network, in what it serves and in its sleep, `idle`
+/// seconds, alone.
+pub(crate) fn network(
+    publish: &[u16],
+    serve: &[PathBuf],
+    egress: &[String],
+    ask: bool,
+    idle: Option<f64>,
+) -> anyhow::Result<String> {
     let outbound = ask || !egress.is_empty();
     let networking = match (outbound, publish) {
         (true, _) => "outbound",
@@ -46,6 +53,9 @@ pub(crate) fn network(publish: &[u16], egress: &[String], ask: bool, idle: Optio
         spec.insert("idle".to_owned(), ((seconds * 1000.0) as i64).into());
     }
     spec.insert("publish".to_owned(), publish.iter().map(|port| i64::from(*port)).collect::<Vec<_>>().into());
+    if !serve.is_empty() {
+        spec.insert("serve".to_owned(), toml::Value::try_from(serve).context("write the programs that it serves")?);
+    }
     if outbound {
         spec.insert("egress".to_owned(), egress.to_vec().into());
         spec.insert("egress_ask".to_owned(), ask.into());
@@ -54,5 +64,5 @@ pub(crate) fn network(publish: &[u16], egress: &[String], ask: bool, idle: Optio
         "permissions".to_owned(),
         toml::Table::from_iter([("networking".to_owned(), networking.into())]).into(),
     );
-    spec.to_string()
+    Ok(spec.to_string())
 }

@@ -22,7 +22,7 @@ pub(crate) struct WorkspaceArgs {
 enum Command {
     /// Create a workspace: namespaces, a root of its own, private scratch
     #[command(
-        after_help = "Examples:\n  shipote workspace create build -f build.toml\n  shipote workspace create web --publish 8080\n  shipote workspace create ci --egress crates.io --egress '*.crates.io'"
+        after_help = "Examples:\n  shipote workspace create build -f build.toml\n  shipote workspace create web --publish 8080\n  shipote workspace create cgi --serve /usr/lib/git-core/git-http-backend\n  shipote workspace create ci --egress crates.io --egress '*.crates.io'"
     )]
     Create {
         /// Name, unique among the living
@@ -33,6 +33,9 @@ enum Command {
         /// Give it a loopback of its own, and let the proxy reach this port of it as `workspace:NAME:PORT`
         #[arg(long, value_name = "PORT", conflicts_with = "file")]
         publish: Vec<u16>,
+        /// Let the proxy run this program in it for requests, by rules that say `cgi`
+        #[arg(long, value_name = "PROGRAM", conflicts_with = "file")]
+        serve: Vec<PathBuf>,
         /// Let it reach this host (example.com, *.example.org:8443, 10.0.0.0/8:5432) through the proxy, and nothing else
         #[arg(long, value_name = "HOST", conflicts_with = "file")]
         egress: Vec<String>,
@@ -99,10 +102,10 @@ enum Command {
 
 pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Create { name, file, publish, egress, egress_ask, idle, strict, json } => {
+        Command::Create { name, file, publish, serve, egress, egress_ask, idle, strict, json } => {
             let spec = match file {
                 Some(file) => read_spec(&file)?,
-                None => crate::spec::network(&publish, &egress, egress_ask, idle),
+                None => crate::spec::network(&publish, &serve, &egress, egress_ask, idle)?,
             };
             create(&name, spec, strict, json).await?;
         }

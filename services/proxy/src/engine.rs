@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use shipote_bus::proxy::{CertInfo, PoolInfo};
-use shipote_rules::{Graph, ListenSpec, Transport};
+use shipote_rules::{Graph, ListenSpec, Terminator, Transport};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cgi::{self, Start};
 use crate::figures::Figures;
 use crate::flows::{Flow, Flows};
 use crate::health::Health;
@@ -90,6 +91,8 @@ pub struct Engine {
     settings: Arc<Settings>,
     shared: Arc<Shared>,
     registry: Registry,
+    /// The workers' wishes for programs, until somebody takes them.
+    starts: Mutex<Option<mpsc::Receiver<Start>>>,
     workers: Vec<Handle>,
     /// The plan before the one that holds. Kept so that no worker is the last to let go of it: taking a large one to
     /// pieces takes milliseconds, which its requests would wait for.
@@ -106,6 +109,12 @@ impl Engine {
     /// rules may name such upstreams. None when it was taken before.
     pub fn take_asked(&self) -> Option<tokio::sync::mpsc::Receiver<Ask>> {
         self.registry.take_asked()
+    }
+
+    /// The programs that workers want to run (CGI): whoever takes this runs them from now on, and only then rules may name
+    /// some. None when it was taken before.
+    pub fn take_starts(&self) -> Option<mpsc::Receiver<Start>> {
+        self.starts.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Starts the workers, with rules that match nothing. `inherited` is what was listened on before.
@@ -127,7 +136,8 @@ impl Engine {
         };
         let none = Plugins { runtime: None, codes: &[] };
         let plan = Plan::link(empty, &registry, &none, None).map_err(io::Error::other)?;
-        let shared = Arc::new(Shared::new(Arc::new(plan)));
+        let (wish, starts) = cgi::channel();
+        let shared = Arc::new(Shared::new(Arc::new(plan), wish));
         let mut workers = Vec::with_capacity(settings.workers);
         for i in 0..settings.workers.max(1) {
             let (commands, receiver) = mpsc::unbounded_channel();
@@ -154,6 +164,7 @@ impl Engine {
             settings,
             shared,
             registry,
+            starts: Mutex::new(Some(starts)),
             workers,
             retired: Mutex::default(),
             health: Health::start()?,
@@ -184,6 +195,7 @@ impl Engine {
     /// # Errors
     /// [`ApplyError`]; the graph from before goes on.
     pub fn apply_with(&self, graph: Graph, codes: &[PluginCode]) -> Result<(), ApplyError> {
+        self.runs_programs(&graph)?;
         let before = self.shared.plan();
         let runtime = if codes.is_empty() { None } else { Some(self.runtime()?) };
         let plan = Plan::link(graph, &self.registry, &Plugins { runtime, codes }, Some(&before))?;
@@ -229,6 +241,20 @@ impl Engine {
         listeners.settle(&needed);
         (*had, *sockets) = (wanted, needed);
         Ok(())
+    }
+
+    /// Refuses rules that run programs where nobody does so.
+    fn runs_programs(&self, graph: &Graph) -> Result<(), LinkError> {
+        if self.starts.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Ok(());
+        }
+        match graph.terminators.iter().find(|t| matches!(t.terminator, Terminator::Cgi(_))) {
+            None => Ok(()),
+            Some(entry) => Err(LinkError {
+                rule: entry.rule.clone(),
+                reason: "cgi: nobody here runs programs; that needs the bus".to_owned(),
+            }),
+        }
     }
 
     /// The engine of plugins, made when rules first use one: without them it would only take memory.

@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+mod cgi;
 pub mod egress;
 mod engine;
 mod figures;
@@ -39,6 +40,7 @@ mod upstream;
 mod walk;
 mod worker;
 
+pub use cgi::Start;
 pub use engine::{ApplyError, ConnectionInfo, Engine, UpstreamInfo};
 pub use flows::Flow;
 pub use listen::{Handed, Inherited, Keeper, is_kept_name};

@@ -8,6 +8,7 @@ mod bus;
 mod config;
 mod names;
 mod plugins;
+mod programs;
 mod remember;
 mod sockets;
 mod state;
@@ -74,6 +75,9 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
     ));
     if let Some(asked) = engine.take_asked() {
         tokio::spawn(names::answer(context.connection.clone(), asked));
+    }
+    if let Some(starts) = engine.take_starts() {
+        tokio::spawn(programs::run(context.connection.clone(), starts));
     }
     if let Some(failed) = engine.take_failed() {
         tokio::spawn(plugins::report(context.connection.clone(), failed));

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use shipote_bus::proxy::CertInfo;
 use shipote_plugin_abi::metadata::MiddlewareKind;
 use shipote_rules::{
-    Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, Terminator, TerminatorEntry, TerminatorId,
-    Transport, Upstream,
+    CgiSpec, Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, Terminator, TerminatorEntry,
+    TerminatorId, Transport, Upstream,
 };
+use tokio::sync::Semaphore;
 
 use crate::http3::config::Crypto;
 use crate::plugin::{Canary, Place, PluginCode, Runtime};
@@ -38,7 +39,9 @@ pub(crate) struct Plan {
     pub(crate) auth: Vec<Option<Arc<Target>>>,
     /// By middleware; plugins only.
     pub(crate) places: Vec<Option<Place>>,
-    /// By terminator: HTTP/2 or 3 may be spoken to an upstream, or another one be asked after a failure.
+    /// By terminator; programs only: the runs that it may have at once.
+    pub(crate) runs: Vec<Option<Arc<Semaphore>>>,
+    /// By terminator: it takes more than passing HTTP/1.1 on as it is.
     others: Vec<bool>,
     /// The largest body that a rule may hold in memory.
     pub(crate) body_limit: u64,
@@ -61,6 +64,7 @@ impl Plan {
     ) -> Result<Self, LinkError> {
         let mut targets = Vec::with_capacity(graph.terminators.len());
         let mut others = Vec::with_capacity(graph.terminators.len());
+        let mut runs_of = Vec::with_capacity(graph.terminators.len());
         for entry in &graph.terminators {
             let upstreams = upstreams_of(entry).map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
             let version = match &entry.terminator {
@@ -70,7 +74,17 @@ impl Plan {
             let linked: Result<Vec<_>, String> = upstreams.iter().map(|u| registry.target(u, version)).collect();
             let linked = linked.map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
             let retries = matches!(&entry.terminator, Terminator::HttpProxy(spec) if spec.retries > 0);
-            others.push(retries || linked.iter().any(|t| matches!(t.speak, Speak::Two | Speak::Three | Speak::Either)));
+            let program = match &entry.terminator {
+                // The same program of the same rule goes on counting across a reload.
+                Terminator::Cgi(spec) => Some(before.and_then(|b| b.program(entry)).unwrap_or_else(|| runs(spec))),
+                _ => None,
+            };
+            others.push(
+                retries
+                    || program.is_some()
+                    || linked.iter().any(|t| matches!(t.speak, Speak::Two | Speak::Three | Speak::Either)),
+            );
+            runs_of.push(program);
             targets.push(linked);
         }
         // What the compiler adds has no name, and no limit that somebody meant.
@@ -124,7 +138,26 @@ impl Plan {
         }
         let listeners =
             graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
-        Ok(Self { graph, targets, others, body_limit, certs, limiters, auth, places, tls, quic, listeners })
+        Ok(Self {
+            graph,
+            targets,
+            others,
+            runs: runs_of,
+            body_limit,
+            certs,
+            limiters,
+            auth,
+            places,
+            tls,
+            quic,
+            listeners,
+        })
+    }
+
+    fn program(&self, entry: &TerminatorEntry) -> Option<Arc<Semaphore>> {
+        let same = |e: &TerminatorEntry| e.rule == entry.rule && e.terminator == entry.terminator;
+        let at = self.graph.terminators.iter().position(same)?;
+        self.runs[at].clone()
     }
 
     fn limiter(&self, rule: &str, middleware: &Middleware) -> Option<Arc<Limiter>> {
@@ -139,7 +172,8 @@ impl Plan {
         self.limiters[at].clone()
     }
 
-    /// Whether HTTP/2 or 3 may be spoken to an upstream of this terminator, or another one be asked after a failure.
+    /// Whether HTTP/2 or 3 may be spoken to an upstream of this terminator, or another one be asked after a failure, or a
+    /// program answers.
     pub(crate) fn takes_more(&self, terminator: TerminatorId) -> bool {
         self.others[terminator.index()]
     }
@@ -217,6 +251,10 @@ impl Plugins<'_> {
     }
 }
 
+fn runs(spec: &CgiSpec) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(spec.at_once as usize))
+}
+
 /// Whether a plugin of this kind can stand where its middleware stands.
 fn fits(graph: &Graph, middleware: usize, kind: MiddlewareKind) -> Result<(), String> {
     let bytes = matches!(kind, MiddlewareKind::L4Peek | MiddlewareKind::L4Bytes);
@@ -251,8 +289,11 @@ fn upstreams_of(entry: &TerminatorEntry) -> Result<&[Upstream], String> {
     let upstreams: &[Upstream] = match &entry.terminator {
         Terminator::HttpProxy(spec) => &spec.upstreams,
         Terminator::TcpForward { upstreams, .. } | Terminator::UdpForward { upstreams, .. } => upstreams,
-        Terminator::Cgi { .. } => return Err("cgi is not built into this version".into()),
-        Terminator::Static(_) | Terminator::RedirectHttps(_) | Terminator::Close | Terminator::Send => &[],
+        Terminator::Cgi(_)
+        | Terminator::Static(_)
+        | Terminator::RedirectHttps(_)
+        | Terminator::Close
+        | Terminator::Send => &[],
     };
     Ok(upstreams)
 }

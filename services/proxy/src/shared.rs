@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::cgi::Starts;
 use crate::plan::Plan;
 use crate::settings::Settings;
 
@@ -24,10 +25,12 @@ pub(crate) struct Shared {
     /// How QUIC is spoken. All workers tell clients of connections that are no more in the same way, since those may
     /// come to another worker when their address changes.
     pub(crate) quic: quinn::EndpointConfig,
+    /// Where programs are asked for.
+    pub(crate) starts: Starts,
 }
 
 impl Shared {
-    pub(crate) fn new(plan: Arc<Plan>) -> Self {
+    pub(crate) fn new(plan: Arc<Plan>, starts: Starts) -> Self {
         Self {
             plan: Mutex::new(plan),
             generation: AtomicU64::new(1),
@@ -37,6 +40,7 @@ impl Shared {
             open: AtomicU32::new(0),
             by_address: Mutex::default(),
             quic: quinn::EndpointConfig::default(),
+            starts,
         }
     }
 

@@ -427,8 +427,9 @@ fn a_refused_reload_leaves_the_rules_from_before() {
     assert!(error.unwrap_err().contains(&other.to_string()));
     assert_eq!(ask(port, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").text(), "before");
     let error = proxy.apply(&json!([{"name": "c", "listen": [format!("127.0.0.1:{port}")],
-        "terminate": {"type": "cgi", "script": "/x"}}]));
-    assert!(error.unwrap_err().contains("\"c\""));
+        "terminate": {"type": "cgi", "command": ["/x"]}}]));
+    let error = error.unwrap_err();
+    assert!(error.contains("\"c\"") && error.contains("needs the bus"), "{error}");
 }
 
 #[test]

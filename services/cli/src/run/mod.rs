@@ -130,7 +130,7 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let spec = match &args.file {
         Some(file) => Some(read_spec(file)?),
         None if args.egress.is_empty() => None,
-        None => Some(crate::spec::network(&[], &args.egress, false, None)),
+        None => Some(crate::spec::network(&[], &[], &args.egress, false, None)?),
     };
     let terminal = if args.tty { Some(terminal::size()) } else { None };
     let mut env: Vec<String> = args.env.iter().map(|(k, v)| format!("{k}={v}")).collect();

@@ -6,6 +6,7 @@
 mod ahead;
 mod attach;
 mod canary;
+mod cgi;
 mod commands;
 mod deaths;
 mod egress;

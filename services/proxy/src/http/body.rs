@@ -9,6 +9,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::HeaderMap;
 
+use crate::cgi::Output;
 use crate::http1::body::SourceError;
 use crate::http1::chunked::{Chunks, Step};
 use crate::http1::{Framing, Refusal};
@@ -35,6 +36,7 @@ pub(crate) enum Source<'a> {
     One(One<'a>),
     Two(Two<'a>),
     Three(Box<Three<'a>>),
+    Program(Box<Output<'a>>),
 }
 
 /// A body of HTTP/1.1.
@@ -115,6 +117,7 @@ impl<'a> Source<'a> {
             Self::One(one) => one.next().await,
             Self::Two(two) => two.next().await,
             Self::Three(three) => three.next().await,
+            Self::Program(output) => output.next().await,
         }
     }
 
@@ -126,6 +129,7 @@ impl<'a> Source<'a> {
             Self::One(one) => matches!(one.rest, Rest::Done),
             Self::Two(two) => two.stream.is_end_stream(),
             Self::Three(three) => three.over,
+            Self::Program(output) => output.is_over(),
         }
     }
 
@@ -144,7 +148,7 @@ impl<'a> Source<'a> {
 }
 
 impl One<'_> {
-    async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         loop {
             if matches!(self.rest, Rest::Done) {
                 return Ok(None);

@@ -86,6 +86,16 @@ impl<'a> Client<'a> {
         }
     }
 
+    /// What it speaks, by name.
+    pub(crate) fn protocol(&self) -> &'static str {
+        match self {
+            Self::One { facts, .. } if facts.one_one => "HTTP/1.1",
+            Self::One { .. } => "HTTP/1.0",
+            Self::Two { .. } => "HTTP/2.0",
+            Self::Three { .. } => "HTTP/3.0",
+        }
+    }
+
     /// The client asked for a tunnel and has none yet.
     pub(crate) fn wants_tunnel(&self) -> bool {
         matches!(self, Self::Two { connect: true, .. })

@@ -50,12 +50,21 @@ pub(crate) struct Way<'p> {
 }
 
 /// An attempt that came to nothing.
-enum Failed {
+pub(crate) enum Failed {
     /// Nothing was done: it can be made again whatever the request is.
     Again(Ended),
     /// The upstream failed: another one can be asked if the request may be repeated.
     Elsewhere(Ended),
     For(Ended),
+}
+
+impl Failed {
+    /// How it ended, where nothing is tried again.
+    pub(crate) fn ended(self) -> Ended {
+        match self {
+            Self::Again(ended) | Self::Elsewhere(ended) | Self::For(ended) => ended,
+        }
+    }
 }
 
 /// Sends the request to an upstream, and the answer to the client.
@@ -153,7 +162,7 @@ async fn acquire_for(want: &Want<'_>, whole: bool) -> Result<Link, Ended> {
     }
 }
 
-pub(super) fn taken_back() -> Ended {
+pub(crate) fn taken_back() -> Ended {
     Ended::broken(0, &TOOK_BACK)
 }
 
@@ -225,7 +234,7 @@ async fn one(
             let phase = (way.response, way.spec.limits.idle);
             Ok(deliver(request, phase, edits, reply, source, client, progress.sent.get()).await)
         };
-        both(request, way, sending, receiving, &progress).await
+        both(request, way.spec.limits.response, sending, receiving, &progress).await
     };
     if let Ok(ended) = &result
         && progress.sent.get()
@@ -299,7 +308,7 @@ async fn two(
         let phase = (way.response, way.spec.limits.idle);
         Ok(deliver(request, phase, edits, Reply::two(parts), source, client, progress.sent.get()).await)
     };
-    both(request, way, sending, receiving, &progress).await
+    both(request, way.spec.limits.response, sending, receiving, &progress).await
 }
 
 #[allow(clippy::too_many_arguments, reason = "one step of an exchange needs what the exchange needs")]
@@ -371,7 +380,7 @@ async fn three(
         let phase = (way.response, way.spec.limits.idle);
         Ok(deliver(request, phase, edits, Reply::two(parts), source, client, progress.sent.get()).await)
     };
-    both(request, way, sending, receiving, &progress).await
+    both(request, way.spec.limits.response, sending, receiving, &progress).await
 }
 
 fn refused(refusal: Refusal) -> Failed {
@@ -387,7 +396,7 @@ pub(crate) struct Progress {
     pub(crate) started: Cell<bool>,
 }
 
-async fn send_body(body: &mut Body<'_>, sink: &mut Sink<'_>) -> Result<(), BodyError> {
+pub(crate) async fn send_body(body: &mut Body<'_>, sink: &mut Sink<'_>) -> Result<(), BodyError> {
     let result = relay(body, sink, None).await;
     if matches!(result, Err(BodyError::Source(_))) {
         sink.tear();
@@ -395,10 +404,11 @@ async fn send_body(body: &mut Body<'_>, sink: &mut Sink<'_>) -> Result<(), BodyE
     result.map(|_| ())
 }
 
-/// Both directions together, until the answer is through or the client breaks off.
-async fn both(
+/// Both directions together, until the answer is through or the client breaks off. `wait` is how long the answer may take to
+/// begin once the request is out.
+pub(crate) async fn both(
     request: &Request<'_, '_>,
-    way: &Way<'_>,
+    wait: Duration,
     sending: impl Future<Output = Result<(), BodyError>>,
     receiving: impl Future<Output = Result<Ended, Failed>>,
     progress: &Progress,
@@ -414,7 +424,7 @@ async fn both(
                     Ok(()) => {
                         progress.sent.set(true);
                         if !progress.started.get() {
-                            request.slot.set(way.spec.limits.response);
+                            request.slot.set(wait);
                         }
                     }
                     Err(BodyError::Sink(_)) => {} // It may have answered before it closed.

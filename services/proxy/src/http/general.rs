@@ -9,8 +9,11 @@ use shipote_rules::{HeaderEdit, Response, Terminator, TimeLimits};
 use super::auth;
 use super::exchange::{self, Way, deliver};
 use super::reply::Reply;
-use super::{Body, Client, websocket};
+use super::{Body, Client, Source, websocket};
+use crate::cgi;
+use crate::http1::Refusal;
 use crate::http1::exchange::{Ended, broken_body};
+use crate::http1::head::{Known, nominated};
 use crate::http1::request::RequestHead;
 use crate::io::Slot;
 use crate::plan::Plan;
@@ -18,6 +21,8 @@ use crate::plugin::{Called, request_apart};
 use crate::walk::{Edits, Held, Need, Peer, Resume, Verdict, response_edits, route};
 use crate::worker::Worker;
 
+/// How often programs may redirect a request.
+const HOPS: u32 = 5;
 /// How long a call that fetches may take: longer than any policy should let it.
 const APART: Duration = Duration::from_secs(300);
 
@@ -51,6 +56,67 @@ pub(crate) struct Outcome<'p> {
 
 /// Goes on from `verdict` to the end. A refusal is answered here.
 pub(crate) async fn run<'p>(
+    request: &Request<'_, 'p>,
+    verdict: Verdict<'p>,
+    edits: &mut Edits<'p>,
+    body: &mut Body<'_>,
+    client: &mut Client<'_>,
+) -> Outcome<'p> {
+    let mut outcome = once(request, verdict, edits, body, client).await;
+    let mut hops = 0;
+    // A program may answer with what another path would be answered with (RFC 3875, section 6.2.2).
+    while let Some(target) = outcome.ended.elsewhere.take() {
+        hops += 1;
+        let elsewhere = match elsewhere(request, &target) {
+            _ if hops > HOPS => Err(Refusal { status: 502, reason: "programs of the rules redirect without end" }),
+            // What is left of its body would be taken for the next request.
+            _ if !body.is_read() => {
+                Err(Refusal { status: 502, reason: "the program redirects a request that it did not read" })
+            }
+            found => found,
+        };
+        let (head, bytes) = match elsewhere {
+            Ok(found) => found,
+            Err(refusal) => {
+                let ended = own(request, Ended::refuse(refusal.status, &refusal), body, client).await;
+                return Outcome { ended, ..outcome };
+            }
+        };
+        let Request { worker, plan, peer, slot, .. } = *request;
+        let again = Request { head: &head, bytes: &bytes, worker, plan, peer, slot };
+        let mut edits = Edits::default();
+        let verdict = route(plan, peer, &head, &bytes, &mut edits, &worker.plugins, None);
+        outcome = once(&again, verdict, &mut edits, &mut Body::new(Source::Empty), client).await;
+    }
+    outcome
+}
+
+/// The request as it would be for another path: a `GET` (or `HEAD`) with the same headers, but those of its body.
+fn elsewhere(request: &Request<'_, '_>, target: &str) -> Result<(RequestHead, Vec<u8>), Refusal> {
+    let method: &[u8] = if request.head.facts.is_head { b"HEAD " } else { b"GET " };
+    let mut bytes = Vec::with_capacity(request.bytes.len() + target.len());
+    for part in [method, target.as_bytes(), b" HTTP/1.1\r\n"] {
+        bytes.extend_from_slice(part);
+    }
+    for (known, name, value) in request.head.lines.iter(request.bytes) {
+        let kept = matches!(known, Known::Other | Known::Host | Known::ForwardedFor | Known::RealIp | Known::Date);
+        let of_body = name.get(..8).is_some_and(|n| n.eq_ignore_ascii_case(b"content-"));
+        let of_hop = request.head.facts.nominates && nominated(&request.head.lines, request.bytes, name);
+        if kept && !of_body && !of_hop {
+            for part in [name, b": ", value, b"\r\n"] {
+                bytes.extend_from_slice(part);
+            }
+        }
+    }
+    bytes.extend_from_slice(b"\r\n");
+    let mut head = RequestHead::default();
+    match head.parse(&bytes) {
+        Ok(true) => Ok((head, bytes)),
+        _ => Err(Refusal { status: 502, reason: "the program redirects to what is no path" }),
+    }
+}
+
+async fn once<'p>(
     request: &Request<'_, 'p>,
     mut verdict: Verdict<'p>,
     edits: &mut Edits<'p>,
@@ -152,6 +218,20 @@ async fn finish<'p>(
                     };
                     answer(request, &made, &edits, body, client).await
                 }
+                Terminator::Cgi(spec) => match &request.plan.runs[terminator.index()] {
+                    _ if client.wants_tunnel() => {
+                        let ended = Ended::refuse(501, &"the rule passes no WebSocket on");
+                        own(request, ended, body, client).await
+                    }
+                    // Linking counts the runs of every program.
+                    None => Ended::default(),
+                    Some(places) => {
+                        let way = cgi::Way { spec, rule, places, response };
+                        // Kept apart: other requests must not carry the room that this takes.
+                        let ended = Box::pin(cgi::pass(request, &way, edits, body, client)).await;
+                        if ended.refuse { own(request, ended, body, client).await } else { ended }
+                    }
+                },
                 // Forwards of bytes are taken before a request is read, so only a reload leads here.
                 _ => Ended::default(),
             };

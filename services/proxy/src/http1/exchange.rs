@@ -55,6 +55,8 @@ pub(crate) struct Ended {
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) upstream: Option<Arc<Target>>,
+    /// What another path would have been answered with is the answer; nothing was sent yet.
+    pub(crate) elsewhere: Option<String>,
     pub(crate) error: Option<String>,
     /// What the client is told beside the status, where that helps it.
     pub(crate) told: Option<String>,

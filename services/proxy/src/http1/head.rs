@@ -57,7 +57,7 @@ pub(crate) enum Known {
 
 impl Known {
     /// By name, in any case.
-    fn of(name: &[u8]) -> Self {
+    pub(crate) fn of(name: &[u8]) -> Self {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         match name.len() {
             2 if is("te") => Self::HopByHop,
@@ -196,7 +196,7 @@ pub(crate) fn read_framing(lines: &Lines, head: &[u8]) -> Result<Said, Refusal> 
 }
 
 /// Digits only: no sign, no list, no space, no overflow.
-fn length(value: &[u8]) -> Option<u64> {
+pub(crate) fn length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 19 {
         return None;
     }

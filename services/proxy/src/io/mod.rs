@@ -6,4 +6,4 @@ mod stream;
 
 pub(crate) use buf::{Buf, Pool};
 pub(crate) use clock::{Clock, Slot};
-pub(crate) use stream::{Io, IoError, Stream};
+pub(crate) use stream::{Io, IoError, Pipes, Stream};

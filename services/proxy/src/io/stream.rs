@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
@@ -22,6 +23,24 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
     /// To an upstream, encrypted here.
     Secure(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// To a program and back.
+    Pipes(Box<Pipes>),
+}
+
+/// A program's standard input, until it is shut, and output.
+#[derive(Debug)]
+pub(crate) struct Pipes {
+    pub(crate) input: Option<pipe::Sender>,
+    pub(crate) output: pipe::Receiver,
+}
+
+impl Pipes {
+    fn poll_input<T>(&mut self, f: impl FnOnce(Pin<&mut pipe::Sender>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match &mut self.input {
+            Some(input) => f(Pin::new(input)),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
 }
 
 /// Why a read or a write did not happen.
@@ -40,6 +59,7 @@ impl Stream {
             Self::Unix(s) => Pin::new(s).poll_read(cx, buf),
             Self::Tls(s) => Pin::new(s).poll_read(cx, buf),
             Self::Secure(s) => Pin::new(s).poll_read(cx, buf),
+            Self::Pipes(s) => Pin::new(&mut s.output).poll_read(cx, buf),
         }
     }
 
@@ -49,6 +69,7 @@ impl Stream {
             Self::Unix(s) => Pin::new(s).poll_write_vectored(cx, parts),
             Self::Tls(s) => Pin::new(s).poll_write_vectored(cx, parts),
             Self::Secure(s) => Pin::new(s).poll_write_vectored(cx, parts),
+            Self::Pipes(s) => s.poll_input(|input| input.poll_write_vectored(cx, parts)),
         }
     }
 
@@ -58,6 +79,7 @@ impl Stream {
             Self::Unix(s) => Pin::new(s).poll_write(cx, bytes),
             Self::Tls(s) => Pin::new(s).poll_write(cx, bytes),
             Self::Secure(s) => Pin::new(s).poll_write(cx, bytes),
+            Self::Pipes(s) => s.poll_input(|input| input.poll_write(cx, bytes)),
         }
     }
 
@@ -67,13 +89,17 @@ impl Stream {
             Self::Unix(s) => Pin::new(s).poll_shutdown(cx),
             Self::Tls(s) => Pin::new(s).poll_shutdown(cx),
             Self::Secure(s) => Pin::new(s).poll_shutdown(cx),
+            Self::Pipes(s) => {
+                s.input = None;
+                Poll::Ready(Ok(()))
+            }
         }
     }
 
     /// Sends what encryption still holds back.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(_) | Self::Unix(_) => Poll::Ready(Ok(())),
+            Self::Tcp(_) | Self::Unix(_) | Self::Pipes(_) => Poll::Ready(Ok(())),
             Self::Tls(s) => Pin::new(s).poll_flush(cx),
             Self::Secure(s) => Pin::new(s).poll_flush(cx),
         }
@@ -94,7 +120,7 @@ impl Stream {
                 }
             }
             // Nobody waits for the first byte of an upstream without a buffer.
-            Self::Secure(_) => Poll::Ready(Ok(())),
+            Self::Secure(_) | Self::Pipes(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -104,7 +130,8 @@ impl Stream {
         let read = match self {
             Self::Tcp(s) => s.try_read(&mut byte),
             Self::Unix(s) => s.try_read(&mut byte),
-            Self::Tls(_) => return false,
+            // What a program wrote is never used again.
+            Self::Tls(_) | Self::Pipes(_) => return false,
             Self::Secure(s) => {
                 // Tickets that came after the handshake are taken in; data or the end make it ready.
                 let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -125,7 +152,7 @@ impl Stream {
         let fd = match &*self {
             Self::Tcp(s) => s.as_fd(),
             Self::Unix(s) => s.as_fd(),
-            Self::Tls(_) => return false,
+            Self::Tls(_) | Self::Pipes(_) => return false,
             Self::Secure(s) => s.get_ref().0.as_fd(),
         };
         matches!(rustix::net::recv(fd, &mut byte, flags), Err(rustix::io::Errno::AGAIN))

@@ -1,4 +1,4 @@
-//! What a plugin says in the log: a line each, bounded in length and number.
+//! What a plugin says in the log: a line each, bounded in length and number. Programs (CGI) are written down in the same way.
 
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ impl Said {
 }
 
 /// A message with its fields as one line: control characters escaped, so that none passes for another's line.
-pub(super) fn line(message: &str, fields: &[LogField]) -> String {
+pub(crate) fn line(message: &str, fields: &[LogField]) -> String {
     let mut line = Line::default();
     line.push(message, false);
     for field in fields.iter().take(FIELDS) {

@@ -21,6 +21,7 @@
 
 mod analyse;
 mod care;
+mod cgi;
 mod error;
 mod field;
 mod graph;
@@ -42,6 +43,7 @@ mod upstream;
 mod validate;
 
 pub use care::{Care, HealthCheck, Passive};
+pub use cgi::CgiSpec;
 pub use error::{Problems, RuleProblem};
 pub use field::{Field, Kind, Phase};
 pub use graph::{

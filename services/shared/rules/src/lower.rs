@@ -51,8 +51,16 @@ pub(crate) fn lower(set: &AnalysedSet) -> Graph {
         let (file, name) = (r.rule.file.display(), &r.rule.name);
         format!("{file}: rule {name:?}: never reached: rules before it take everything")
     });
+    let ignored = set.rules.iter().flat_map(|Analysed { rule, .. }| {
+        match &rule.terminate {
+            Terminator::Cgi(spec) => spec.ignored.as_slice(),
+            _ => &[],
+        }
+        .iter()
+        .map(|what| format!("{}: rule {:?}: {what}", rule.file.display(), rule.name))
+    });
     Graph {
-        warnings: warnings.collect(),
+        warnings: warnings.chain(ignored).collect(),
         listeners: listeners.collect(),
         nodes,
         checks: builder.checks,

@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value as Json;
 
 use crate::care::Care;
+use crate::cgi::CgiSpec;
 use crate::error::{Problem, suggest};
 use crate::field::Phase;
 use crate::listen::Transport;
@@ -132,23 +133,15 @@ pub enum Terminator {
         idle: Duration,
     },
     /// Runs a program for each request, by CGI.
-    Cgi {
-        /// The rule's own description, for the runner of programs.
-        #[serde(serialize_with = "opaque")]
-        spec: String,
-    },
+    Cgi(CgiSpec),
     /// Closes without an answer. No rule writes it: it stands where no rule matches.
     Close,
     /// Sends a response on once the response phase is through.
     Send,
 }
 
-fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
-}
-
-fn opaque<S: Serializer>(json: &str, serializer: S) -> Result<S::Ok, S::Error> {
-    serde_json::from_str::<Json>(json).unwrap_or_default().serialize(serializer)
 }
 
 const TYPES: [&str; 11] = [
@@ -207,7 +200,7 @@ impl Terminator {
                 }
                 Self::UdpForward { upstreams, balance: read_balance(&mut section)?, idle }
             }
-            "cgi" => return Ok(Self::Cgi { spec: value.to_string() }),
+            "cgi" => Self::Cgi(CgiSpec::read(&mut section)?),
             other => {
                 return Err(Problem::new(section.path("type"), format!("{other:?}: {}", suggest(other, TYPES))));
             }
@@ -221,7 +214,7 @@ impl Terminator {
     pub fn phase(&self) -> Phase {
         match self {
             Self::TcpForward { .. } | Self::UdpForward { .. } | Self::Close => Phase::Raw,
-            Self::HttpProxy(_) | Self::Static(_) | Self::RedirectHttps(_) | Self::Cgi { .. } => Phase::Request,
+            Self::HttpProxy(_) | Self::Static(_) | Self::RedirectHttps(_) | Self::Cgi(_) => Phase::Request,
             Self::Send => Phase::Response,
         }
     }
@@ -242,7 +235,7 @@ impl Terminator {
             Self::RedirectHttps(_) => "redirect_https",
             Self::TcpForward { .. } => "tcp_forward",
             Self::UdpForward { .. } => "udp_forward",
-            Self::Cgi { .. } => "cgi",
+            Self::Cgi(_) => "cgi",
             Self::Close => "close",
             Self::Send => "send",
         }
@@ -357,7 +350,7 @@ fn read_hash_on(section: &mut Section<'_>) -> Result<HashOn, Problem> {
 }
 
 /// `timeouts: {connect, response, idle, wake}`, or `connect_timeout` and `idle_timeout` beside the upstream.
-fn read_limits(section: &mut Section<'_>, idle: Duration) -> Result<TimeLimits, Problem> {
+pub(crate) fn read_limits(section: &mut Section<'_>, idle: Duration) -> Result<TimeLimits, Problem> {
     let mut limits = TimeLimits { idle, ..TimeLimits::default() };
     if let Some(value) = section.get("timeouts") {
         let mut inner = Section::new(value, section.path("timeouts"))?;
@@ -404,7 +397,7 @@ mod tests {
             (json!({"type": "redirect_https"}), "redirect_https"),
             (json!({"type": "tcp_forward", "upstream": "a:1", "idle_timeout": "5m"}), "tcp_forward"),
             (json!({"type": "udp_forward", "upstream": "a:1", "transport": "udp"}), "udp_forward"),
-            (json!({"type": "cgi", "script": "/x"}), "cgi"),
+            (json!({"type": "cgi", "command": ["/x"]}), "cgi"),
         ] {
             assert_eq!(Terminator::parse(&value, "terminate").unwrap().name(), name, "{value}");
         }

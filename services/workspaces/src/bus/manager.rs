@@ -1,6 +1,7 @@
 //! `org.shipote.Workspaces1.Manager`, at the root object.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use shipote_bus::workspaces::{
     WorkspacesError,
 };
 use shipote_sandbox::SandboxError;
-use shipote_service::mechanism_info;
+use shipote_service::{Caller, mechanism_info};
 use ulid::Ulid;
 use zbus::message::Header;
 use zbus::{OwnedObjectPath, OwnedVariant};
@@ -26,7 +27,7 @@ use crate::audited::By;
 use crate::effects::{Attachments, Explanations, Handed, LogStore, Selection};
 use crate::error::Error;
 use crate::protected::Protected;
-use crate::state::{Command, CommandPhase, Outcome, Target};
+use crate::state::{Command, CommandPhase, NewCommand, Outcome, Target};
 
 pub(super) type Options = HashMap<String, OwnedVariant>;
 
@@ -172,14 +173,7 @@ impl Manager {
                 }
             }
         }
-        let (completed, completion) = pipe()?;
-        let object = command.command.exec.clone();
-        let handed = Handed { stdio, completion: Some(completion) };
-        let call = Call::Run { target, strict, uid: caller.uid, command: Box::new(command), handed };
-        let done = audited(&self.doors, Event::CommandRun, &object, caller, call).await?;
-        let Outcome::Started(id) = done.outcome else { return Err(unexpected().into()) };
-        let descriptors = [Some(completed), done.terminal].into_iter().flatten().map(Into::into).collect();
-        Ok((convert::object_path("command", id), id.to_string(), descriptors))
+        Ok(self.start(caller, (target, strict), command, stdio).await?)
     }
 
     /// Lists commands, living and ended, oldest first; of one workspace (name or id) or, where
@@ -521,6 +515,44 @@ impl Manager {
         Ok(door.connect(port).await.map_err(unreached)?.into())
     }
 
+    /// Runs a program that a workspace lists under `serve` of its spec, for a request that came to somebody else (CGI): as
+    /// `Run` in that workspace, with `argv` beginning with a path of that list and three descriptors. A workspace that
+    /// sleeps is woken first. Options of `Run`: `env`, `cwd`, `soma`, and `timeout_ms`, which has to be there. Whoever may call
+    /// this runs what is listed, of every workspace, and nothing else.
+    #[zbus(out_args("command", "id", "descriptors"))]
+    async fn serve(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        workspace: String,
+        argv: Vec<String>,
+        options: RunOptions,
+        stdio: Vec<zbus::OwnedFd>,
+    ) -> Result<(OwnedObjectPath, String, Vec<zbus::OwnedFd>), WorkspacesError> {
+        let caller = self.doors.authority.check(&header, ACTION_CONNECT).await.map_err(Error::from)?;
+        let RunOptions { env, cwd, soma, timeout_ms, .. } = options.clone();
+        if options != (RunOptions { env, cwd, soma, timeout_ms, ..RunOptions::default() }) || timeout_ms.is_none() {
+            let text = "serve: needs the option timeout_ms, and takes env, cwd and soma besides";
+            return Err(Error::InvalidArgument(text.to_owned()).into());
+        }
+        let command = new_command(argv, &options)?;
+        let Some(stdio) = three(stdio)? else {
+            let text = "serve: hand over three descriptors (input, output, error)";
+            return Err(Error::InvalidArgument(text.to_owned()).into());
+        };
+        let program = command.command.exec.clone();
+        let id = self.doors.actor.ask(move |state, _| {
+            let found = state.find_workspace(&workspace)?;
+            if !found.spec.serve.iter().any(|listed| listed.as_os_str() == program.as_str()) {
+                return Err(Error::InvalidArgument(format!(
+                    "workspace {workspace:?} does not serve {program:?}; name it in `serve` of its spec"
+                )));
+            }
+            Ok(found.id)
+        });
+        let target = Target::Existing(id.await??.to_string());
+        Ok(self.start(caller, (target, false), command, Some(stdio)).await?)
+    }
+
     /// Every mechanism of isolation with what this host allows: name, `enforced`, `degraded` or
     /// `missing`, and the reason. Found out by trying, when the service started.
     #[zbus(out_args("mechanisms"))]
@@ -530,6 +562,24 @@ impl Manager {
 }
 
 impl Manager {
+    /// Starts a command that its caller may run there.
+    async fn start(
+        &self,
+        caller: Caller,
+        (target, strict): (Target, bool),
+        command: NewCommand,
+        stdio: Option<[OwnedFd; 3]>,
+    ) -> Result<(OwnedObjectPath, String, Vec<zbus::OwnedFd>), Error> {
+        let (completed, completion) = pipe()?;
+        let object = command.command.exec.clone();
+        let handed = Handed { stdio, completion: Some(completion) };
+        let call = Call::Run { target, strict, uid: caller.uid, command: Box::new(command), handed };
+        let done = audited(&self.doors, Event::CommandRun, &object, caller, call).await?;
+        let Outcome::Started(id) = done.outcome else { return Err(unexpected()) };
+        let descriptors = [Some(completed), done.terminal].into_iter().flatten().map(Into::into).collect();
+        Ok((convert::object_path("command", id), id.to_string(), descriptors))
+    }
+
     /// A command that lives.
     async fn living(&self, command: &str) -> Result<Ulid, Error> {
         let name = command.to_owned();

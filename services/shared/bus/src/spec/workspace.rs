@@ -47,6 +47,9 @@ pub struct WorkspaceSpec {
     pub explain: bool,
     /// TCP ports inside that others may reach by the workspace's name, through the proxy (`workspace:NAME:PORT`).
     pub publish: Vec<u16>,
+    /// Programs inside that others may have run for a request, by absolute path: through the proxy, by rules that say `cgi`.
+    /// Their arguments and environment are the rule's and the request's.
+    pub serve: Vec<PathBuf>,
     /// What it may reach through the proxy, with `permissions.networking = "outbound"`: `example.com`,
     /// `*.example.org:8443`, `10.0.0.0/8:5432`, `host:*`; without a port 80 and 443. Nothing else is reached.
     pub egress: Vec<String>,
@@ -166,6 +169,9 @@ const SCRATCH_MIN: u64 = 1024 * 1024;
 /// Most ports that a workspace publishes.
 const PUBLISHED_MAX: usize = 32;
 
+/// Most programs that a workspace serves.
+const SERVED_MAX: usize = 256;
+
 impl WorkspaceSpec {
     /// Checks everything that can be checked before anything starts.
     ///
@@ -197,6 +203,13 @@ impl WorkspaceSpec {
                 let problem = if *port == 0 { "is 0, which is no port" } else { "is named before" };
                 return Err(SpecError::new(format!("publish[{i}]"), problem));
             }
+        }
+        if self.serve.len() > SERVED_MAX {
+            let problem = format!("names {} programs; {SERVED_MAX} are allowed", self.serve.len());
+            return Err(SpecError::new("serve", problem));
+        }
+        for (i, program) in self.serve.iter().enumerate() {
+            check_path(&format!("serve[{i}]"), program)?;
         }
         if self.scratch_bytes.is_some_and(|b| b < SCRATCH_MIN) {
             return Err(SpecError::new("scratch_bytes", format!("is below the smallest scratch, {SCRATCH_MIN} bytes")));
@@ -342,6 +355,8 @@ mod tests {
             ("label='a'\n[[paths]]\npath='/'", "is the root"),
             ("label='a'\n[[flow_dirs]]\nname='a/b'", "flow_dirs[0].name: \"a/b\" is no name"),
             ("label='a'\n[[flow_dirs]]\nname='a'\nscope='all'", "unknown variant `all`"),
+            ("label='a'\nserve=['app']", "serve[0]: app is not absolute"),
+            ("label='a'\nserve=['/srv/../app']", "serve[0]: /srv/../app contains `..`"),
             ("label='a'\nttl=0", "ttl: is 0"),
             ("label='a'\nidle=999", "idle: is below a second"),
             ("label='a'\nscratch_bytes=1", "scratch_bytes"),

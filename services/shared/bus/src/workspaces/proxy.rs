@@ -116,6 +116,14 @@ pub trait Manager {
     /// See the interface.
     fn connect(&self, workspace: &str, port: u16, options: Options<'_>) -> Result<OwnedFd, WorkspacesError>;
     /// See the interface.
+    fn serve(
+        &self,
+        workspace: &str,
+        argv: &[&str],
+        options: &RunOptions,
+        stdio: Vec<zbus::Fd<'_>>,
+    ) -> Result<(OwnedObjectPath, String, Vec<OwnedFd>), WorkspacesError>;
+    /// See the interface.
     fn capabilities(&self) -> Result<Vec<MechanismInfo>, WorkspacesError>;
 }
 
