@@ -20,7 +20,7 @@ from process import RunFolder, die_with_parent
 # has a whole build farm's patience.
 LIMIT = 300
 # Emulated processors patch the kernel's code under one another's feet: now and then a kernel dies of that in its first
-# second (bytes of `sched_clock_cpu` that are half a jump). So often a boot that ended so is begun again, and it is said.
+# second (bytes of `sched_clock_cpu` that are half a jump), or hangs. So often such a boot is begun again, and it is said.
 BOOTS = 3
 
 
@@ -75,9 +75,9 @@ class Machine:
             except Lost as error:
                 # what comes next gets a new boot instead of waiting for this one again and again
                 self.crash()
-                if not left or not self._kernel_died_early():
+                if not left or not self._kernel_ended_early():
                     raise Failed(f"boot: {error}\n{self._console_tail()}") from error
-                self.log(f"the kernel died in its boot; booting again\n{self._console_tail()}")
+                self.log(f"the kernel died or hung in its boot; booting again\n{self._console_tail()}")
                 self.launch()
         self.answers = True
         self.log(f"the agent answers after {time.monotonic() - self.begin:.1f} s")
@@ -284,14 +284,17 @@ class Machine:
         except (Lost, RuntimeError):
             return self._console_tail()
 
-    def _kernel_died_early(self):
-        """Whether the console shows a kernel that panicked by itself, not because it found no init or init ended."""
+    def _kernel_ended_early(self):
+        """Whether the kernel panicked by itself, not because it found no init or init ended, or hung before it had one."""
         try:
             with open(self._place(self.description["console_log"]), errors="replace") as file:
                 text = file.read()
         except OSError:
             return False
-        return "Kernel panic" in text and "No working init" not in text and "Attempted to kill init" not in text
+        if "Kernel panic" in text:
+            return "No working init" not in text and "Attempted to kill init" not in text
+        # the first thing that systemd does is to reset the console
+        return "\x1b" not in text
 
     def _console_tail(self):
         try:
