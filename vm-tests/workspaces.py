@@ -52,7 +52,8 @@ with subtest("every mechanism of isolation is enforced under the unit's hardenin
     capabilities = json.loads(machine.succeed("shipote capabilities --json"))["mechanisms"]
     states = {mechanism["name"]: mechanism for mechanism in capabilities}
     for name in ENFORCED:
-        assert states[name]["state"] == "enforced", states[name]
+        found = states.get(name)
+        assert found is not None and found["state"] == "enforced", (name, found, capabilities)
 
 with subtest("a command's input, output and exit status are its caller's"):
     assert machine.succeed("echo hello | shipote run -- tr a-z A-Z").strip() == "HELLO"
