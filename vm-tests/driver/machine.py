@@ -73,9 +73,10 @@ class Machine:
                 self.control.connect(self.begin + self.description["boot_timeout"], lambda: self.qemu.poll() is None)
                 break
             except Lost as error:
+                refused = self._qemu_failed()
                 # what comes next gets a new boot instead of waiting for this one again and again
                 self.crash()
-                if not left or not self._kernel_ended_early():
+                if refused or not left or not self._kernel_ended_early():
                     raise Failed(f"boot: {error}\n{self._console_tail()}") from error
                 self.log(f"the kernel died or hung in its boot; booting again\n{self._console_tail()}")
                 self.launch()
@@ -283,6 +284,13 @@ class Machine:
             return self._run("systemctl --failed --no-legend --plain; journalctl --no-pager -q -b -p warning -n 40", 60)[1]
         except (Lost, RuntimeError):
             return self._console_tail()
+
+    def _qemu_failed(self):
+        """Whether QEMU has ended with an error of its own; with a kernel that panics it ends in order."""
+        try:
+            return self.qemu.wait(2) != 0
+        except subprocess.TimeoutExpired:
+            return False
 
     def _kernel_ended_early(self):
         """Whether the kernel panicked by itself, not because it found no init or init ended, or hung before it had one."""
