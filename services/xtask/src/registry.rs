@@ -1,15 +1,16 @@
-//! A registry on loopback for the demo: Debian's `docker-registry`, with one image made of Debian's busybox.
+//! A registry on loopback, for the demo and measurements: Debian's `docker-registry`, with one image; the demo's is made
+//! of Debian's busybox.
 //!
 //! The image is laid into the registry's storage as the registry itself would lay it (distribution's filesystem driver),
 //! so that nothing has to speak to it but the machine that pulls.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::image;
@@ -28,12 +29,30 @@ pub(crate) struct Registry {
     pub(crate) image: String,
 }
 
-/// Starts one, if this host can.
+/// An image that a registry is to have, as its tag `1`.
+pub(crate) struct Content<'a> {
+    /// Name of its repository.
+    pub(crate) repository: &'a str,
+    /// Folders that become its layers, in order; what they are packed into lies beside them.
+    pub(crate) layers: &'a [PathBuf],
+    /// `config` of its configuration.
+    pub(crate) settings: &'a Value,
+}
+
+/// Starts one with the demo's image, if this host can.
 pub(crate) fn start() -> anyhow::Result<Option<Registry>> {
+    let work = tempfile::tempdir().context("make a folder for an image")?;
+    let layers = busybox_layers(work.path()).context("make an image for the registry")?;
+    let settings = json!({"Cmd": ["/bin/sh"], "User": "worker", "Env": ["PATH=/bin", "IMAGE=debian/busybox"]});
+    start_with(&Content { repository: "debian/busybox", layers: &layers, settings: &settings })
+}
+
+/// Starts one with an image, if this host can.
+pub(crate) fn start_with(content: &Content<'_>) -> anyhow::Result<Option<Registry>> {
     let Some(program) = host::find(PROGRAM) else { return Ok(None) };
     let folder = tempfile::tempdir().context("make a folder for the registry")?;
     let storage = folder.path().join("storage");
-    lay_image(&storage, folder.path()).context("make an image for the registry")?;
+    lay_image(&storage, content).context("lay an image into the registry")?;
     let port = free_port()?;
     let address = format!("127.0.0.1:{port}");
     let config = folder.path().join("config.yml");
@@ -53,7 +72,7 @@ pub(crate) fn start() -> anyhow::Result<Option<Registry>> {
         .spawn()
         .context("start docker-registry")?;
     let stderr = child.stderr.take().context("read from docker-registry")?;
-    let registry = Registry { child, _folder: folder, image: format!("{address}/debian/busybox:1"), address };
+    let registry = Registry { child, _folder: folder, image: format!("{address}/{}:1", content.repository), address };
     let mut lines = BufReader::new(stderr).lines();
     let listening = lines.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
     if !listening {
@@ -81,8 +100,8 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Makes `debian/busybox:1` of two layers, and lays it into the storage.
-fn lay_image(storage: &Path, work: &Path) -> anyhow::Result<()> {
+/// The two layers of the demo's image.
+fn busybox_layers(work: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let root = work.join("root");
     fs::create_dir(&root)?;
     image::busybox_into(&root)?;
@@ -90,23 +109,29 @@ fn lay_image(storage: &Path, work: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(second.join("etc"))?;
     fs::write(second.join("etc/motd"), "an image of Debian's busybox, in two layers\n")?;
     fs::write(second.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\nworker:x:1000:1000::/:/bin/sh\n")?;
+    Ok(vec![root, second])
+}
+
+/// Packs an image and lays it into the storage.
+fn lay_image(storage: &Path, content: &Content<'_>) -> anyhow::Result<()> {
+    let link = |place: &str, hex: &str| link(storage, content.repository, place, hex);
     let (mut ids, mut layers) = (Vec::new(), Vec::new());
-    for folder in [&root, &second] {
+    for folder in content.layers {
         let (id, blob) = pack(folder)?;
         ids.push(format!("sha256:{id}"));
         let hex = put(storage, &blob)?;
         let media = "application/vnd.oci.image.layer.v1.tar+gzip";
         layers.push(json!({"mediaType": media, "digest": format!("sha256:{hex}"), "size": blob.len()}));
-        link(storage, &format!("_layers/sha256/{hex}"), &hex)?;
+        link(&format!("_layers/sha256/{hex}"), &hex)?;
     }
     let config = serde_json::to_vec(&json!({
         "architecture": "amd64",
         "os": "linux",
-        "config": {"Cmd": ["/bin/sh"], "User": "worker", "Env": ["PATH=/bin", "IMAGE=debian/busybox"]},
+        "config": content.settings,
         "rootfs": {"type": "layers", "diff_ids": ids},
     }))?;
     let hex = put(storage, &config)?;
-    link(storage, &format!("_layers/sha256/{hex}"), &hex)?;
+    link(&format!("_layers/sha256/{hex}"), &hex)?;
     let manifest = serde_json::to_vec(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -123,7 +148,7 @@ fn lay_image(storage: &Path, work: &Path) -> anyhow::Result<()> {
         "_manifests/tags/1/current".to_owned(),
         format!("_manifests/tags/1/index/sha256/{hex}"),
     ] {
-        link(storage, &place, &hex)?;
+        link(&place, &hex)?;
     }
     Ok(())
 }
@@ -148,8 +173,8 @@ fn put(storage: &Path, bytes: &[u8]) -> anyhow::Result<String> {
     Ok(hex)
 }
 
-fn link(storage: &Path, place: &str, hex: &str) -> anyhow::Result<()> {
-    let folder = storage.join("docker/registry/v2/repositories/debian/busybox").join(place);
+fn link(storage: &Path, repository: &str, place: &str, hex: &str) -> anyhow::Result<()> {
+    let folder = storage.join("docker/registry/v2/repositories").join(repository).join(place);
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("link"), format!("sha256:{hex}")).context("link a blob")
 }

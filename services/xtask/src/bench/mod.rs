@@ -23,6 +23,7 @@ mod flow;
 mod grown;
 mod harness;
 mod living;
+mod machines;
 mod plugins;
 mod proxy;
 mod report;
@@ -117,6 +118,11 @@ const ENTRIES: &[Entry] = &[
         name: "plugins",
         about: "linked plugins, against wasmtime alone and wasm-link 0.1; the registry's start",
         measure: plugins::measure,
+    },
+    Entry {
+        name: "machines",
+        about: "a machine's start, commands, files, memory and a pull, against what its kernel and host do bare",
+        measure: machines::measure,
     },
     Entry { name: "proxy", about: "the proxy, against nginx, haproxy and vaned", measure: proxy::measure },
     Entry {

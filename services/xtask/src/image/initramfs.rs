@@ -45,6 +45,15 @@ pub(super) fn build(agent: &[u8], busybox: &Path, modules: &Modules) -> anyhow::
     Ok(archive.finish())
 }
 
+/// An archive with nothing in it but an init and what that may write to.
+pub(crate) fn with_init_only(init: &[u8]) -> Vec<u8> {
+    let mut archive = Archive::default();
+    archive.add("dev", DIRECTORY | 0o755, &[]);
+    archive.device("dev/console", 0o600, (5, 1));
+    archive.add("init", FILE | 0o755, init);
+    archive.finish()
+}
+
 fn listing(modules: &[Module]) -> String {
     modules.iter().map(|module| format!("/lib/modules/{}.ko\n", module.name)).collect()
 }

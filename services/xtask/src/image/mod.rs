@@ -28,6 +28,8 @@ use sha2::{Digest, Sha256};
 
 use crate::vm::repository;
 
+pub(crate) use initramfs::with_init_only;
+
 /// The programs in an image.
 pub(crate) const PROGRAMS: [&str; 2] = [devices::VSOCK.name, devices::VOLUMES.name];
 

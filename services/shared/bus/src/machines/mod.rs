@@ -6,7 +6,7 @@ mod proxy;
 
 pub use error::MachinesError;
 pub use info::{MachineDetails, MachineInfo, SnapshotInfo};
-pub use proxy::{MachinesProxy, StateChanged};
+pub use proxy::{MachinesProxy, StateChanged, StateChangedStream};
 
 /// Interface of the root object.
 pub const MANAGER_INTERFACE: &str = "org.shipote.Machines1.Manager";
