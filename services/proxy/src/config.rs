@@ -23,10 +23,33 @@ pub(crate) struct ProxySection {
     idle_upstream: Option<usize>,
     idle_upstream_time_ms: Option<u64>,
     flows: Option<usize>,
+    flow_log: FlowLogTo,
     egress: BTreeMap<String, EgressSection>,
     udp_sessions: Option<usize>,
     quic_handshakes: Option<usize>,
     peek_time_ms: Option<u64>,
+}
+
+/// Where flows go besides the memory of the last ones.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum FlowLogTo {
+    /// Nowhere.
+    #[default]
+    None,
+    /// The journal; the log, where there is none.
+    Journal,
+    /// `flows.jsonl` in the state folder.
+    File,
+}
+
+/// What the configuration says.
+#[derive(Debug)]
+pub(crate) struct Configured {
+    /// Without a flow log.
+    pub(crate) settings: Settings,
+    pub(crate) flow_log: FlowLogTo,
+    pub(crate) egress: BTreeMap<String, EgressSection>,
 }
 
 /// What a client may reach (`[proxy.egress."workspace:web"]`), for those that are not told over the bus.
@@ -40,7 +63,7 @@ pub(crate) struct EgressSection {
 }
 
 /// Reads `shipote.toml` of the configuration folder.
-pub(crate) fn load(config: &Path) -> anyhow::Result<(Settings, BTreeMap<String, EgressSection>)> {
+pub(crate) fn load(config: &Path) -> anyhow::Result<Configured> {
     let section: ProxySection = shipote_config::load(&config.join("shipote.toml"), Some("proxy"))?.value;
     let millis = |value: Option<u64>, default: Duration| value.map_or(default, Duration::from_millis);
     let default = Settings::default();
@@ -60,6 +83,41 @@ pub(crate) fn load(config: &Path) -> anyhow::Result<(Settings, BTreeMap<String, 
         udp_sessions: section.udp_sessions.unwrap_or(default.udp_sessions).max(1),
         peek_time: millis(section.peek_time_ms, default.peek_time),
         flows: section.flows.unwrap_or(default.flows),
+        flow_log: None,
     };
-    Ok((settings, section.egress))
+    Ok(Configured { settings, flow_log: section.flow_log, egress: section.egress })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loaded(text: &str) -> Configured {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("shipote.toml"), text).unwrap();
+        load(folder.path()).unwrap()
+    }
+
+    #[test]
+    fn each_key_that_the_documentation_lists_is_read_and_has_the_default_that_it_says() {
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/proxy.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let (_, table) = page.split_once("| key | default | bounds |").unwrap();
+        let mut text = "[proxy]\n".to_owned();
+        let mut keys = 0;
+        for row in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let (names, values) = (cells[1].split(", "), cells[2].split(", "));
+            for (name, value) in names.zip(values) {
+                keys += 1;
+                if value != "processors" {
+                    text.push_str(&format!("{} = {value}\n", name.trim_matches('`')));
+                }
+            }
+        }
+        assert!(keys >= 14, "{text}");
+        assert_eq!(format!("{:?}", loaded(&text)), format!("{:?}", loaded("")), "{text}");
+        let other = text.replace(" = 1", " = 2");
+        assert_ne!(format!("{:?}", loaded(&other)), format!("{:?}", loaded("")));
+    }
 }

@@ -144,7 +144,7 @@ impl Engine {
             let flows = settings.flows.div_ceil(settings.workers.max(1));
             let window = || Window {
                 figures: Arc::new(Figures::default()),
-                flows: Arc::new(Flows::new(flows)),
+                flows: Arc::new(Flows::new(flows, settings.flow_log.clone())),
                 connections: Arc::default(),
             };
             let window = window();
@@ -284,6 +284,11 @@ impl Engine {
             }
         };
         if tokio::time::timeout(self.settings.drain_time, all).await.is_ok() { 0 } else { self.open() }
+    }
+
+    /// Flows that are missing from the flow log.
+    pub(crate) fn unlogged(&self) -> u64 {
+        self.settings.flow_log.as_ref().map_or(0, crate::FlowLog::lost)
     }
 
     /// The graph that holds now.

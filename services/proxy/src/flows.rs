@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::flow_log::FlowLog;
+
 /// What became of one request or one forwarded connection: the record that the bus shows.
 pub use shipote_bus::proxy::FlowInfo as Flow;
 
@@ -38,15 +40,17 @@ pub(crate) struct Flows {
     ring: Mutex<Ring>,
     size: usize,
     started: (Instant, u64),
+    log: Option<FlowLog>,
 }
 
 impl Flows {
-    pub(crate) fn new(size: usize) -> Self {
+    pub(crate) fn new(size: usize, log: Option<FlowLog>) -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis);
         Self {
             ring: Mutex::new(Ring { places: Vec::new(), next: 0 }),
             size: size.max(1),
             started: (Instant::now(), unix),
+            log,
         }
     }
 
@@ -80,6 +84,9 @@ impl Flows {
                 Err(_) => text.push_str(&String::from_utf8_lossy(new)),
             }
         }
+        if let Some(log) = &self.log {
+            log.tell(flow);
+        }
     }
 
     /// The newest `count`, oldest first.
@@ -101,7 +108,7 @@ mod tests {
 
     #[test]
     fn the_oldest_makes_room() {
-        let flows = Flows::new(3);
+        let flows = Flows::new(3, None);
         for i in 0..5u16 {
             flows.push(&Entry { status: 200 + i, path: b"/x", ..Entry::default() }, Instant::now());
         }

@@ -13,6 +13,7 @@ mod cgi;
 pub mod egress;
 mod engine;
 mod figures;
+mod flow_log;
 mod flows;
 mod forward;
 mod health;
@@ -42,6 +43,7 @@ mod worker;
 
 pub use cgi::Start;
 pub use engine::{ApplyError, ConnectionInfo, Engine, UpstreamInfo};
+pub use flow_log::FlowLog;
 pub use flows::Flow;
 pub use listen::{Handed, Inherited, Keeper, is_kept_name};
 pub use plan::LinkError;

@@ -21,9 +21,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use shipote_bus::Service;
 use shipote_proxy::egress::{Access, Egress};
-use shipote_proxy::{Engine, Settings, admin};
+use shipote_proxy::{Engine, FlowLog, Settings, admin};
 use shipote_service::{Context, Definition, Parts, run};
 
+use crate::config::{Configured, FlowLogTo};
 use crate::remember::Memory;
 use crate::state::State;
 
@@ -50,22 +51,25 @@ impl Parts for Proxy {
     }
 }
 
-/// What is taken over and read before the service confines itself.
-struct Early {
-    settings: Settings,
-    flows: usize,
-    egress: BTreeMap<String, config::EgressSection>,
-}
-
-async fn start(context: Context, early: Early) -> anyhow::Result<Proxy> {
-    let egress = Egress::start(&context.paths.runtime.join("egress"), early.flows).context("start egress")?;
+async fn start(context: Context, early: Configured) -> anyhow::Result<Proxy> {
+    let flow_log = match early.flow_log {
+        FlowLogTo::None => None,
+        FlowLogTo::Journal => Some(FlowLog::journal().context("start the flow log")?),
+        FlowLogTo::File => {
+            let path = context.paths.state.join("flows.jsonl");
+            Some(FlowLog::file(&path).with_context(|| format!("open the flow log {}", path.display()))?)
+        }
+    };
+    let settings = Settings { flow_log: flow_log.clone(), ..early.settings };
+    let egress =
+        Egress::start(&context.paths.runtime.join("egress"), settings.flows, flow_log).context("start egress")?;
     for (client, way) in &early.egress {
         let access = Access { listen: way.listen, users: way.users.clone() };
         egress.set(client, &way.allow, &access).with_context(|| format!("[proxy.egress.{client:?}]"))?;
     }
     let (memory, others) = Memory::restore(context.store.clone(), &egress);
     let inherited = sockets::inherited(others, context.store.clone());
-    let engine = Engine::start(early.settings, inherited).context("start the workers")?;
+    let engine = Engine::start(settings, inherited).context("start the workers")?;
     let engine = Arc::new(engine);
     let state = Arc::new(State::new(
         Arc::clone(&engine),
@@ -121,11 +125,8 @@ fn main() -> ExitCode {
     let definition = Definition { service: Service::Proxy, version: env!("CARGO_PKG_VERSION") };
     run(
         definition,
-        |paths| {
-            let (settings, egress) = config::load(&paths.config)?;
-            let flows = settings.flows;
-            Ok(Early { settings, flows, egress })
-        },
+        // What is read before the service confines itself.
+        |paths| config::load(&paths.config),
         start,
     )
 }

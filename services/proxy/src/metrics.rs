@@ -37,6 +37,7 @@ pub fn render(engine: &Engine) -> String {
     counter("upstream_reused", "Requests sent on a connection that was used before.", sum(&|f| &f.reused));
     counter("retries", "Requests sent again after a used connection turned out to be closed.", sum(&|f| &f.retries));
     counter("rate_limited", "Requests over a rate limit.", sum(&|f| &f.limited));
+    counter("flows_unlogged", "Flows that are missing from the flow log.", engine.unlogged());
     counter("timeouts", "Time limits that passed.", sum(&|f| &f.timeouts));
     let open = sum(&|f| &f.open);
     let _ = write!(

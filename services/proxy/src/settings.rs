@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::flow_log::FlowLog;
+
 /// Limits towards clients and the size of things.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -31,6 +33,8 @@ pub struct Settings {
     pub udp_sessions: usize,
     /// Flows remembered.
     pub flows: usize,
+    /// Where flows go besides.
+    pub flow_log: Option<FlowLog>,
     /// How long open requests may go on when the proxy stops.
     pub drain_time: Duration,
 }
@@ -51,6 +55,7 @@ impl Default for Settings {
             quic_handshakes: 128,
             udp_sessions: 4096,
             flows: 10_000,
+            flow_log: None,
             drain_time: Duration::from_secs(30),
         }
     }

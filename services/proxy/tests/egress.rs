@@ -14,7 +14,7 @@ use support::{Upstream, free_port, until};
 
 fn start() -> (tempfile::TempDir, Egress) {
     let dir = tempfile::tempdir().unwrap();
-    let egress = Egress::start(&dir.path().join("egress"), 100).unwrap();
+    let egress = Egress::start(&dir.path().join("egress"), 100, None).unwrap();
     (dir, egress)
 }
 

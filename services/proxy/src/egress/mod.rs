@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use shipote_egress::EntryError;
 use tokio::sync::mpsc;
 
+use crate::flow_log::FlowLog;
 use crate::flows::{Flow, Flows};
 use client::{Client, Way};
 pub use questions::{ASK_TIME, Question};
@@ -148,17 +149,17 @@ impl std::fmt::Debug for Command {
 
 impl Egress {
     /// Starts the thread; sockets will lie in `dir`, which is made if it is not there. `flows` is how many are
-    /// remembered.
+    /// remembered; they also go to `log`.
     ///
     /// # Errors
     /// The folder or the thread could not be made.
-    pub fn start(dir: &Path, flows: usize) -> io::Result<Self> {
+    pub fn start(dir: &Path, flows: usize, log: Option<FlowLog>) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
         // Nobody has to list the sockets, but whoever is handed one must be able to reach it.
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o711))?;
         let (commands, receiver) = mpsc::unbounded_channel();
         let (questions, news) = Questions::new();
-        let (flows, questions) = (Arc::new(Flows::new(flows)), Arc::new(questions));
+        let (flows, questions) = (Arc::new(Flows::new(flows, log)), Arc::new(questions));
         let theirs = (Arc::clone(&flows), Arc::clone(&questions));
         std::thread::Builder::new().name("egress".to_owned()).spawn(move || serve::run(receiver, theirs))?;
         Ok(Self {
