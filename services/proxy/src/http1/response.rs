@@ -86,6 +86,7 @@ mod tests {
             ("HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", false, Framing::Empty),
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false, Framing::Chunked),
             ("HTTP/1.1 200 OK\r\n\r\n", false, Framing::UntilClose),
+            ("HTTP/1.1 200 Gr\u{fc}n\r\nContent-Length: 3\r\n\r\n", false, Framing::Length(3)),
         ] {
             assert_eq!(framing(text, to_head), Ok(want), "{text:?}");
         }
