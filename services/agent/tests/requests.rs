@@ -67,6 +67,7 @@ fn a_frame_over_the_limit_is_skipped_and_one_far_over_it_ends_the_connection() {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "no runtime here that it could block")]
 fn many_large_frames_at_once_take_no_more_memory_than_all_may() {
     let agent = Agent::start();
     let size = 30 * 1024 * 1024;

@@ -124,7 +124,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 enum Message {
     /// With a disk to begin with, which becomes the machine's.
-    Create(String, Spec, Option<PathBuf>, Reply<()>),
+    Create(String, Box<Spec>, Option<PathBuf>, Reply<()>),
     /// A snapshot is to be taken.
     Take(String, Reply<Taking>),
     /// Its processors are to stand still for it.
@@ -300,7 +300,7 @@ impl Handle {
     /// # Errors
     /// As of [`Self::create`]; the file is then where it was.
     pub async fn create_with(&self, name: &str, spec: Spec, disk: Option<PathBuf>) -> Result<(), Error> {
-        self.ask(|reply| Message::Create(name.to_owned(), spec, disk, reply)).await
+        self.ask(|reply| Message::Create(name.to_owned(), Box::new(spec), disk, reply)).await
     }
 
     /// Keeps a machine from starting and being removed while a snapshot of it is taken: for as long as the answer lives.
@@ -480,7 +480,7 @@ impl<L: Launcher> Actor<L> {
     fn handle(&mut self, message: Message) {
         // Whoever asked may have gone meanwhile: what was asked for is done all the same.
         match message {
-            Message::Create(name, spec, disk, reply) => drop(reply.send(self.create(name, spec, disk))),
+            Message::Create(name, spec, disk, reply) => drop(reply.send(self.create(name, *spec, disk))),
             Message::Take(name, reply) => drop(reply.send(self.take(name))),
             Message::Hold(name, reply) => self.hold(&name, reply),
             Message::Taken(name) => self.taken(&name),

@@ -25,13 +25,12 @@ pub(crate) enum Job {
 
 /// A helper's whole life.
 pub(crate) fn help(channel: Channel) {
-    match channel.receive::<Job>() {
-        Ok(Some(message)) => match message.body {
+    // otherwise the service is gone, or of another release
+    if let Ok(Some(message)) = channel.receive::<Job>() {
+        match message.body {
             Job::Relay => relay::carry(channel),
             Job::Gauge { folder } => gauge::serve(&channel, &folder),
-        },
-        // the service is gone, or of another release
-        Ok(None) | Err(_) => {}
+        }
     }
 }
 

@@ -80,9 +80,9 @@ impl Sleep {
     /// Answers everybody who waits.
     fn answer(&mut self, result: &Result<Guest, String>, name: &str) {
         for reply in self.wakers.drain(..) {
-            let failed = |reason: &String| Error::Wake { name: name.to_owned(), reason: reason.clone() };
+            let failed = |reason| Error::Wake { name: name.to_owned(), reason };
             // Whoever asked may have lost patience.
-            let _ = reply.send(result.as_ref().map(Guest::clone).map_err(failed));
+            let _ = reply.send(result.clone().map_err(failed));
         }
     }
 }
@@ -207,16 +207,14 @@ impl<L: Launcher> Actor<L> {
                 }
                 return;
             }
-            Some(How::Stop) => {
-                if machine.sleep.waking.is_some() {
-                    self.tell_of_sleep(name, How::Stop, false, Err(reason.clone()));
-                }
+            Some(How::Stop) if machine.sleep.waking.is_some() => {
+                self.tell_of_sleep(name, How::Stop, false, Err(reason.clone()));
             }
             Some(How::Pause) => {
                 machine.sleep.asleep = None;
                 self.unmark(name);
             }
-            None => {}
+            Some(How::Stop) | None => {}
         }
         if let Some(machine) = self.machines.get_mut(name) {
             machine.sleep.waking = None;

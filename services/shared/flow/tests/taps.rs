@@ -227,6 +227,7 @@ fn a_limited_flow_takes_its_time() {
 
 /// Bytes that this process's own reads and writes have carried (proc_pid_io(5)); what splice and tee move is not among
 /// them.
+#[expect(clippy::unwrap_used, reason = "a part of a test")]
 fn copied() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap();
     let field =

@@ -180,6 +180,7 @@ impl Bench {
     }
 
     /// A connection to the plain server, which may take a moment to listen.
+    #[expect(clippy::disallowed_methods, reason = "no runtime here that it could block")]
     fn peer(&self, name: &str) -> anyhow::Result<std::os::unix::net::UnixStream> {
         let begun = Instant::now();
         loop {
