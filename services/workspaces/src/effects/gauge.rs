@@ -1,7 +1,7 @@
 //! Measures folders that the service may not look into.
 //!
 //! Where workspaces have host ids of their own, so have the files that outlive them, in folders that are open to nobody
-//! else. The service has no right of root's by then; a [helper](crate::helper) of its spawner keeps the one that this
+//! else. The service has no right of root's by then; a [`helper`] of its spawner keeps the one that this
 //! takes, to read any directory, below the one folder, and lists what is there for as long as the service lives.
 
 use std::io;
