@@ -62,7 +62,7 @@ impl Machine {
         let initramfs = initramfs(launch).map_err(Error::io("write", "the machine's initramfs"))?;
 
         let sockets = launch.folder.join(qemu::VSOCK_FOLDER);
-        let device = start_device(launch, &of, &programs, &devices[..2], &sockets)?;
+        let (device, vsock) = start_device(launch, &of, &programs, &devices[..2], &sockets)?;
         confinement.push(match &device.asks {
             Some(_) => Mechanism::enforced("sockets", "the vsock device reaches only what its guest may dial"),
             None => {
@@ -70,8 +70,6 @@ impl Machine {
             }
         });
 
-        let socket = sockets.join(DEVICE_SOCKET);
-        let vsock = UnixStream::connect(&socket).map_err(Error::io("connect to", socket.display()))?;
         let (ours, theirs) = UnixStream::pair().map_err(Error::io("make", "the monitor's control connection"))?;
         let mut descriptors: Vec<(OwnedFd, i32)> = vec![
             (vsock.into(), qemu::VSOCK_DESCRIPTOR),
@@ -250,14 +248,14 @@ fn sockets_folder() -> PathBuf {
     format!("/proc/self/fd/{}", volumes::FOLDER_DESCRIPTOR).into()
 }
 
-/// Starts the vsock device; returns when it listens.
+/// Starts the vsock device; gives the monitor's connection to it.
 fn start_device(
     launch: &Launch,
     of: &Of<'_>,
     programs: &[PathBuf],
     devices: &[PathBuf],
     sockets: &Path,
-) -> Result<Process, Error> {
+) -> Result<(Process, UnixStream), Error> {
     let user = own_user(launch);
     if user.is_some() {
         // Nobody else gets here: the folder above is our own.
@@ -284,8 +282,8 @@ fn start_device(
     let descriptors =
         vec![(named(sockets)?, volumes::FOLDER_DESCRIPTOR), (named(program)?, volumes::PROGRAM_DESCRIPTOR)];
     let mut device = process::start(&mut command, &reach, user, of, descriptors)?;
-    device.listens_on(&sockets.join(DEVICE_SOCKET))?;
-    Ok(device)
+    let connection = device.connect(&sockets.join(DEVICE_SOCKET))?;
+    Ok((device, connection))
 }
 
 /// What programs find their libraries by.

@@ -256,11 +256,19 @@ impl Process {
         });
     }
 
-    /// Waits for a socket to appear: the vsock device has no other way to say that it is there.
-    pub(super) fn listens_on(&mut self, socket: &Path) -> Result<(), Error> {
+    /// Connects to the socket that it makes: the vsock device has no other way to say that it is there. A socket that
+    /// is bound already and not listened on yet refuses.
+    pub(super) fn connect(&mut self, socket: &Path) -> Result<UnixStream, Error> {
         let begun = Instant::now();
         let failed = |what: &str| Error::io("run", "vhost-device-vsock")(std::io::Error::other(what.to_owned()));
-        while !socket.exists() {
+        loop {
+            let error = match UnixStream::connect(socket) {
+                Ok(connection) => return Ok(connection),
+                Err(error) => error,
+            };
+            if !matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) {
+                return Err(Error::io("connect to", socket.display())(error));
+            }
             if self.has_ended() {
                 let mut said = Vec::new();
                 self.output(|piece| said.extend_from_slice(&piece[..piece.len().min(512)]));
@@ -273,7 +281,6 @@ impl Process {
             let ends = [(self.pidfd.as_fd(), rustix::event::PollFlags::IN)];
             super::wait(&ends, Some(Duration::from_millis(2))).map_err(Error::io("wait for", socket.display()))?;
         }
-        Ok(())
     }
 }
 

@@ -53,7 +53,7 @@ pub(super) fn render(out: &mut String, engine: &Engine) {
             own.series().dropped()
         );
     }
-    head(out, "proxy_plugin_messages_dropped", "counter", "Messages of a plugin that were too many for the log.");
+    head(out, "proxy_plugin_messages_dropped", "counter", "Messages of a plugin that the log had no room for.");
     for (plugin, own) in &owned {
         let dropped = own.said().dropped();
         let _ = writeln!(out, "shipote_proxy_plugin_messages_dropped_total{{plugin=\"{plugin}\"}} {dropped}");
