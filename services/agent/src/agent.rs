@@ -18,6 +18,8 @@ use crate::workload::Workload;
 const CONNECTIONS: usize = 64;
 /// Connections from the host to servers inside, at once: they leave those above alone.
 const REACHED: usize = 128;
+/// Files that pass at once at the speed of the stream; more wait.
+const TRANSFERS: usize = 8;
 /// Bytes of request bodies held at once by all connections, in KiB: room for one of the largest and some small ones.
 const BODIES_KIB: usize = 40 * 1024;
 
@@ -49,6 +51,7 @@ pub(crate) struct Agent {
     pub(crate) workload: Workload,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) reached: Arc<Semaphore>,
+    pub(crate) transfers: Semaphore,
     pub(crate) bodies: Arc<Semaphore>,
 }
 
@@ -74,6 +77,7 @@ impl Agent {
             workload: Workload::default(),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             reached: Arc::new(Semaphore::new(REACHED)),
+            transfers: Semaphore::new(TRANSFERS),
             bodies: Arc::new(Semaphore::new(BODIES_KIB)),
         }))
     }

@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
 use crate::agent::Agent;
+use crate::files::transfer;
 use crate::{connection, reach, workload};
 
 /// A listening stream socket of either family.
@@ -84,6 +85,8 @@ pub(crate) enum Door {
     Logs,
     /// Port 6005.
     Reach,
+    /// Port 6006.
+    Files,
 }
 
 /// Serves connections until the process ends.
@@ -107,10 +110,11 @@ pub(crate) async fn serve(listener: &Listener, agent: &Arc<Agent>, door: Door) {
                     Door::Workload => workload::serve(stream, agent).await,
                     Door::Logs => workload::serve_logs(stream, agent).await,
                     Door::Reach => reach::serve(stream, agent).await,
+                    Door::Files => transfer::serve(stream, agent).await,
                 }
                 drop(permit);
             });
-        } else if matches!(door, Door::Control | Door::Reach) {
+        } else if matches!(door, Door::Control | Door::Reach | Door::Files) {
             let refusal = AgentResponse::error(codes::TOO_MANY_CONNECTIONS, "too many connections; close one");
             let wait = std::time::Duration::from_secs(1);
             tokio::spawn(async move { tokio::time::timeout(wait, write_message(&mut stream, &refusal)).await });

@@ -54,6 +54,9 @@ struct Args {
     /// Serve connections to what listens here (port 6005) on this one.
     #[arg(long, value_name = "PATH")]
     reach: Option<PathBuf>,
+    /// Serve files as they are (port 6006) on this one.
+    #[arg(long, value_name = "PATH")]
+    files: Option<PathBuf>,
     /// Directory that file requests take for `/`.
     #[arg(long, default_value = "/")]
     root: PathBuf,
@@ -97,7 +100,12 @@ fn ordinary(args: Args) -> anyhow::Result<()> {
         )?;
         reaper::become_subreaper();
         tokio::spawn(Arc::clone(&agent.reaper).run(reaper::signal()?));
-        let doors = [(&args.workload, Door::Workload), (&args.logs, Door::Logs), (&args.reach, Door::Reach)];
+        let doors = [
+            (&args.workload, Door::Workload),
+            (&args.logs, Door::Logs),
+            (&args.reach, Door::Reach),
+            (&args.files, Door::Files),
+        ];
         for (path, door) in doors.into_iter().filter_map(|(path, door)| Some((path.clone()?, door))) {
             let listener = listen::unix(&path).with_context(|| format!("listen on {}", path.display()))?;
             let agent = Arc::clone(&agent);

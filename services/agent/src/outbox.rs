@@ -12,7 +12,7 @@ use crate::inbox::Peer;
 /// Frames that may wait to be written.
 const QUEUE: usize = 4;
 /// Bytes of one write. Software vsock devices drop what a guest writes in larger pieces.
-const WRITE_MAX: usize = 32 * 1024;
+pub(crate) const WRITE_MAX: usize = 32 * 1024;
 
 /// The other side has gone.
 #[derive(Debug, Clone, Copy)]

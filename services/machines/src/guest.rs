@@ -52,7 +52,7 @@ impl Guest {
         let mut stream = connect_unlinked(&self.socket).await.map_err(|error| format!("its vsock device: {error}"))?;
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(|error| error.to_string())?;
         read_ok(&mut stream).await?;
-        if matches!(port, ports::AGENT_CONTROL | ports::REACH) {
+        if matches!(port, ports::AGENT_CONTROL | ports::REACH | ports::FILES) {
             let hello = Hello { secret: self.secret.clone() };
             write_message(&mut stream, &hello).await.map_err(|error| error.to_string())?;
             granted(answer(&mut stream).await?, "the greeting")?;

@@ -63,6 +63,7 @@ fn serve() -> anyhow::Result<()> {
             (ports::WORKLOAD_CONTROL, Door::Workload),
             (ports::WORKLOAD_LOGS, Door::Logs),
             (ports::REACH, Door::Reach),
+            (ports::FILES, Door::Files),
         ];
         for (port, door) in doors {
             let (listener, agent) = (listen::vsock(port).context("listen on vsock")?, Arc::clone(&agent));

@@ -48,7 +48,10 @@ pub(super) fn disk() -> anyhow::Result<()> {
 
 /// The hierarchy that commands get their cgroups in.
 pub(super) fn cgroups() -> anyhow::Result<()> {
-    attach("cgroup2", CGROUPS, MountFlags::NODEV | MountFlags::NOEXEC, c"")
+    let flags = MountFlags::NODEV | MountFlags::NOEXEC;
+    // A command joins its group by a write for which the kernel else waits until every processor has been idle once,
+    // which takes longer than the command. Kernels before 6.0 don't know the option.
+    attach("cgroup2", CGROUPS, flags, c"favordynmods").or_else(|_| attach("cgroup2", CGROUPS, flags, c""))
 }
 
 /// Those that only programs need.

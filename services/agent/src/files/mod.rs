@@ -2,6 +2,7 @@
 
 mod path;
 mod read;
+pub(crate) mod transfer;
 mod write;
 
 use shipote_agent_protocol::{AgentResponse, codes};

@@ -59,7 +59,7 @@ fn too_long(path: &str) -> FileError {
     FileError::invalid(path, format!("longer than {FILE_TOTAL_MAX} bytes; read it in parts by a command"))
 }
 
-fn open(tree: &Tree, path: &str) -> Result<File, FileError> {
+pub(super) fn open(tree: &Tree, path: &str) -> Result<File, FileError> {
     let place = tree.place(path, false)?;
     // NONBLOCK: a fifo without a writer must not hold the thread.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;

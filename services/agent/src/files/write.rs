@@ -52,7 +52,7 @@ impl Upload {
         Ok(upload)
     }
 
-    fn append(&mut self, data: &[u8]) -> Result<(), FileError> {
+    pub(super) fn append(&mut self, data: &[u8]) -> Result<(), FileError> {
         self.received += data.len() as u64;
         if self.received > self.announced {
             return Err(self.wrong_size());
@@ -60,10 +60,15 @@ impl Upload {
         self.file.write_all(data).map_err(|error| FileError::from_io("write", &self.path, error))
     }
 
-    fn finish(mut self) -> Result<(), FileError> {
+    fn finish(self) -> Result<(), FileError> {
         if self.received != self.announced {
             return Err(self.wrong_size());
         }
+        self.finish_as_is()
+    }
+
+    /// Puts it in its place with what has come, however much was announced.
+    pub(super) fn finish_as_is(mut self) -> Result<(), FileError> {
         let directory = &self.place.directory;
         // Renaming replaces a link that has the file's name; it never writes through it.
         renameat(directory, self.temporary.as_str(), directory, self.place.name.as_str())

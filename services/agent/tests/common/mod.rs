@@ -32,6 +32,8 @@ impl Agent {
             .arg(dir.path().join("logs.sock"))
             .arg("--reach")
             .arg(dir.path().join("reach.sock"))
+            .arg("--files")
+            .arg(dir.path().join("files.sock"))
             .arg("--root")
             .arg(dir.path().join("root"))
             .args(arguments)

@@ -1,11 +1,14 @@
 //! A file into or out of a machine.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use shipote_agent_protocol::{AgentRequest, AgentResponse, FILE_WRITE_MAX, ports, read_message, write_message};
+use indicatif::{ProgressBar, ProgressStyle};
+use shipote_agent_protocol::transfer::{PIECE_MAX, Piece, Transfer};
+use shipote_agent_protocol::{AgentResponse, ports, read_message, write_message};
+use tokio::io::AsyncRead;
 use tokio::net::UnixStream;
 
 use super::{machines, open};
@@ -31,11 +34,11 @@ pub(super) async fn copy(from: &str, to: &str) -> anyhow::Result<()> {
     let machines = machines().await?;
     match (parse(from), parse(to)) {
         (End::Here(file), End::There { machine, path }) => {
-            let stream = open(&machines, &machine, ports::AGENT_CONTROL).await?;
+            let stream = open(&machines, &machine, ports::FILES).await?;
             upload(stream, &file, &path).await.with_context(|| format!("copy {from} to {to}"))
         }
         (End::There { machine, path }, End::Here(file)) => {
-            let stream = open(&machines, &machine, ports::AGENT_CONTROL).await?;
+            let stream = open(&machines, &machine, ports::FILES).await?;
             download(stream, &path, &file).await.with_context(|| format!("copy {from} to {to}"))
         }
         _ => bail!("copy {from} to {to}: one of the two is NAME:/PATH, the other a file here"),
@@ -51,23 +54,35 @@ pub(super) async fn upload(mut stream: UnixStream, file: &Path, path: &str) -> a
     }
     // A folder as the target is not known here: the agent refuses to replace one.
     let mode = Some(metadata.permissions().mode() & 0o7777);
-    let begin = AgentRequest::FileWriteBegin { path: path.to_owned(), mode, total_size: metadata.len() };
-    accepted(&mut stream, &begin).await?;
-    let mut left = metadata.len();
-    loop {
-        let mut data = Vec::new();
-        (&mut source).take(FILE_WRITE_MAX as u64).read_to_end(&mut data)?;
-        left = left.saturating_sub(data.len() as u64);
-        let done = left == 0 || data.is_empty();
-        accepted(&mut stream, &AgentRequest::FileWriteChunk { data, done }).await?;
-        if done {
-            return Ok(());
+    write_message(&mut stream, &Transfer::Write { path: path.to_owned(), mode }).await?;
+    accepted(&mut stream).await?;
+    let shown = bar(metadata.len());
+    let (mut answers, mut to) = stream.split();
+    let sending = async {
+        let mut piece = Piece::default();
+        loop {
+            piece.fill(&mut source).with_context(|| format!("read {}", file.display()))?;
+            piece.send(&mut to, PIECE_MAX).await.context("send to the machine")?;
+            shown.inc(piece.bytes().len() as u64);
+            if piece.bytes().is_empty() {
+                return anyhow::Ok(());
+            }
         }
+    };
+    let answer = accepted(&mut answers);
+    tokio::pin!(answer);
+    // A refusal comes before all has been sent.
+    tokio::select! {
+        early = &mut answer => early,
+        sent = sending => match sent {
+            Ok(()) => answer.await,
+            Err(error) => Err(error),
+        },
     }
 }
 
-async fn accepted(stream: &mut UnixStream, request: &AgentRequest) -> anyhow::Result<()> {
-    write_message(stream, request).await?;
+/// The guest's yes, or its reason.
+async fn accepted(stream: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<()> {
     match read_message(stream).await? {
         Some(AgentResponse::Ok { .. }) => Ok(()),
         Some(AgentResponse::Error { message, .. }) => bail!("{message}"),
@@ -84,22 +99,33 @@ async fn download(mut stream: UnixStream, path: &str, file: &Path) -> anyhow::Re
     let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary =
         tempfile::NamedTempFile::new_in(folder).with_context(|| format!("create a file in {}", folder.display()))?;
-    write_message(&mut stream, &AgentRequest::FileRead { path: path.to_owned() }).await?;
+    write_message(&mut stream, &Transfer::Read { path: path.to_owned() }).await?;
+    accepted(&mut stream).await?;
+    let (shown, mut piece) = (bar(0), Piece::default());
     loop {
-        match read_message(&mut stream).await? {
-            Some(AgentResponse::DataChunk { data, done }) => {
-                temporary.write_all(&data).with_context(|| format!("write {}", target.display()))?;
-                if done {
-                    break;
-                }
-            }
-            Some(AgentResponse::Error { message, .. }) => bail!("{message}"),
-            _ => bail!("the machine went away"),
+        piece.receive(&mut stream).await.context("the machine went away")?;
+        if piece.bytes().is_empty() {
+            break;
         }
+        temporary.write_all(piece.bytes()).with_context(|| format!("write {}", target.display()))?;
+        shown.inc(piece.bytes().len() as u64);
     }
+    accepted(&mut stream).await?;
     temporary.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
     temporary.persist(&target).with_context(|| format!("replace {}", target.display()))?;
     Ok(())
+}
+
+/// Progress on a terminal, of a file of so many bytes or (0) of one whose size is not known; it goes when it is dropped.
+fn bar(bytes: u64) -> ProgressBar {
+    // indicatif draws on terminals only.
+    if bytes > 0 {
+        let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+        ProgressBar::new(bytes).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    } else {
+        let style = ProgressStyle::with_template("{spinner} {bytes} {bytes_per_sec}");
+        ProgressBar::new_spinner().with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+    }
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl Source {
         let packed = if file.is_dir() { Some(pack(file)?) } else { None };
         let archive = packed.as_ref().map_or(file.as_path(), tempfile::NamedTempFile::path);
         let kind = if self.image.is_some() { kind(archive) } else { "rootfs" };
-        let stream = open(machines, name, ports::AGENT_CONTROL).await?;
+        let stream = open(machines, name, ports::FILES).await?;
         upload(stream, archive, ARCHIVE)
             .await
             .with_context(|| format!("bring {} into machine {name}", file.display()))?;

@@ -21,6 +21,7 @@ pub mod reach;
 mod request;
 mod response;
 pub mod session;
+pub mod transfer;
 mod workload;
 
 pub use auth::{Hello, workload_token};
@@ -65,6 +66,8 @@ pub mod ports {
     pub const AGENT_READY: u32 = 6004;
     /// What listens inside the guest, by port or socket ([`crate::reach`]); served by the guest.
     pub const REACH: u32 = 6005;
+    /// Files as they are ([`crate::transfer`]); served by the guest.
+    pub const FILES: u32 = 6006;
 }
 
 /// Vsock context ids.

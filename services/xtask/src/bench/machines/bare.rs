@@ -11,18 +11,31 @@ use crate::vm::host;
 /// Options of a machine's monitor that name what only its keeper has.
 const CONNECTED: [&str; 4] = ["vsock", "vhost-user", "qmp", "volume"];
 
+/// What a monitor's files are called that its keeper opened for it.
+const OPEN: &str = "/proc/self/fd/";
+
 /// A monitor's command line.
 pub(super) struct Bare {
     words: Vec<String>,
 }
 
 impl Bare {
-    /// As the monitor of a running machine was started, with another initramfs and without its vsock device.
-    pub(super) fn like(monitor: i32, initramfs: &Path) -> anyhow::Result<Self> {
+    /// As the monitor of a running machine was started, with another initramfs and without its vsock device. What the
+    /// monitor has open by number is copied into the folder.
+    pub(super) fn like(monitor: i32, initramfs: &Path, folder: &Path) -> anyhow::Result<Self> {
         let path = format!("/proc/{monitor}/cmdline");
         let line = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
         let words: Vec<String> = line.split_terminator('\0').map(str::to_owned).collect();
-        Ok(Self { words: without(&words, &initramfs.display().to_string()) })
+        let mut words = without(&words, &initramfs.display().to_string());
+        for word in &mut words {
+            if let Some(number) = word.strip_prefix(OPEN) {
+                let copy = folder.join(format!("descriptor-{number}"));
+                let open = format!("/proc/{monitor}/fd/{number}");
+                std::fs::copy(&open, &copy).with_context(|| format!("copy {open}"))?;
+                *word = copy.display().to_string();
+            }
+        }
+        Ok(Self { words })
     }
 
     /// Boots it to its end.

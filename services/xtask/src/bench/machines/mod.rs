@@ -115,7 +115,7 @@ impl Bench {
         let initramfs = work.join("empty.cpio");
         let init = std::fs::read(guest).context("read the guest's program")?;
         std::fs::write(&initramfs, image::with_init_only(&init)).context("write an initramfs")?;
-        let bare = Bare::like(monitor, &initramfs)?;
+        let bare = Bare::like(monitor, &initramfs, work)?;
         let resident = self.client.agent(NAME)?.run(&["sh", "-c", "awk '/VmRSS/ {print $2}' /proc/1/status"])?;
         let resident: f64 = resident.trim().parse().context("read the agent's memory")?;
         self.client.kill(NAME)?;
