@@ -75,6 +75,7 @@
             docs
             options
             ;
+          clippy = pkgs.callPackage ./services/clippy.nix { };
           format = pkgs.callPackage ./nixos-module/format.nix { };
           module = import ./nixos-module/tests { inherit nixpkgs pkgs self; };
         }
