@@ -100,7 +100,7 @@ impl Manager {
 
 #[zbus::interface(name = "org.shipote.Machines1.Manager")]
 impl Manager {
-    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `disk_mib`, `egress`, `ssh_agent`, `publish`,
+    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `board`, `disk_mib`, `egress`, `ssh_agent`, `publish`,
     /// `volumes`, `restart`, `expires_unix`, `labels`, `run`, `idle`, `health`), empty for the defaults. Option `from`
     /// (string): the snapshot that it begins as; `spec` then says what is otherwise.
     async fn create(

@@ -4,6 +4,7 @@
 //! memory_mib = 256
 //! cpus = 1
 //! cpu_percent = 50     # of one processor of the host, for all of its processes together; 100 for each of `cpus` by default
+//! board = "q35"        # or "microvm", the default, which starts in half the time and has no PCI
 //! disk_mib = 4096      # 0: none, images are kept in memory
 //! egress = ["registry-1.docker.io:443", "*.docker.com:443"]   # what it may reach; nothing by default
 //! ssh_agent = "/run/user/1000/keyring/ssh"                     # a socket of the host, for the guest's programs
@@ -58,6 +59,9 @@ pub struct Spec {
     /// for each of `cpus` where it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<u32>,
+    /// The board that it is built on.
+    #[serde(skip_serializing_if = "Board::is_default")]
+    pub board: Board,
     /// Disk for images and what is written over them, in MiB: 64 to 4,194,304, or 0 for none. Takes room on the host as it fills.
     pub disk_mib: u32,
     /// What it may reach through the host; see [`crate::egress::Rule`].
@@ -87,6 +91,24 @@ pub struct Spec {
     pub health: Option<Check>,
 }
 
+/// What a machine's processors and devices are put on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Board {
+    /// QEMU's `microvm`: no firmware, no PCI, devices on virtio-mmio. It starts in half the time.
+    #[default]
+    Microvm,
+    /// QEMU's `q35`: firmware, PCI Express and what a PC has else, for programs that look for it.
+    Q35,
+}
+
+impl Board {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// When a machine is started again by itself. One that somebody stops stays so.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -106,6 +128,7 @@ impl Default for Spec {
             memory_mib: 256,
             cpus: 1,
             cpu_percent: None,
+            board: Board::default(),
             disk_mib: 0,
             egress: vec![],
             ssh_agent: None,

@@ -282,6 +282,27 @@ async fn a_machine_outlives_its_service_and_is_taken_over() {
 }
 
 #[tokio::test]
+async fn a_machine_on_the_other_board_has_its_devices_on_pci() {
+    let Some(image) = image() else { return };
+    let mut machines = machines(image);
+    let spec = Spec::parse("pc", "memory_mib = 128\nboard = \"q35\"\ndisk_mib = 64").unwrap();
+    machines.handle.create("pc", spec).await.unwrap();
+    machines.handle.start_machine("pc").await.unwrap();
+    machines.until(State::Running).await;
+    let guest = machines.handle.guest("pc").await.unwrap();
+    let mut control = guest.connect(ports::AGENT_CONTROL).await.unwrap();
+    // vsock, disk and balloon
+    assert_eq!(run(&mut control, "ls -l /sys/bus/pci/devices/*/driver | grep -c virtio-pci").await, "3\n");
+    assert_eq!(
+        run(&mut control, "awk '$2 == \"/storage\" {print $1, $3}' /proc/mounts | tail -1").await,
+        "/dev/vda ext4\n"
+    );
+    machines.handle.stop("pc", Duration::from_secs(20)).await.unwrap();
+    let shown = machines.until_again(State::Stopped).await;
+    assert!(shown.reason.contains("powered off"), "{}", shown.reason);
+}
+
+#[tokio::test]
 async fn a_machine_goes_on_through_a_restart_and_ends_where_the_manager_lets_go() {
     let Some(image) = image() else { return };
     let dir = tempfile::tempdir().unwrap();

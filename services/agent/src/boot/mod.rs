@@ -33,6 +33,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 fn serve() -> anyhow::Result<()> {
     mounts::first()?;
+    modules::load_pci()?;
     modules::load(Path::new(modules::FIRST))?;
     let settings = settings::take(Path::new(settings::PATH))?;
     if let Some(name) = &settings.hostname {

@@ -7,10 +7,18 @@ use anyhow::Context as _;
 use rustix::io::Errno;
 use rustix::system::finit_module;
 
+/// Modules that those need which follow, where the machine has PCI.
+const PCI: &str = "/lib/modules/pci";
 /// Modules that the first answer needs: a path a line.
 pub(super) const FIRST: &str = "/lib/modules/first";
 /// The rest.
 pub(super) const LATER: &str = "/lib/modules/later";
+
+/// Loads what PCI needs, where there is any.
+pub(super) fn load_pci() -> anyhow::Result<()> {
+    let devices = Path::new("/sys/bus/pci/devices").read_dir();
+    if devices.is_ok_and(|mut devices| devices.next().is_some()) { load(Path::new(PCI)) } else { Ok(()) }
+}
 
 /// Loads what a list names. A kernel that has one of them built in says so, which is as good.
 pub(super) fn load(list: &Path) -> anyhow::Result<()> {

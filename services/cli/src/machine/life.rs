@@ -24,6 +24,9 @@ pub(super) struct Size {
     /// Processor time of this host that it may take, in percent of one processor [default: 100 for each of --cpus]
     #[arg(long, value_name = "PERCENT")]
     cpu_percent: Option<u32>,
+    /// Board: microvm, or q35, which has firmware and PCI and starts in twice the time [default: microvm]
+    #[arg(long, value_name = "BOARD")]
+    board: Option<String>,
     /// Disk for images in MiB, which stays when the machine stops [default: none, images are kept in memory]
     #[arg(long, value_name = "MIB")]
     disk: Option<u32>,
@@ -100,6 +103,7 @@ impl Size {
             ("memory_mib", self.memory.map(|n| json!(n))),
             ("cpus", self.cpus.map(|n| json!(n))),
             ("cpu_percent", self.cpu_percent.map(|n| json!(n))),
+            ("board", self.board.as_ref().map(|board| json!(board))),
             ("disk_mib", self.disk.map(|n| json!(n))),
             ("egress", (!rules.is_empty()).then(|| json!(rules))),
             ("ssh_agent", self.ssh_agent.as_ref().map(|socket| json!(socket.display().to_string()))),

@@ -1,15 +1,15 @@
-//! QEMU's command line for a microVM.
+//! QEMU's command line for a machine.
 //!
-//! `microvm` has no PCI, no firmware and devices on virtio-mmio only, which halves the time to the guest's first
-//! process. ACPI stays on: it is how the distribution's kernel finds those devices. The memory is a shared memfd
-//! because the vsock device is another process.
+//! The board `microvm` has no PCI, no firmware and devices on virtio-mmio only, which halves the time to the guest's first
+//! process. ACPI stays on: it is how the distribution's kernel finds those devices. On `q35` the same devices are on PCI.
+//! The memory is a shared memfd because the vsock device is another process.
 //!
 //! Everything that it works on is opened for it and named by a descriptor: the user that it runs as need not be able to
 //! reach any of it by a path.
 
 use super::host::{Accelerator, Host};
 use crate::groups::TRANSLATED_MIB;
-use crate::spec::Spec;
+use crate::spec::{Board, Spec};
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -36,6 +36,11 @@ pub const VSOCK_SOCKET: &str = "v";
 #[must_use]
 pub fn arguments(host: &Host, spec: &Spec) -> Vec<String> {
     let size = spec.memory_mib;
+    // How the names of devices end that are on the board's bus.
+    let (board, bus) = match spec.board {
+        Board::Microvm => ("microvm", "device"),
+        Board::Q35 => ("q35", "pci"),
+    };
     let (accel, cpu) = match host.accelerator {
         Accelerator::Kvm => ("kvm".to_owned(), "host"),
         // QEMU 7.2 emulates CMPXCHG16B with a fault. What it may take for translated code is part of the machine's limit.
@@ -47,7 +52,7 @@ pub fn arguments(host: &Host, spec: &Spec) -> Vec<String> {
         append += &format!(" tsc_early_khz={}", host.tsc_khz);
     }
     [
-        ("-M", "microvm,memory-backend=mem0".to_owned()),
+        ("-M", format!("{board},memory-backend=mem0")),
         ("-accel", accel),
         ("-cpu", cpu.to_owned()),
         ("-smp", spec.cpus.to_string()),
@@ -60,9 +65,9 @@ pub fn arguments(host: &Host, spec: &Spec) -> Vec<String> {
         ("-initrd", format!("/proc/self/fd/{INITRAMFS_DESCRIPTOR}")),
         ("-append", append),
         ("-chardev", format!("socket,id=vsock,fd={VSOCK_DESCRIPTOR}")),
-        ("-device", "vhost-user-vsock-device,chardev=vsock".to_owned()),
+        ("-device", format!("vhost-user-vsock-{bus},chardev=vsock")),
         // What the guest has freed goes back to the host by itself; nothing is ever taken from it.
-        ("-device", "virtio-balloon-device,free-page-reporting=on".to_owned()),
+        ("-device", format!("virtio-balloon-{bus},free-page-reporting=on")),
         ("-chardev", format!("socket,id=qmp,fd={QMP_DESCRIPTOR}")),
         ("-mon", "chardev=qmp,mode=control".to_owned()),
         ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned()),
@@ -72,7 +77,7 @@ pub fn arguments(host: &Host, spec: &Spec) -> Vec<String> {
         let tag = crate::volumes::tag(n);
         [
             ("-chardev", format!("socket,id={tag},fd={descriptor}")),
-            ("-device", format!("vhost-user-fs-device,chardev={tag},tag={tag},queue-size=1024")),
+            ("-device", format!("vhost-user-fs-{bus},chardev={tag},tag={tag},queue-size=1024")),
         ]
     }))
     .chain((spec.disk_mib > 0).then_some(()).into_iter().flat_map(|()| {
@@ -82,7 +87,7 @@ pub fn arguments(host: &Host, spec: &Spec) -> Vec<String> {
             ("-add-fd", format!("fd={write},set=1")),
             ("-add-fd", format!("fd={read},set=1")),
             ("-drive", "file=/dev/fdset/1,if=none,id=disk,format=raw,cache=writeback,discard=unmap".to_owned()),
-            ("-device", "virtio-blk-device,drive=disk".to_owned()),
+            ("-device", format!("virtio-blk-{bus},drive=disk")),
         ]
     }))
     .flat_map(|(option, value)| [option.to_owned(), value])
@@ -95,8 +100,23 @@ mod tests {
     use super::*;
 
     fn joined(accelerator: Accelerator) -> String {
+        on(Board::Microvm, accelerator)
+    }
+
+    fn on(board: Board, accelerator: Accelerator) -> String {
         let host = Host { accelerator, tsc_khz: 2_000_000 };
-        arguments(&host, &Spec { memory_mib: 128, cpus: 2, disk_mib: 64, ..Spec::default() }).join(" ")
+        let volumes = vec!["/srv/data:/data".to_owned()];
+        let spec = Spec { memory_mib: 128, cpus: 2, disk_mib: 64, volumes, board, ..Spec::default() };
+        arguments(&host, &spec).join(" ")
+    }
+
+    #[test]
+    fn each_board_has_its_devices_on_its_own_bus() {
+        for (board, has, has_not) in [(Board::Microvm, "-device,", "-pci,"), (Board::Q35, "-pci,", "-device,")] {
+            let line = on(board, Accelerator::Kvm);
+            assert_eq!(line.matches(has).count(), 4, "vsock, balloon, volume and disk: {line}");
+            assert!(!line.contains(has_not), "{line}");
+        }
     }
 
     #[test]

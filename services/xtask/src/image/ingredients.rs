@@ -52,7 +52,7 @@ impl Ingredients {
             "busybox": busybox,
             "vhost_device_vsock": vsock,
             "virtiofsd": volumes,
-            "modules": {"first": listed(&modules.first), "later": listed(&modules.later)},
+            "modules": {"pci": listed(&modules.pci), "first": listed(&modules.first), "later": listed(&modules.later)},
         });
         fs::write(to.join("image.json"), serde_json::to_string_pretty(&description)?).context("write image.json")
     }

@@ -35,7 +35,7 @@ pub(super) fn build(agent: &[u8], busybox: &Path, modules: &Modules) -> anyhow::
     }
     archive.add("lib", DIRECTORY | 0o755, &[]);
     archive.add("lib/modules", DIRECTORY | 0o755, &[]);
-    for (list, modules) in [("first", &modules.first), ("later", &modules.later)] {
+    for (list, modules) in [("pci", &modules.pci), ("first", &modules.first), ("later", &modules.later)] {
         archive.add(&format!("lib/modules/{list}"), FILE | 0o644, listing(modules).as_bytes());
         for module in modules {
             archive.add(&format!("lib/modules/{}.ko", module.name), FILE | 0o644, &module.bytes);

@@ -12,6 +12,8 @@ use super::kernel::decompress;
 
 /// What the agent needs before it can answer.
 const FIRST: &[&str] = &["virtio_mmio", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
+/// What the agent needs before those where the machine has PCI.
+const PCI: &[&str] = &["virtio_pci"];
 /// What disks, volumes, images and commands need.
 const LATER: &[&str] = &["virtio_blk", "ext4", "virtiofs", "overlay", "virtio_rng", "virtio_balloon"];
 
@@ -25,9 +27,10 @@ pub(super) struct Module {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Both lists; a module of the first is not repeated in the second.
+/// The lists, in the order in which they are loaded; a module of one is not repeated in the next.
 #[derive(Debug)]
 pub(super) struct Modules {
+    pub(super) pci: Vec<Module>,
     pub(super) first: Vec<Module>,
     pub(super) later: Vec<Module>,
 }
@@ -36,7 +39,10 @@ pub(super) struct Modules {
 pub(super) fn collect(dir: &Path) -> anyhow::Result<Modules> {
     let kernel = Kernel::read(dir)?;
     let mut have = HashSet::new();
-    Ok(Modules { first: kernel.closure(FIRST, &mut have)?, later: kernel.closure(LATER, &mut have)? })
+    let first = kernel.closure(FIRST, &mut have)?;
+    // What it shares with the first list must not be left out of that one, which is loaded on all boards.
+    let pci = kernel.closure(PCI, &mut have.clone())?;
+    Ok(Modules { pci, first, later: kernel.closure(LATER, &mut have)? })
 }
 
 /// What a kernel has, by the modules' names.
