@@ -27,6 +27,9 @@ pub(crate) struct CanaryArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  shipote plugin promote --dry-run jwt\n  shipote plugin promote jwt\n  shipote plugin abort jwt"
+)]
 pub(crate) struct EndArgs {
     /// Name
     name: String,

@@ -57,6 +57,9 @@ enum Command {
         json: bool,
     },
     /// Say whether components would be taken, and if not why; no service is needed
+    #[command(
+        after_help = "Examples:\n  shipote plugin check stamp.wasm\n  shipote plugin check --policy policies/plugins *.wasm --json"
+    )]
     Check {
         /// Components
         #[arg(required = true)]
@@ -69,13 +72,14 @@ enum Command {
         json: bool,
     },
     /// List plugins and versions
-    #[command(visible_alias = "list")]
+    #[command(visible_alias = "list", after_help = "Examples:\n  shipote plugin ls\n  shipote plugin ls --json")]
     Ls {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
     /// Show one version: exports, policy, other versions
+    #[command(after_help = "Examples:\n  shipote plugin show stamp\n  shipote plugin show stamp@^1.2 --json")]
     Show {
         /// NAME, NAME@1.2.3, NAME@^1.2 or sha256:HEX
         plugin: String,
@@ -84,6 +88,9 @@ enum Command {
         json: bool,
     },
     /// Show what is at work and how plugins are linked
+    #[command(
+        after_help = "Examples:\n  shipote plugin graph\n  shipote plugin graph --format dot | dot -Tsvg > plugins.svg"
+    )]
     Graph {
         /// Form
         #[arg(long, default_value = "text", value_parser = ["text", "mermaid", "dot", "json"])]
@@ -93,6 +100,9 @@ enum Command {
         json: bool,
     },
     /// Put a version to work
+    #[command(
+        after_help = "Examples:\n  shipote plugin activate --dry-run stamp@1.3.0\n  shipote plugin activate stamp@^1.2"
+    )]
     Activate {
         /// NAME@1.2.3, NAME@^1.2 or sha256:HEX
         plugin: String,
@@ -104,6 +114,7 @@ enum Command {
         json: bool,
     },
     /// Go back to the version that was at work before
+    #[command(after_help = "Examples:\n  shipote plugin rollback stamp")]
     Rollback {
         /// Name
         name: String,
@@ -123,7 +134,10 @@ enum Command {
     /// Show how plugins fare: calls, failures, time, fuel
     Stats(stats::StatsArgs),
     /// Remove a version
-    #[command(visible_alias = "remove")]
+    #[command(
+        visible_alias = "remove",
+        after_help = "Examples:\n  shipote plugin rm stamp@1.2.0\n  shipote plugin rm --force stamp"
+    )]
     Rm {
         /// NAME, NAME@1.2.3, NAME@^1.2 or sha256:HEX
         plugin: String,
@@ -138,6 +152,7 @@ enum Command {
         json: bool,
     },
     /// Show the policy that applies to a plugin
+    #[command(after_help = "Examples:\n  shipote plugin policy stamp\n  shipote plugin policy stamp@1.2.0 --json")]
     Policy {
         /// NAME, NAME@1.2.3, NAME@^1.2 or sha256:HEX
         plugin: String,

@@ -53,8 +53,10 @@ impl Folders {
             private(&runtime.join(service.name()))?;
         }
         private(&state.join("log"))?;
-        // May be absent: that is the configuration by default.
         let config = config_folder();
+        // What the services may read is what is there when they start: a folder that its owner makes later would be closed
+        // to them. Where it cannot be made, nobody else can either, and the configuration is the default one.
+        let _ = DirBuilder::new().recursive(true).mode(0o700).create(&config);
         let policy = policy_folder();
         Ok(Self { state, runtime, config, policy, _locks: [runtime_lock, state_lock] })
     }

@@ -29,13 +29,12 @@ fn policies() -> PathBuf {
 impl Appliance {
     /// Starts it and waits until it is ready.
     pub(crate) fn start() -> Self {
-        Self::start_with(|_| ())
+        Self::start_as(None)
     }
 
     /// The same in a folder that was prepared, such as with a configuration below `xdg/shipote`.
     pub(crate) fn start_with(prepare: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        // Services may read what was there when they started.
         std::fs::create_dir_all(folder.path().join("xdg/shipote")).unwrap();
         prepare(folder.path());
         let up = Self::up(folder.path());
@@ -44,9 +43,13 @@ impl Appliance {
 
     /// The same with the image that machines are started from.
     pub(crate) fn start_in(image: &Path) -> Self {
+        Self::start_as(Some(image))
+    }
+
+    /// Without a folder for its configuration: `up` makes one, and services may read what comes into it later.
+    fn start_as(image: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(folder.path().join("xdg/shipote")).unwrap();
-        let up = Self::up_with(folder.path(), Some(image));
+        let up = Self::up_with(folder.path(), image);
         Appliance { up, folder }
     }
 
@@ -86,7 +89,7 @@ impl Appliance {
         self.folder.path().join(name)
     }
 
-    /// Folder of its configuration files; it is not made.
+    /// Folder of its configuration files.
     pub(crate) fn config(&self) -> PathBuf {
         self.path("xdg/shipote")
     }

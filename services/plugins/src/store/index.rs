@@ -125,16 +125,23 @@ impl Index {
         (self.plugins.len() as u64, self.all().count() as u64)
     }
 
-    /// What a reference stands for.
+    /// What a reference stands for. The beginning of more than one digest stands for none of them.
     pub(crate) fn find(&self, reference: &Reference) -> Option<(&str, &Version, &Entry, bool)> {
-        self.all()
+        let found = self
+            .all()
             .filter(|(name, version, entry, active)| match reference {
                 Reference::Active(wanted) => name == wanted && *active,
                 Reference::Exact(wanted, exact) => name == wanted && *version == exact,
                 Reference::Fitting(wanted, requirement) => name == wanted && requirement.matches(version),
-                Reference::Digest(digest) => entry.digest == *digest,
+                Reference::Digest(beginning) => entry.digest.starts_with(beginning),
             })
-            .max_by(|(_, a, _, _), (_, b, _, _)| a.cmp(b))
+            .max_by(|(_, a, _, _), (_, b, _, _)| a.cmp(b))?;
+        let another =
+            |entry: &Entry, beginning: &str| entry.digest.starts_with(beginning) && entry.digest != found.2.digest;
+        match reference {
+            Reference::Digest(beginning) if self.all().any(|(_, _, entry, _)| another(entry, beginning)) => None,
+            _ => Some(found),
+        }
     }
 
     /// Versions of a name, lowest first.
@@ -291,5 +298,14 @@ mod tests {
         std::fs::write(&path, r#"{"format": 2, "plu"#).unwrap();
         assert_eq!(Index::load(folder.path(), &mut warnings).unwrap(), Index::default());
         assert!(warnings[0].contains("is damaged"), "{warnings:?}");
+    }
+
+    #[test]
+    fn the_beginning_of_a_digest_stands_for_the_only_one_that_begins_so() {
+        let index = crate::links::tests::index(&[("aaaaaaaa1", &[], &[]), ("aaaaaaaa2", &[], &[])]);
+        let name = |text: &str| index.find(&Reference::Digest(text.to_owned())).map(|(name, ..)| name);
+        assert_eq!(name("sha256:aaaaaaaa1"), Some("aaaaaaaa1"));
+        assert_eq!(name("sha256:aaaaaaaa"), None, "it may be either");
+        assert_eq!(name("sha256:bbbbbbbb"), None);
     }
 }

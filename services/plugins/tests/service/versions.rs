@@ -18,6 +18,7 @@ async fn versions_come_go_and_come_back() {
     let quiet = AddOptions { activate: Some(false), ..AddOptions::default() };
     let second = manager.add(memfd(&stamp("1.1.0")).as_fd().into(), &quiet).await.unwrap();
     assert!(!second.active);
+    assert_eq!(manager.show(&second.digest[..19]).await.unwrap().version, "1.1.0", "as lists abbreviate it");
     add(&manager, &stamp("2.0.0")).await.unwrap();
     let active = async |manager: &PluginManagerProxy<'_>| manager.show("stamp").await.unwrap().version;
     assert_eq!(active(&manager).await, "2.0.0");

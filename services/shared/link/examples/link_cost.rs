@@ -9,12 +9,13 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use measured::Case;
+use parking_lot::Mutex;
 use shipote_link::{
-    Answers, AsyncHead, Cardinality, DispatchError, Function, Head, Interface, Limits, Plugin, Runtime, Tree,
+    Answers, AsyncHead, CallError, Cardinality, DispatchError, Function, Head, Interface, Limits, Plugin, Runtime, Tree,
 };
 use shipote_link::{Typed, ValueType};
 use wasmtime::component::{Component, Func, Linker, Val};
-use wasmtime::{Config, Engine, Store};
+use wasmtime::{Config, Engine, Store, StoreContextMut};
 
 /// Calls of a block.
 const CALLS: u32 = 100_000;
@@ -25,6 +26,7 @@ const CALLER: &str = include_str!("measured/caller.wat");
 
 fn main() {
     let mut cases = straight();
+    cases.push(between_stores());
     cases.extend(linked());
     cases.extend(yielding());
     measured::serve(cases);
@@ -58,6 +60,35 @@ fn straight() -> Vec<Case> {
             assert!(matches!(black_box(&result), [Val::U32(8)]));
         }),
     ]
+}
+
+/// The least that a call from one store to another is with wasmtime: a typed function of the host that calls the other
+/// store's. No deadline, no limit, no lock that anybody else wants, and an error would trap the caller.
+fn between_stores() -> Case {
+    let mut config = Config::new();
+    config.concurrency_support(false).epoch_interruption(true);
+    let engine = Engine::new(&config).unwrap();
+    let find = |linker: &Linker<()>, text: &str, path: &str, name: &str| {
+        let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+        let mut store = Store::new(&engine, ());
+        store.set_epoch_deadline(1 << 40);
+        let instance = linker.instantiate(&mut store, &component).unwrap();
+        let outer = instance.get_export_index(&mut store, None, path).unwrap();
+        let index = instance.get_export_index(&mut store, Some(&outer), name).unwrap();
+        let func = instance.get_typed_func::<(u32,), (u32,)>(&mut store, index).unwrap();
+        (store, func)
+    };
+    let leaf = Mutex::new(find(&Linker::new(&engine), LEAF, "my:leaf/root", "value"));
+    let mut linker = Linker::new(&engine);
+    let mut imported = linker.instance("my:leaf/root").unwrap();
+    let call = move |_: StoreContextMut<'_, ()>, (n,): (u32,)| {
+        let (store, func) = &mut *leaf.lock();
+        Ok((Ok::<u32, CallError>(func.call(store, (n,))?.0),))
+    };
+    imported.func_wrap("value", call).unwrap();
+    let (mut store, repeat) = find(&linker, CALLER, "my:app/root", "repeat");
+    let once = move || assert_eq!(repeat.call(&mut store, (black_box(INNER),)).unwrap(), (INNER,));
+    Case { units: INNER, ..Case::new("socket-straight", CALLS / INNER, once) }
 }
 
 /// An interface of one plugin and one function, from number to number.

@@ -74,7 +74,7 @@ impl<T: Send + 'static> Loaded<T> {
             }
         };
         let mut slot = self.run(slot);
-        self.ready(&mut slot, function, caller, (deadline, left))?;
+        self.ready(&mut slot, function, (deadline, left))?;
         Ok(slot)
     }
 
@@ -84,11 +84,10 @@ impl<T: Send + 'static> Loaded<T> {
         &self,
         slot: &mut Slot<T>,
         function: usize,
-        caller: u64,
-        (deadline, left): (u64, u64),
+        (deadline, mut left): (u64, u64),
     ) -> Result<(), DispatchError> {
         if slot.live.is_none() {
-            self.revive(slot, function, caller)?;
+            left = self.revive(slot, function, deadline)?;
         }
         if let Some(live) = &mut slot.live {
             let state = live.store.data_mut();
@@ -106,15 +105,15 @@ impl<T: Send + 'static> Loaded<T> {
         if left == 0 {
             return Err(self.failed(function, Failure::Deadline));
         }
-        self.ready(slot, function, caller, (deadline, left))
+        self.ready(slot, function, (deadline, left))
     }
 
+    /// Starts another instance, in the time that its first call has: the ticks that this leaves of it.
     #[cold]
-    fn revive(&self, slot: &mut Slot<T>, function: usize, caller: u64) -> Result<(), DispatchError> {
+    fn revive(&self, slot: &mut Slot<T>, function: usize, deadline: u64) -> Result<u64, DispatchError> {
         slot.generation += 1;
-        let (deadline, _) = self.until(caller);
         slot.live = Some(self.instantiate(deadline).map_err(|reason| self.unavailable(function, reason))?);
-        Ok(())
+        Ok(deadline.saturating_sub(self.parts.runtime.clock().now()))
     }
 
     /// The failed instance goes; the next call makes another.
@@ -155,14 +154,11 @@ impl<T: Send + 'static> Loaded<T> {
     #[inline]
     fn plain(&self, slot: &mut Slot<T>, function: usize, arguments: &[Val]) -> Result<Option<Val>, DispatchError> {
         let Some(live) = &mut slot.live else { unreachable!("a slot is made ready first") };
-        let has_result = self.parts.interface.functions[function].signature.result.is_some();
-        let mut result = [Val::Bool(false)];
-        let results = &mut result[..usize::from(has_result)];
-        if let Err(error) = live.functions[function].call(&mut live.store, arguments, results) {
-            return Err(self.retire(slot, function, &error));
-        }
-        let [value] = result;
-        Ok(has_result.then_some(value))
+        let answer = match self.flat[function] {
+            Some(call) => call(live, function, arguments),
+            None => live.call(function, arguments, self.parts.interface.functions[function].signature.result.is_some()),
+        };
+        answer.map_err(|error| self.retire(slot, function, &error))
     }
 
     /// Calls a function with arguments that fit its signature.
@@ -178,13 +174,10 @@ impl<T: Send + 'static> Loaded<T> {
         self.admit(function, arguments, handles, generation)?;
         let Some(live) = &mut slot.live else { unreachable!("occupy leaves an instance") };
         let has_result = self.parts.interface.functions[function].signature.result.is_some();
-        let mut result = [Val::Bool(false)];
-        let outcome = live.functions[function].call(&mut live.store, arguments, &mut result[..usize::from(has_result)]);
-        if let Err(error) = outcome {
-            return Err(self.retire(&mut slot, function, &error));
+        match live.call(function, arguments, has_result) {
+            Ok(value) => Ok(self.answer(function, value, handles, (generation, &live.kinds))),
+            Err(error) => Err(self.retire(&mut slot, function, &error)),
         }
-        let [value] = result;
-        Ok(self.answer(function, value, handles, (generation, &live.kinds)))
     }
 
     /// Calls a function whose types the host knows.

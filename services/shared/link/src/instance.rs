@@ -20,6 +20,7 @@ use wasmtime::Store;
 use wasmtime::component::{ComponentExportIndex, InstancePre, ResourceAny, ResourceType, Val};
 
 use crate::error::{DispatchError, Failure};
+use crate::flat::{self, Flat};
 use crate::interface::Interface;
 use crate::live::{Live, collect_handles};
 use crate::plugin::{Limits, MakeData};
@@ -44,6 +45,8 @@ pub(crate) struct Loaded<T: 'static> {
     #[cfg(feature = "async")]
     pub(crate) orphans: Mutex<Vec<(u64, ResourceAny)>>,
     pub(crate) slot: Mutex<Slot<T>>,
+    /// Of each function that has a quicker way to be called untyped: that way.
+    pub(crate) flat: Vec<Option<Flat<T>>>,
     /// Handles that the host holds, with the instance that they belong to.
     lent: Mutex<Vec<(u64, ResourceAny)>>,
 }
@@ -128,7 +131,9 @@ pub(crate) struct Answer {
 impl<T: 'static> Loaded<T> {
     /// A plugin without an instance.
     pub(crate) fn vacant(parts: Parts<T>) -> Self {
+        let functions = parts.interface.functions.iter().filter(|_| parts.mode == Mode::Blocking);
         Self {
+            flat: functions.map(|function| flat::choose(&function.signature)).collect(),
             deadline: ticks(parts.limits.deadline),
             clock: Arc::clone(parts.runtime.clock()),
             running: parts.runtime.clock().watch(),
@@ -244,21 +249,17 @@ impl<T: 'static> Loaded<T> {
     pub(crate) fn answer(
         &self,
         function: usize,
-        value: Val,
+        value: Option<Val>,
         handles: Handed,
         (generation, kinds): (u64, &Arc<[(ResourceType, u32)]>),
     ) -> Answer {
         let known = &self.parts.interface.functions[function];
-        if matches!(handles, Handed::ByHost) {
+        if let (Handed::ByHost, Some(value)) = (handles, &value) {
             let mut held = Vec::new();
-            collect_handles(&value, &mut held);
+            collect_handles(value, &mut held);
             self.lent.lock().extend(held.into_iter().map(|handle| (generation, handle)));
         }
-        Answer {
-            value: known.signature.result.is_some().then_some(value),
-            generation,
-            kinds: known.result_holds.then(|| Arc::clone(kinds)),
-        }
+        Answer { value, generation, kinds: known.result_holds.then(|| Arc::clone(kinds)) }
     }
 
     /// Whether the host holds `resource` of this plugin.

@@ -96,6 +96,7 @@ mod dispatch;
 #[cfg(feature = "async")]
 mod dispatch_async;
 mod error;
+mod flat;
 mod instance;
 mod interface;
 mod live;

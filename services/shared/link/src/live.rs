@@ -42,6 +42,19 @@ impl<T> Live<T> {
         Ok(Self { store, functions, typed, kinds })
     }
 
+    /// Calls a function untyped, with arguments that fit it.
+    pub(crate) fn call(
+        &mut self,
+        function: usize,
+        arguments: &[Val],
+        has_result: bool,
+    ) -> wasmtime::Result<Option<Val>> {
+        let mut result = [Val::Bool(false)];
+        self.functions[function].call(&mut self.store, arguments, &mut result[..usize::from(has_result)])?;
+        let [value] = result;
+        Ok(has_result.then_some(value))
+    }
+
     /// A function whose types the host knows.
     #[inline]
     pub(crate) fn typed<P, R>(&mut self, function: usize) -> wasmtime::Result<TypedFunc<P, R>>

@@ -152,6 +152,7 @@ impl<T: Send + 'static> Loaded<T> {
         let called = timeout(span(turn.left), called).await;
         judge(called, &live.store).map_err(|failure| self.failed(function, failure))?;
         let [value] = result;
+        let value = has_result.then_some(value);
         let answer = self.answer(function, value, handles, (generation, &live.kinds));
         turn.keep();
         Ok(answer)

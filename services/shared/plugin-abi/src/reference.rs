@@ -1,8 +1,11 @@
-//! How a version is named: `jwt`, `jwt@^1.2`, `sha256:<hex>`.
+//! How a version is named: `jwt`, `jwt@^1.2`, `sha256:<hex>`, whole or as lists abbreviate it.
 
 use std::str::FromStr;
 
 use semver::{Version, VersionReq};
+
+/// How many digits of a digest name a component.
+const DIGITS: std::ops::RangeInclusive<usize> = 8..=64;
 
 /// A way to name one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,13 +16,13 @@ pub enum Reference {
     Exact(String, Version),
     /// The highest version of a name that fits.
     Fitting(String, VersionReq),
-    /// A component by its digest.
+    /// A component by its digest, or by the beginning of it that no other has.
     Digest(String),
 }
 
 /// Why a text names no version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("plugin {shown:?}: {why}; write NAME, NAME@1.2.3, NAME@^1.2 or sha256:<64 hexadecimal digits>")]
+#[error("plugin {shown:?}: {why}; write NAME, NAME@1.2.3, NAME@^1.2 or sha256:<hexadecimal digits, eight at least>")]
 pub struct ReferenceError {
     /// The text, or its beginning.
     shown: String,
@@ -35,7 +38,7 @@ impl FromStr for Reference {
             ReferenceError { shown, why }
         };
         if let Some(hex) = text.strip_prefix("sha256:") {
-            let fits = hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+            let fits = DIGITS.contains(&hex.len()) && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
             return if fits { Ok(Self::Digest(text.to_owned())) } else { Err(wrong("not a digest".to_owned())) };
         }
         match text.split_once('@') {
@@ -67,8 +70,12 @@ mod tests {
         }
         let Reference::Fitting(_, range) = "jwt@^1.2".parse().unwrap() else { panic!() };
         assert!(range.matches(&Version::new(1, 9, 0)) && !range.matches(&Version::new(2, 0, 0)));
-        assert!(matches!(format!("sha256:{hex}").parse().unwrap(), Reference::Digest(_)));
-        for bad in ["", "@1", "jwt@", "jwt@one", "sha256:12", &format!("sha256:{}", "A".repeat(64))] {
+        for digits in [8, 12, 64] {
+            let text = format!("sha256:{}", &hex[..digits]);
+            assert_eq!(text.parse::<Reference>().unwrap(), Reference::Digest(text));
+        }
+        let (long, capital) = (format!("sha256:{hex}a"), format!("sha256:{}", "A".repeat(64)));
+        for bad in ["", "@1", "jwt@", "jwt@one", "sha256:", "sha256:1234567", &long, &capital] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
         }
     }

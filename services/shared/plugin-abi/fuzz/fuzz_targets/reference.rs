@@ -13,9 +13,13 @@ fuzz_target!(|text: &str| {
         Ok(Reference::Fitting(name, requirement)) => {
             // The requirement is written in its own way, and means the same.
             let again = format!("{name}@{requirement}");
-            assert!(!name.is_empty() && matches!(again.parse(), Ok(Reference::Fitting(_, same)) if same == requirement));
+            assert!(
+                !name.is_empty() && matches!(again.parse(), Ok(Reference::Fitting(_, same)) if same == requirement)
+            );
         }
-        Ok(Reference::Digest(digest)) => assert!(digest == text && digest.len() == "sha256:".len() + 64),
+        Ok(Reference::Digest(digest)) => {
+            assert!(digest == text && (8..=64).contains(&(digest.len() - "sha256:".len())))
+        }
         Err(error) => assert!(error.to_string().chars().count() < 1000),
     }
 });

@@ -57,7 +57,7 @@ impl Drop for Program {
 fn parse(line: &str) -> anyhow::Result<Block> {
     let numbers: Vec<f64> = line.split_whitespace().map_while(|word| word.parse().ok()).collect();
     let [units, wall, cpu] = numbers[..] else { bail!("{line:?} is not units, wall time and CPU time") };
-    if !(units >= 1.0 && wall > 0.0 && cpu >= 0.0) {
+    if !(units >= 1.0 && wall > 0.0 && cpu > 0.0) {
         bail!("{line:?}: nothing was done, or in no time");
     }
     let each = |nanoseconds: f64| Duration::from_secs_f64(nanoseconds / 1e9 / units * TOGETHER);
@@ -72,7 +72,7 @@ mod tests {
     fn an_answer_is_a_thousand_units_time() {
         let block = parse("20000 2000000 1000000\n").unwrap();
         assert_eq!((block.walls, block.cpu), (vec![Duration::from_micros(100)], Duration::from_micros(50)));
-        for bad in ["", "\n", "1 2", "0 1 1", "1 0 1", "1 2 3 4", "one 2 3"] {
+        for bad in ["", "\n", "1 2", "0 1 1", "1 0 1", "1 1 0", "1 2 3 4", "one 2 3"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }
