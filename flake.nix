@@ -76,6 +76,7 @@
             options
             ;
           clippy = pkgs.callPackage ./services/clippy.nix { };
+          tests = pkgs.callPackage ./services/tests.nix { };
           format = pkgs.callPackage ./nixos-module/format.nix { };
           module = import ./nixos-module/tests { inherit nixpkgs pkgs self; };
         }
