@@ -16,11 +16,11 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,6 +30,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::qemu::CONTROL_PORT;
@@ -37,7 +39,7 @@ use super::qemu::CONTROL_PORT;
 /// Output is sent in pieces of at most this many bytes; the port's driver takes 32 KiB at a time.
 const PIECE: usize = 24 * 1024;
 /// A process that has ended may leave children that hold its output open; after this long without output they are let go.
-const LINGER: Duration = Duration::from_millis(300);
+const LINGER: Timespec = Timespec { tv_sec: 0, tv_nsec: 300_000_000 };
 /// What `timeout(1)` answers for a command that ran out of time.
 const TIMED_OUT: i32 = 124;
 
@@ -178,23 +180,35 @@ impl Host {
 
     /// Passes output on until the command has ended, and all that held its output open with it.
     fn follow(&self, id: u64, child: &mut Child, timeout: Option<Duration>) -> io::Result<i32> {
-        let (sender, output) = mpsc::sync_channel(4);
-        if let Some(stdout) = child.stdout.take() {
-            forward(stdout, sender.clone(), |data| Event::Stdout { data });
-        }
-        if let Some(stderr) = child.stderr.take() {
-            forward(stderr, sender, |data| Event::Stderr { data });
-        }
+        let mut streams: Vec<Stream> = Vec::new();
+        streams.extend(child.stdout.take().map(|out| Stream::new(out.into(), |data| Event::Stdout { data })));
+        streams.extend(child.stderr.take().map(|err| Stream::new(err.into(), |data| Event::Stderr { data })));
         let deadline = timeout.map(|t| Instant::now() + t);
         let mut timed_out = false;
+        let mut piece = vec![0; PIECE];
         loop {
-            match output.recv_timeout(LINGER) {
-                Ok(event) => self.answer(id, event),
-                Err(RecvTimeoutError::Timeout) if child.try_wait()?.is_some() => break,
-                Err(RecvTimeoutError::Timeout) => {}
-                // both ends of file came: what is left is the end itself, unless it closed its output and works on
-                Err(RecvTimeoutError::Disconnected) if child.try_wait()?.is_some() => break,
-                Err(RecvTimeoutError::Disconnected) => super::pause(Duration::from_millis(1)),
+            // Asked before the pipes are looked at: all that an ended command has written is in them by then, however
+            // late this thread gets to run.
+            let ended = child.try_wait()?.is_some();
+            if streams.is_empty() {
+                if ended {
+                    break;
+                }
+                // it closed its output and works on
+                super::pause(Duration::from_millis(1));
+            } else {
+                let ready = readable(&streams)?;
+                if ended && !ready.contains(&true) {
+                    break;
+                }
+                for (stream, _) in streams.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
+                    let count = stream.from.read(&mut piece)?;
+                    stream.open = count > 0;
+                    if stream.open {
+                        self.answer(id, (stream.event)(STANDARD.encode(&piece[..count])));
+                    }
+                }
+                streams.retain(|stream| stream.open);
             }
             if !timed_out && deadline.is_some_and(|end| Instant::now() > end) {
                 timed_out = true;
@@ -222,15 +236,28 @@ fn kill(group: i32) {
     let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
 }
 
-fn forward(mut from: impl Read + Send + 'static, to: mpsc::SyncSender<Event>, event: fn(String) -> Event) {
-    thread::spawn(move || {
-        let mut piece = vec![0; PIECE];
-        while let Ok(count) = from.read(&mut piece) {
-            if count == 0 || to.send(event(STANDARD.encode(&piece[..count]))).is_err() {
-                break;
-            }
-        }
-    });
+/// One of a command's outputs.
+struct Stream {
+    from: File,
+    event: fn(String) -> Event,
+    open: bool,
+}
+
+impl Stream {
+    fn new(from: OwnedFd, event: fn(String) -> Event) -> Self {
+        Stream { from: from.into(), event, open: true }
+    }
+}
+
+/// Which of them have something to read, or their end; none where for [`LINGER`] there was nothing.
+fn readable(streams: &[Stream]) -> io::Result<Vec<bool>> {
+    let mut polled: Vec<PollFd<'_>> = streams.iter().map(|s| PollFd::new(&s.from, PollFlags::IN)).collect();
+    match poll(&mut polled, Some(&LINGER)) {
+        Ok(_) => Ok(polled.iter().map(|fd| !fd.revents().is_empty()).collect()),
+        // a signal; every stream is asked again
+        Err(Errno::INTR) => readable(streams),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn write(path: &Path, data: &str, append: bool, mode: Option<u32>) -> io::Result<()> {
@@ -276,6 +303,19 @@ mod tests {
         let (status, answers) = execute("printf out; printf err >&2; exit 5", None);
         assert_eq!(status, 5);
         assert!(answers.contains(&STANDARD.encode("out")) && answers.contains(&STANDARD.encode("err")), "{answers}");
+    }
+
+    /// Commands that end just when the agent stops waiting for more output, on a machine that is busy with them.
+    #[test]
+    fn what_a_command_says_at_its_end_arrives() {
+        let commands: Vec<_> = (0..64)
+            .map(|number| thread::spawn(move || execute(&format!("sleep 0.{}; printf out", 290 + number % 12), None)))
+            .collect();
+        for command in commands {
+            let (status, answers) = command.join().unwrap();
+            assert_eq!(status, 0);
+            assert!(answers.contains(&STANDARD.encode("out")), "{answers:?}");
+        }
     }
 
     #[test]

@@ -37,7 +37,6 @@ const PACKAGES: &[&str] = &[
     "systemd",
     "systemd-container",
     "systemd-sysv",
-    "systemd-userdbd",
     "udev",
     "uidmap",
     "util-linux",
