@@ -92,6 +92,10 @@ let
         message = "services.shipote.services.proxy.rules: ${listed empty} has no rule; write it as { rules = [ { name = …; listen = [ … ]; terminate = { … }; } ]; }.";
       }
       {
+        assertion = proxy.acme.enable -> (cfg.settings.proxy.acme.agree_to_terms or false);
+        message = "services.shipote.services.proxy.acme: the authority's terms have to be agreed to; read them, and set services.shipote.settings.proxy.acme.agree_to_terms = true.";
+      }
+      {
         assertion = proxy.openFirewall -> rules != [ ];
         message = "services.shipote.services.proxy.openFirewall: which ports to open is read from services.shipote.services.proxy.rules, and there are none; write the rules there, or open the ports with networking.firewall.";
       }

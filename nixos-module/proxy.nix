@@ -74,6 +74,16 @@ in
       '';
     };
 
+    acme.enable = lib.mkOption {
+      type = lib.types.bool;
+      default = false;
+      description = ''
+        Whether certificates that rules want by ACME (`tls.acme`) are fetched and renewed: at boot, and by
+        `shipote-acme.timer`, which looks every hour; `systemctl start shipote-acme` fetches what new rules want at once. From whom is the section `proxy.acme` of `services.shipote.settings`, whose
+        `agree_to_terms` has to be true.
+      '';
+    };
+
     openFirewall = lib.mkOption {
       type = lib.types.bool;
       default = false;
@@ -88,6 +98,11 @@ in
           lib.mapAttrsToList (name: path: "${name}:${path}") own.credentials
         );
       }
+      (lib.mkIf own.acme.enable {
+        systemd.timers.shipote-acme.wantedBy = [ "timers.target" ];
+        # Not by multi-user.target, which would wait for the authority.
+        systemd.services.shipote-acme.wantedBy = [ "shipote-proxy.service" ];
+      })
       (lib.mkIf (own.rules != { }) {
         environment.etc."shipote/proxy/rules".source = checked;
         systemd.services.shipote-proxy.reloadTriggers = [ checked ];

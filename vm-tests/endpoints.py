@@ -13,13 +13,20 @@ while (my $client = $listening->accept) {
     close $client;
 }
 """
+# Which method it is asked by, and which user it is.
+PROGRAM = 'print "Content-Type: text/plain\\n\\n$ENV{REQUEST_METHOD} $<\\n"'
 RULES = {
     "rules": [
         {
             "name": "web",
             "listen": ["127.0.0.1:8000"],
             "terminate": {"type": "http_proxy", "upstream": "workspace:web:8080"},
-        }
+        },
+        {
+            "name": "program",
+            "listen": ["127.0.0.1:8001"],
+            "terminate": {"type": "cgi", "workspace": "app", "command": ["/usr/bin/env", "perl", "-e", PROGRAM]},
+        },
     ]
 }
 # localhost is a host like any other here
@@ -45,6 +52,35 @@ machine.succeed(
 with subtest("a published port is reached by name"):
     machine.succeed("shipote workspace create web --publish 8080 --egress 127.0.0.1:9000")
     machine.succeed("shipote run -w web --detach -- perl -e \"$(cat /tmp/server.pl)\" 8080 inside")
+    machine.wait_until_succeeds("curl -sS --fail http://127.0.0.1:8000/ | grep -x inside", timeout=120)
+
+with subtest("a program in a workspace answers a request, as a user of the workspace's"):
+    machine.succeed("shipote workspace create app --serve /usr/bin/env")
+    method, user = machine.succeed("curl -sS --fail --max-time 60 http://127.0.0.1:8001/").split()
+    assert method == "GET", method
+    assert user == machine.succeed("shipote run -w app -- id -u").strip(), user
+    # one that the workspace does not list is not run
+    refused = RULES["rules"][1] | {"terminate": RULES["rules"][1]["terminate"] | {"command": ["/usr/bin/id"]}}
+    machine.succeed(
+        f"cat > /etc/shipote/proxy/rules/web.json <<'EOF'\n{json.dumps({'rules': [RULES['rules'][0], refused]})}\nEOF",
+        "shipote proxy reload",
+    )
+    status = machine.succeed("curl -sS --max-time 60 -o /tmp/refused -w '%{http_code}' http://127.0.0.1:8001/")
+    assert status != "200" and "uid=" not in machine.succeed("cat /tmp/refused"), status
+
+with subtest("a flow is a record of the journal, with a field for each thing, where that is asked for"):
+    machine.succeed(
+        "mkdir -p /etc/shipote/shipote.toml.d",
+        "printf '[proxy]\\nflow_log = \"journal\"\\n' > /etc/shipote/shipote.toml.d/flows.toml",
+        "systemctl restart shipote-proxy.service",
+    )
+    machine.wait_until_succeeds("curl -sS --fail 'http://127.0.0.1:8000/seen?by=all' | grep -x inside", timeout=120)
+    look = "journalctl -q -b -u shipote-proxy.service -o json F_RULE=web F_PATH=/seen"
+    machine.wait_until_succeeds(f"{look} | grep -q F_STATUS", timeout=60)
+    flow = json.loads(machine.succeed(f"{look} -n 1"))
+    assert (flow["F_STATUS"], flow["F_METHOD"], flow["F_CLIENT"]) == ("200", "GET", "127.0.0.1"), flow
+    assert flow["F_UPSTREAM"] == "workspace:web:8080" and int(flow["F_DURATION_US"]) > 0, flow
+    machine.succeed("rm /etc/shipote/shipote.toml.d/flows.toml", "systemctl restart shipote-proxy.service")
     machine.wait_until_succeeds("curl -sS --fail http://127.0.0.1:8000/ | grep -x inside", timeout=120)
 
 with subtest("a workspace reaches what is on its list"):

@@ -70,6 +70,10 @@ in
     config = on { services.proxy.rules.site.rule = [ { name = "a"; } ]; };
     says = "`site` has no rule";
   };
+  acme-without-terms = {
+    config = on { services.proxy.acme.enable = true; };
+    says = "the authority's terms have to be agreed to";
+  };
   firewall-without-rules = {
     config = on { services.proxy.openFirewall = true; };
     says = "which ports to open is read from";

@@ -170,6 +170,17 @@ in
     };
   };
 
+  acme = {
+    config = on {
+      services.proxy.acme.enable = true;
+      settings.proxy.acme.agree_to_terms = true;
+    };
+    holds = config: {
+      "it is renewed by a timer" = lib.elem "timers.target" config.systemd.timers.shipote-acme.wantedBy;
+      "and fetched at boot" = lib.elem "shipote-proxy.service" config.systemd.services.shipote-acme.wantedBy;
+    };
+  };
+
   firewall-closed = {
     config = on {
       services.proxy.rules.site.rules = [

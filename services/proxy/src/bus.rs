@@ -1,5 +1,6 @@
 //! `org.shipote.Proxy1.Manager`, at the root object: authorise, convert, ask the service.
 
+mod certificates;
 mod egress;
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use shipote_service::Authority;
 use zbus::OwnedVariant;
 use zbus::message::Header;
 
+pub(crate) use certificates::Certificates;
 pub(crate) use egress::{Egress, tell};
 
 use crate::state::{Loaded, State};
@@ -77,14 +79,10 @@ impl Manager {
         options: Options,
     ) -> Result<(u32, u32, Vec<String>), ProxyError> {
         none(&options)?;
-        let caller =
-            self.authority.check(&header, ACTION_MANAGE).await.map_err(|e| ProxyError::NotAuthorized(e.to_string()))?;
-        self.audit.ready().map_err(|e| {
-            ProxyError::NotRecorded(format!("{e}; the reload is refused because audit records are required"))
-        })?;
+        let caller = may_manage(&self.authority, &self.audit, &header).await?;
         let result = self.state.reload().await;
         let object = self.state.rules_dir().display().to_string();
-        let record = Record::new(Event::ProxyReload, object, caller.uid, Door::Bus).outcome(&result);
+        let record = Record::new(Event::ProxyReload, object, caller, Door::Bus).outcome(&result);
         if let Err(error) = self.audit.record(&record) {
             tracing::error!("record the reload of the rules: {error}");
         }
@@ -141,7 +139,10 @@ impl Manager {
     #[zbus(out_args("certs"))]
     async fn list_certs(&self, options: Options) -> Result<Vec<CertInfo>, ProxyError> {
         none(&options)?;
-        Ok(self.state.engine.certs())
+        let engine = Arc::clone(&self.state.engine);
+        // How asking for those by ACME fared is read from files.
+        let certs = tokio::task::spawn_blocking(move || engine.certs()).await;
+        certs.map_err(|e| ProxyError::Unreadable(format!("look at the certificates: {e}")))
     }
 
     /// Lets a client (`workspace:NAME`, `machine:NAME`, `session:NAME`) out to the hosts of a list, or changes that
@@ -247,7 +248,12 @@ impl Manager {
 
 /// The caller's uid, if it may change what the proxy does and the change can be recorded.
 async fn may_manage(authority: &Authority, audit: &Audit, header: &Header<'_>) -> Result<u32, ProxyError> {
-    let caller = authority.check(header, ACTION_MANAGE).await.map_err(|e| ProxyError::NotAuthorized(e.to_string()))?;
+    may(authority, audit, header, ACTION_MANAGE).await
+}
+
+/// The caller's uid, if polkit allows it this action and the change can be recorded.
+async fn may(authority: &Authority, audit: &Audit, header: &Header<'_>, action: &str) -> Result<u32, ProxyError> {
+    let caller = authority.check(header, action).await.map_err(|e| ProxyError::NotAuthorized(e.to_string()))?;
     audit.ready().map_err(|e| {
         ProxyError::NotRecorded(format!("{e}; the change is refused because audit records are required"))
     })?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -28,6 +28,28 @@ pub(crate) struct ProxySection {
     udp_sessions: Option<usize>,
     quic_handshakes: Option<usize>,
     peek_time_ms: Option<u64>,
+    acme: Option<AcmeSection>,
+}
+
+/// The authority that rules' certificates by ACME are from (`[proxy.acme]`).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct AcmeSection {
+    /// URL of the authority's directory.
+    pub(crate) directory: String,
+    /// Whom the authority may write to (`mailto:…`).
+    pub(crate) contact: Vec<String>,
+    /// Whether its terms are agreed to.
+    pub(crate) agree_to_terms: bool,
+    /// Certificates in PEM that it is verified by, in place of the system's.
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+impl Default for AcmeSection {
+    fn default() -> Self {
+        let directory = instant_acme::LetsEncrypt::Production.url().to_owned();
+        Self { directory, contact: Vec::new(), agree_to_terms: false, ca_file: None }
+    }
 }
 
 /// Where flows go besides the memory of the last ones.
@@ -50,6 +72,7 @@ pub(crate) struct Configured {
     pub(crate) settings: Settings,
     pub(crate) flow_log: FlowLogTo,
     pub(crate) egress: BTreeMap<String, EgressSection>,
+    pub(crate) acme: Option<AcmeSection>,
 }
 
 /// What a client may reach (`[proxy.egress."workspace:web"]`), for those that are not told over the bus.
@@ -84,8 +107,9 @@ pub(crate) fn load(config: &Path) -> anyhow::Result<Configured> {
         peek_time: millis(section.peek_time_ms, default.peek_time),
         flows: section.flows.unwrap_or(default.flows),
         flow_log: None,
+        acme: None,
     };
-    Ok(Configured { settings, flow_log: section.flow_log, egress: section.egress })
+    Ok(Configured { settings, flow_log: section.flow_log, egress: section.egress, acme: section.acme })
 }
 
 #[cfg(test)]

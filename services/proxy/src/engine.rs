@@ -9,6 +9,7 @@ use shipote_bus::proxy::{CertInfo, PoolInfo};
 use shipote_rules::{Graph, ListenSpec, Terminator, Transport};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::acme::{Acme, Challenges};
 use crate::cgi::{self, Start};
 use crate::figures::Figures;
 use crate::flows::{Flow, Flows};
@@ -97,6 +98,7 @@ pub struct Engine {
     /// The plan before the one that holds. Kept so that no worker is the last to let go of it: taking a large one to
     /// pieces takes milliseconds, which its requests would wait for.
     retired: Mutex<Option<Arc<Plan>>>,
+    acme: Acme,
     listening: Mutex<Listening>,
     health: Health,
     runtime: OnceLock<Runtime>,
@@ -135,7 +137,8 @@ impl Engine {
             warnings: Vec::new(),
         };
         let none = Plugins { runtime: None, codes: &[] };
-        let plan = Plan::link(empty, &registry, &none, None).map_err(io::Error::other)?;
+        let acme = Acme { store: settings.acme.clone(), ..Acme::default() };
+        let plan = Plan::link(empty, &registry, &none, &acme, None).map_err(io::Error::other)?;
         let (wish, starts) = cgi::channel();
         let shared = Arc::new(Shared::new(Arc::new(plan), wish));
         let mut workers = Vec::with_capacity(settings.workers);
@@ -164,6 +167,7 @@ impl Engine {
             settings,
             shared,
             registry,
+            acme,
             starts: Mutex::new(Some(starts)),
             workers,
             retired: Mutex::default(),
@@ -198,7 +202,7 @@ impl Engine {
         self.runs_programs(&graph)?;
         let before = self.shared.plan();
         let runtime = if codes.is_empty() { None } else { Some(self.runtime()?) };
-        let plan = Plan::link(graph, &self.registry, &Plugins { runtime, codes }, Some(&before))?;
+        let plan = Plan::link(graph, &self.registry, &Plugins { runtime, codes }, &self.acme, Some(&before))?;
         if let Some(runtime) = self.runtime.get() {
             runtime.keep(codes);
         }
@@ -348,10 +352,22 @@ impl Engine {
         all
     }
 
-    /// The certificates of the listeners.
+    /// The certificates of the listeners. Blocking: how asking for those by ACME fared is read from their folder.
     #[must_use]
     pub fn certs(&self) -> Vec<CertInfo> {
-        self.shared.plan().certs.clone()
+        let mut certs = self.shared.plan().certs.clone();
+        let Some(store) = &self.acme.store else { return certs };
+        for cert in certs.iter_mut().filter(|cert| !cert.wanted.is_empty()) {
+            let status = store.status(&cert.wanted[0]);
+            (cert.error, cert.next_try) = (status.error, status.next_try);
+        }
+        certs
+    }
+
+    /// What authorities are answered that look whether a name leads here.
+    #[must_use]
+    pub fn challenges(&self) -> &Challenges {
+        &self.acme.challenges
     }
 
     /// The call sites of plugins, as the plan that holds has them.

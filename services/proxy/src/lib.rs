@@ -8,6 +8,7 @@
 //! as a whole.
 #![deny(unsafe_code)]
 
+pub mod acme;
 pub mod admin;
 mod cgi;
 pub mod egress;

@@ -2,9 +2,12 @@
 //!
 //! Rules are the files of `proxy/rules/` in the configuration folder. They are read at the start, on `Reload` and on
 //! SIGHUP (`systemctl reload`); rules that cannot be served are refused and those from before go on.
+//!
+//! `shipote-proxy acme` is another process, with another user, that fetches certificates ([`certify`]).
 #![deny(unsafe_code)]
 
 mod bus;
+mod certify;
 mod config;
 mod names;
 mod plugins;
@@ -15,11 +18,14 @@ mod state;
 mod workspaces;
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use shipote_bus::Service;
+use shipote_bus::paths::ServicePaths;
+use shipote_proxy::acme::Store;
 use shipote_proxy::egress::{Access, Egress};
 use shipote_proxy::{Engine, FlowLog, Settings, admin};
 use shipote_service::{Context, Definition, Parts, run};
@@ -60,7 +66,8 @@ async fn start(context: Context, early: Configured) -> anyhow::Result<Proxy> {
             Some(FlowLog::file(&path).with_context(|| format!("open the flow log {}", path.display()))?)
         }
     };
-    let settings = Settings { flow_log: flow_log.clone(), ..early.settings };
+    let certs = early.acme.map(|_| Store::new(certs(&context.paths)));
+    let settings = Settings { flow_log: flow_log.clone(), acme: certs, ..early.settings };
     let egress =
         Egress::start(&context.paths.runtime.join("egress"), settings.flows, flow_log).context("start egress")?;
     for (client, way) in &early.egress {
@@ -110,6 +117,11 @@ async fn start(context: Context, early: Configured) -> anyhow::Result<Proxy> {
         authority: context.authority.clone(),
         audit: Arc::clone(&context.audit),
     };
+    let certificates = bus::Certificates {
+        state: Arc::clone(&state),
+        authority: context.authority.clone(),
+        audit: Arc::clone(&context.audit),
+    };
     let egress = bus::Egress {
         state: Arc::clone(&state),
         authority: context.authority.clone(),
@@ -117,16 +129,47 @@ async fn start(context: Context, early: Configured) -> anyhow::Result<Proxy> {
     };
     let server = context.connection.object_server();
     server.at(Service::Proxy.path(), manager).await?;
+    server.at(Service::Proxy.path(), certificates).await?;
     server.at(Service::Proxy.path(), egress).await?;
     Ok(Proxy { state })
 }
 
+/// Where certificates by ACME are: beside the proxy's own folder. Who fetches them writes there, and nobody else.
+fn certs(paths: &ServicePaths) -> PathBuf {
+    paths.state.with_file_name("acme").join("certs")
+}
+
+/// Makes their folder where all services are one user's; else it is there already (tmpfiles.d). What was not there when
+/// the service confined itself it could not read later.
+fn make_certs(folder: &Path) {
+    if let Err(error) = std::fs::create_dir_all(folder) {
+        tracing::error!("certificates by ACME cannot be read before a restart: create {}: {error}", folder.display());
+    }
+}
+
 fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    match words.next().as_deref() {
+        None => {}
+        Some("acme") => return certify::run(words.collect()),
+        Some(other) => {
+            eprintln!(
+                "shipote-proxy: {other:?} is not known; without arguments it serves, and there is `shipote-proxy acme`"
+            );
+            return ExitCode::from(2);
+        }
+    }
     let definition = Definition { service: Service::Proxy, version: env!("CARGO_PKG_VERSION") };
     run(
         definition,
         // What is read before the service confines itself.
-        |paths| config::load(&paths.config),
+        |paths| {
+            let configured = config::load(&paths.config)?;
+            if configured.acme.is_some() {
+                make_certs(&certs(paths));
+            }
+            Ok(configured)
+        },
         start,
     )
 }

@@ -12,6 +12,7 @@ use shipote_rules::{
 };
 use tokio::sync::Semaphore;
 
+use crate::acme::{Acme, Challenges};
 use crate::http3::config::Crypto;
 use crate::plugin::{Canary, Place, PluginCode, Runtime};
 use crate::rate::Limiter;
@@ -47,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) body_limit: u64,
     /// What the certificates of listeners say.
     pub(crate) certs: Vec<CertInfo>,
+    /// What authorities are answered that look whether a name leads here.
+    pub(crate) challenges: Arc<Challenges>,
     /// By listener.
     tls: Vec<Option<Arc<rustls::ServerConfig>>>,
     /// By listener; those of QUIC only.
@@ -60,6 +63,7 @@ impl Plan {
         graph: Graph,
         registry: &Registry,
         plugins: &Plugins<'_>,
+        acme: &Acme,
         before: Option<&Plan>,
     ) -> Result<Self, LinkError> {
         let mut targets = Vec::with_capacity(graph.terminators.len());
@@ -95,11 +99,13 @@ impl Plan {
         let mut certs = Vec::new();
         for listener in &graph.listeners {
             let rule = listener.rules.first().cloned().unwrap_or_default();
-            let configured = listener.tls.as_ref().map(crate::tls::configure).transpose();
-            if let Some(tls) = &listener.tls {
-                certs.extend(crate::tls::certs(&listener.listen.address.to_string(), tls));
-            }
+            let configure = |tls| crate::tls::configure(&listener.listen.address.to_string(), tls, acme.store.as_ref());
+            let configured = listener.tls.as_ref().map(configure).transpose();
             let configured = configured.map_err(|reason| LinkError { rule: rule.clone(), reason })?;
+            let configured = configured.map(|(config, infos)| {
+                certs.extend(infos);
+                config
+            });
             let over = configured.as_ref().filter(|_| listener.listen.transport == Transport::Quic);
             quic.push(over.map(|tls| Crypto::new(tls)).transpose().map_err(|reason| LinkError { rule, reason })?);
             tls.push(configured);
@@ -145,6 +151,7 @@ impl Plan {
             runs: runs_of,
             body_limit,
             certs,
+            challenges: Arc::clone(&acme.challenges),
             limiters,
             auth,
             places,

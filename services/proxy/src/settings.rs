@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::acme::Store;
 use crate::flow_log::FlowLog;
 
 /// Limits towards clients and the size of things.
@@ -35,6 +36,8 @@ pub struct Settings {
     pub flows: usize,
     /// Where flows go besides.
     pub flow_log: Option<FlowLog>,
+    /// Where certificates by ACME are; without it no rule may name one.
+    pub acme: Option<Store>,
     /// How long open requests may go on when the proxy stops.
     pub drain_time: Duration,
 }
@@ -56,6 +59,7 @@ impl Default for Settings {
             udp_sessions: 4096,
             flows: 10_000,
             flow_log: None,
+            acme: None,
             drain_time: Duration::from_secs(30),
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use shipote_bus::proxy::ProxyError;
 use shipote_proxy::Engine;
 use shipote_proxy::egress::Egress;
-use shipote_rules::{compile, load_dir};
+use shipote_rules::{Graph, compile, load_dir};
 use tokio::sync::Mutex;
 
 use crate::plugins;
@@ -79,16 +79,26 @@ impl State {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let loaded = Loaded { listeners: count(graph.listeners.len()), rules: count(names.len()), warnings };
         self.lacks.store(true, Relaxed);
-        let codes = plugins::fetch(&self.connection, &graph).await.map_err(ProxyError::NotApplied)?;
-        let engine = Arc::clone(&self.engine);
-        in_background(move || engine.apply_with(graph, &codes).map_err(|e| ProxyError::NotApplied(e.to_string())))
-            .await??;
+        self.apply(graph).await?;
         self.lacks.store(false, Relaxed);
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
         tracing::info!("{} rules on {} listeners", loaded.rules, loaded.listeners);
         Ok(loaded)
+    }
+
+    /// Reads the certificates anew; the rules stay as they are.
+    pub(crate) async fn read_certificates(&self) -> Result<(), ProxyError> {
+        let _one = self.loading.lock().await;
+        self.apply(self.engine.with_graph(Graph::clone)).await
+    }
+
+    async fn apply(&self, graph: Graph) -> Result<(), ProxyError> {
+        let codes = plugins::fetch(&self.connection, &graph).await.map_err(ProxyError::NotApplied)?;
+        let engine = Arc::clone(&self.engine);
+        in_background(move || engine.apply_with(graph, &codes).map_err(|e| ProxyError::NotApplied(e.to_string())))
+            .await?
     }
 }
 

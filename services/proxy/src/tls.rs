@@ -1,24 +1,25 @@
 //! TLS on listeners: certificates by server name, read anew with every plan.
 
-use std::collections::HashMap;
-use std::path::Path;
+mod certificates;
+
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
+use rustls::pki_types::CertificateDer;
+use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest as _, Sha256};
 use shipote_bus::proxy::CertInfo;
-use shipote_rules::{ClientAuth, ListenerTls, TlsCert};
+use shipote_rules::{ClientAuth, ListenerTls};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Name;
 
+pub use certificates::fits;
+use certificates::{Certificates, read_certs};
+
+use crate::acme::Store;
 use crate::http1::hex;
-use crate::ocsp::{self, Staple};
 
 /// What a handshake settled.
 #[derive(Debug, Clone, Default)]
@@ -83,82 +84,14 @@ impl PeerCert {
     }
 }
 
-/// The certificates of a listener, as they are shown; those that cannot be read were refused before.
-pub(crate) fn certs(listener: &str, tls: &ListenerTls) -> Vec<CertInfo> {
-    let named = tls.by_name.iter().map(|(name, cert)| (name.as_str(), cert));
-    let all = tls.default.iter().map(|cert| ("", cert)).chain(named);
-    let info = |(name, cert): (&str, &TlsCert)| {
-        let leaf = read_certs(&cert.cert_file).ok()?.into_iter().next()?;
-        let read = PeerCert::read(&leaf)?;
-        Some(CertInfo {
-            listener: listener.to_owned(),
-            name: name.to_owned(),
-            file: cert.cert_file.display().to_string(),
-            names: read.san_dns,
-            not_after: read.not_after,
-            fingerprint: hex(&Sha256::digest(&leaf)),
-        })
-    };
-    all.filter_map(info).collect()
-}
-
-/// A certificate, and the same with what its authority says of it.
-#[derive(Debug)]
-struct Held {
-    plain: Arc<CertifiedKey>,
-    stapled: Option<(Arc<CertifiedKey>, Option<u64>)>,
-}
-
-impl Held {
-    /// With what the authority says, for as long as that holds.
-    fn at(&self, now: u64) -> Arc<CertifiedKey> {
-        match &self.stapled {
-            Some((stapled, until)) if until.is_none_or(|until| now < until) => Arc::clone(stapled),
-            _ => Arc::clone(&self.plain),
-        }
-    }
-}
-
-fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-/// Certificates by lower-case name; `*.example.com` stands for one label.
-#[derive(Debug)]
-struct Certificates {
-    default: Option<Held>,
-    by_name: HashMap<String, Held>,
-}
-
-impl Certificates {
-    fn find(&self, name: &str) -> Option<&Held> {
-        let name = name.to_ascii_lowercase();
-        self.by_name.get(&name).or_else(|| {
-            let (_, rest) = name.split_once('.')?;
-            self.by_name.get(&format!("*.{rest}"))
-        })
-    }
-}
-
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let held = hello.server_name().and_then(|name| self.find(name)).or(self.default.as_ref())?;
-        Some(held.at(now()))
-    }
-}
-
-/// The configuration of a listener; the error names the file.
-pub(crate) fn configure(tls: &ListenerTls) -> Result<Arc<ServerConfig>, String> {
+/// The configuration of a listener, and its certificates as they are shown; the error names the file.
+pub(crate) fn configure(
+    listener: &str,
+    tls: &ListenerTls,
+    acme: Option<&Store>,
+) -> Result<(Arc<ServerConfig>, Vec<CertInfo>), String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let load = |cert: &TlsCert| load(cert, &provider);
-    let certificates = Certificates {
-        default: tls.default.as_ref().map(load).transpose()?,
-        by_name: tls
-            .by_name
-            .iter()
-            .map(|(name, cert)| Ok((name.clone(), load(cert)?)))
-            .collect::<Result<_, String>>()?,
-    };
+    let (certificates, infos) = Certificates::read(listener, tls, acme, &provider)?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|e| format!("TLS: {e}"))?;
@@ -182,38 +115,7 @@ pub(crate) fn configure(tls: &ListenerTls) -> Result<Arc<ServerConfig>, String> 
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Tickets are sealed with a key of this plan's own; after a reload clients make a whole handshake once.
     config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
-    Ok(Arc::new(config))
-}
-
-fn read_certs(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certs: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|e| format!("read certificates {}: {e}", path.display()))?;
-    if certs.is_empty() {
-        return Err(format!("read certificates {}: there are none in PEM", path.display()));
-    }
-    Ok(certs)
-}
-
-fn load(cert: &TlsCert, provider: &rustls::crypto::CryptoProvider) -> Result<Held, String> {
-    let chain = read_certs(&cert.cert_file)?;
-    let path = cert.key_file.display();
-    let key = PrivateKeyDer::from_pem_file(&cert.key_file).map_err(|e| format!("read key {path}: {e}"))?;
-    let certified = CertifiedKey::from_der(chain, key, provider)
-        .map_err(|e| format!("key {path} with certificate {}: {e}", cert.cert_file.display()))?;
-    let stapled = match &cert.ocsp_file {
-        None => None,
-        Some(path) => {
-            let Staple { der, until } = ocsp::read(path, certified.end_entity_cert().map_err(|e| e.to_string())?)?;
-            if until.is_some_and(|until| until <= now()) {
-                tracing::warn!("the OCSP answer {} does not hold any more and is left out", path.display());
-            }
-            let mut stapled = certified.clone();
-            stapled.ocsp = Some(der);
-            Some((Arc::new(stapled), until))
-        }
-    };
-    Ok(Held { plain: Arc::new(certified), stapled })
+    Ok((Arc::new(config), infos))
 }
 
 /// What the handshake of a connection settled, and the server name that was asked for.

@@ -284,6 +284,13 @@ pub(crate) fn route<'p>(
     resume: Option<Resume<'_>>,
 ) -> Verdict<'p> {
     let Some(listener) = plan.listener(peer.transport, peer.listener) else { return Verdict::Close { rule: "" } };
+    if plan.challenges.any()
+        && let Some(answer) = plan.challenges.answer(head.path(bytes))
+    {
+        let headers = vec![("content-type".into(), "application/octet-stream".into())];
+        let response = Response { headers, body: answer.into_bytes(), ..Response::empty(200) };
+        return Verdict::Made { response: Box::new(response), rule: "", error: None };
+    }
     let mut at = resume.as_ref().map_or(listener.entry, |r| r.at);
     let held = resume.as_ref().and_then(|r| r.held);
     let mut called = resume.and_then(|r| r.called);

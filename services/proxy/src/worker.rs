@@ -22,7 +22,7 @@ use crate::http1::exchange::Ended;
 use crate::http1::response::ResponseHead;
 use crate::http2;
 use crate::http3;
-use crate::io::{Clock, Io, Pool, Slot, Stream};
+use crate::io::{Clock, Io, Pool, Slot, Stream, more};
 use crate::listen::logical;
 use crate::peek::{self, First};
 use crate::plan::Plan;
@@ -451,17 +451,17 @@ async fn look(worker: &Worker, stream: &TcpStream, peer: &mut Peer) -> First {
     let mut have = 0;
     let looking = async {
         loop {
-            match stream.peek(&mut bytes).await {
-                Ok(0) | Err(_) => return First::Other,
+            match more(stream, &mut bytes, have).await {
                 Ok(n) if n > have => {
                     have = n;
-                    let first = peek::look(&bytes[..n]);
-                    if first != First::Unclear {
-                        return first;
+                    match peek::look(&bytes[..n]) {
+                        First::Unclear if n == peek::PEEK_BYTES => return First::Other,
+                        First::Unclear => {}
+                        first => return first,
                     }
                 }
-                // The kernel tells of the same bytes again at once; more of them come in their own time.
-                Ok(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                // No more will come.
+                _ => return First::Other,
             }
         }
     };

@@ -22,6 +22,7 @@ const DATA: &[(&str, &str, &str)] = &[
     ("services/workspaces", ".service", "usr/lib/systemd/system"),
     ("services/machines", ".service", "usr/lib/systemd/system"),
     ("services/proxy", ".service", "usr/lib/systemd/system"),
+    ("services/proxy", ".timer", "usr/lib/systemd/system"),
     ("services/plugins", ".service", "usr/lib/systemd/system"),
     ("services/shared/audit", ".catalog", "usr/lib/systemd/catalog"),
     ("policies/sysusers.d", ".conf", "usr/lib/sysusers.d"),

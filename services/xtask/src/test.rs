@@ -29,6 +29,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("/usr/sbin/nginx", "nginx-light"),
     ("/usr/sbin/haproxy", "haproxy"),
     ("setpriv", "util-linux"),
+    // An authority that certifies for tests, and a name server for it.
+    ("pebble", "pebble"),
 ];
 
 /// wasmtime with what nothing else here has: for hosts that use the linking library by itself.

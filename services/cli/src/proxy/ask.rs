@@ -138,15 +138,39 @@ pub(super) async fn certs(args: &JsonArgs) -> anyhow::Result<()> {
     if args.json {
         return output::json(&json!({"certs": all}));
     }
-    let row = |c: shipote_bus::proxy::CertInfo| {
-        let until =
-            jiff::Timestamp::from_second(c.not_after).map_or_else(|_| c.not_after.to_string(), |t| t.to_string());
-        let name = if c.name.is_empty() { "(default)".to_owned() } else { c.name };
-        vec![c.listener, name, until, c.names.join(" "), c.file]
-    };
-    let rows = all.into_iter().map(row).collect();
-    output::print_table(&["LISTENER", "NAME", "VALID UNTIL", "CARRIES", "FILE"], rows, "no listener ends TLS");
+    let mut problems = Vec::new();
+    for cert in &all {
+        if let (Some(first), false) = (cert.wanted.first(), cert.error.is_empty()) {
+            let again =
+                if cert.next_try > 0 { format!("; again after {}", moment(cert.next_try)) } else { String::new() };
+            problems.push(format!("{first}: {}{again}", cert.error));
+        }
+    }
+    problems.dedup();
+    let heads = ["LISTENER", "NAME", "SOURCE", "VALID UNTIL", "RENEWED FROM", "STAPLE UNTIL", "CARRIES", "FILE"];
+    output::print_table(&heads, all.into_iter().map(cert_row).collect(), "no listener ends TLS");
+    for problem in problems {
+        eprintln!("not fetched: {problem}");
+    }
     Ok(())
+}
+
+fn cert_row(cert: shipote_bus::proxy::CertInfo) -> Vec<String> {
+    let name = if cert.name.is_empty() { "(default)".to_owned() } else { cert.name };
+    let source = if cert.wanted.is_empty() { "file" } else { "acme" }.to_owned();
+    let valid = if cert.not_after == 0 && !cert.wanted.is_empty() {
+        "not there yet".to_owned()
+    } else {
+        moment(cert.not_after)
+    };
+    let or_none = |seconds: i64| if seconds == 0 { "-".to_owned() } else { moment(seconds) };
+    let staple = if cert.staple_until == i64::MAX { "no end".to_owned() } else { or_none(cert.staple_until) };
+    vec![cert.listener, name, source, valid, or_none(cert.renew_at), staple, cert.names.join(" "), cert.file]
+}
+
+/// Seconds since the epoch, as a person reads them.
+fn moment(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |t| t.to_string())
 }
 
 pub(super) async fn metrics() -> anyhow::Result<()> {

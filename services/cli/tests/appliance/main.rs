@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that finds nothing has failed")]
 
+mod acme;
 mod ahead;
 mod attach;
 mod canary;

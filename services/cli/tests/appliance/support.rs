@@ -22,7 +22,7 @@ pub(crate) fn binaries() -> PathBuf {
     folder
 }
 
-fn policies() -> PathBuf {
+pub(crate) fn policies() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policies").canonicalize().unwrap()
 }
 

@@ -49,6 +49,32 @@ pub(crate) struct Way<'p> {
     pub(crate) response: Option<NodeId>,
 }
 
+impl Way<'_> {
+    /// The request as HTTP/1.1 has it; with `upgrade`, one that asks to switch protocols.
+    pub(crate) fn text(&self, request: &Request<'_, '_>, edits: &Edits<'_>, upgrade: bool) -> Vec<u8> {
+        let Request { head, bytes, peer, .. } = *request;
+        let mut text = Vec::with_capacity(1024);
+        compose::request(&mut text, head, bytes, edits, peer, self.spec.host.as_deref(), upgrade);
+        text
+    }
+
+    /// Any connection to any upstream of this way, for a request that must not be sent twice.
+    pub(crate) fn want<'a>(&'a self, request: &'a Request<'_, '_>) -> Want<'a> {
+        Want {
+            worker: request.worker,
+            plan: request.plan,
+            spec: self.spec,
+            terminator: self.terminator,
+            slot: request.slot,
+            key: key(self.spec, request.peer, request.head, request.bytes),
+            avoid: &[],
+            repeatable: false,
+            fresh: false,
+            only_one: false,
+        }
+    }
+}
+
 /// An attempt that came to nothing.
 pub(crate) enum Failed {
     /// Nothing was done: it can be made again whatever the request is.
@@ -76,8 +102,7 @@ pub(crate) async fn pass(
     client: &mut Client<'_>,
 ) -> Ended {
     let facts = request.head.facts;
-    let mut text = Vec::with_capacity(1024);
-    compose::request(&mut text, request.head, request.bytes, edits, request.peer, way.spec.host.as_deref(), false);
+    let text = way.text(request, edits, false);
     if let Framing::Length(n) = facts.framing
         && n <= SMALL
     {
@@ -94,18 +119,7 @@ pub(crate) async fn pass(
         if avoid.len() >= request.plan.targets[way.terminator.index()].len() {
             avoid.clear();
         }
-        let want = Want {
-            worker: request.worker,
-            plan: request.plan,
-            spec: way.spec,
-            terminator: way.terminator,
-            slot: request.slot,
-            key: key(way.spec, request.peer, request.head, request.bytes),
-            avoid: &avoid,
-            repeatable: facts.idempotent && whole,
-            fresh,
-            only_one: false,
-        };
+        let want = Want { avoid: &avoid, repeatable: facts.idempotent && whole, fresh, ..way.want(request) };
         let link = match client.unless_gone(acquire_for(&want, whole)).await {
             None => return taken_back(),
             Some(Err(ended)) => return ended,

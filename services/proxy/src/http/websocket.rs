@@ -12,7 +12,7 @@ use http::{HeaderValue, Method};
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::acquire::{Link, Want, acquire, key};
+use super::acquire::{Link, Want, acquire};
 use super::client::Begun;
 use super::exchange::{Way, deliver, taken_back};
 use super::general::Request;
@@ -21,7 +21,7 @@ use super::sink::{Sink, relay};
 use super::{Body, Client, Source};
 use crate::http1::body::{BodyError, Coding};
 use crate::http1::exchange::{Ended, HeadError, InFlight, read_head};
-use crate::http1::{Framing, Refusal, compose};
+use crate::http1::{Framing, Refusal};
 use crate::io::{Buf, Io, IoError};
 use crate::walk::{Edits, response_edits};
 
@@ -58,20 +58,8 @@ pub(crate) async fn pass(
     body: &mut Body<'_>,
     client: &mut Client<'_>,
 ) -> Ended {
-    let mut text = Vec::with_capacity(1024);
-    compose::request(&mut text, request.head, request.bytes, edits, request.peer, way.spec.host.as_deref(), true);
-    let want = Want {
-        worker: request.worker,
-        plan: request.plan,
-        spec: way.spec,
-        terminator: way.terminator,
-        slot: request.slot,
-        key: key(way.spec, request.peer, request.head, request.bytes),
-        avoid: &[],
-        repeatable: false,
-        fresh: true,
-        only_one: true,
-    };
+    let text = way.text(request, edits, true);
+    let want = Want { fresh: true, only_one: true, ..way.want(request) };
     let (io, target) = match client.unless_gone(acquire(&want)).await {
         None => return taken_back(),
         Some(Err(ended)) => return ended,

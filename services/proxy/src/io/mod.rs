@@ -2,8 +2,10 @@
 
 mod buf;
 mod clock;
+mod more;
 mod stream;
 
 pub(crate) use buf::{Buf, Pool};
 pub(crate) use clock::{Clock, Slot};
+pub(crate) use more::more;
 pub(crate) use stream::{Io, IoError, Pipes, Stream};

@@ -11,6 +11,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use self::ends::ends;
+use crate::io::more;
 use crate::walk::{Peer, canonical};
 
 /// Most bytes of a header: version 2 may carry much that nobody here reads.
@@ -66,14 +67,9 @@ async fn read(stream: &mut TcpStream) -> Result<Option<(SocketAddr, SocketAddr)>
     let mut bytes = vec![0; MAX];
     let mut have = 0;
     loop {
-        let n = stream.peek(&mut bytes).await?;
-        if n == 0 {
+        let n = more(stream, &mut bytes, have).await?;
+        if n <= have {
             return Err(HeaderError::Wrong);
-        }
-        if n == have {
-            // The kernel tells of the same bytes again at once; more of them come in their own time.
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            continue;
         }
         have = n;
         let result = HeaderResult::parse(&bytes[..n]);

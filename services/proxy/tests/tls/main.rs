@@ -1,6 +1,7 @@
 //! TLS on listeners: certificates by server name, client certificates, and names forwarded without decrypting.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test: what fails should panic")]
 
+mod acme;
 mod ocsp;
 #[path = "../support/mod.rs"]
 mod support;

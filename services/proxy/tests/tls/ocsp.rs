@@ -130,6 +130,8 @@ fn what_an_authority_says_of_a_certificate_is_stapled_while_it_holds() {
     std::fs::write(&file, &fresh).unwrap();
     proxy.apply(&rules).unwrap();
     assert_eq!(stapled(port), fresh);
+    let later = LATER.parse::<DateTime>().unwrap().unix_duration().as_secs();
+    assert_eq!(u64::try_from(proxy.engine.certs()[0].staple_until).unwrap(), later, "who looks sees when it ends");
     std::fs::write(&file, ocsp(&a.der, "2021-01-01T00:00:00Z", CertStatus::Good(Null))).unwrap();
     proxy.apply(&rules).unwrap();
     assert!(stapled(port).is_empty(), "what does not hold any more is left out");

@@ -83,6 +83,7 @@ events! {
     (PluginDeactivate, "plugin.deactivate", 0x23dd4c26ba6648908b65b81e01559983, "a plugin was taken out of work"),
     (PolicyChange, "policy.change", 0x835609f9b8b64bb0942b5be96a312817, "a policy was changed"),
     (ProxyReload, "proxy.reload", 0x2d7aa70af88743bcb497924f4b8328a2, "the proxy took over a new configuration"),
+    (ProxyCertificate, "proxy.certificate", 0x7cbf840b9ba74a38b3bb6d9fb46579dd, "a certificate by ACME was taken over, or a challenge for one answered"),
     (EgressChange, "egress.change", 0x6c4dfceab6f04acb9897d470b8f3ca36, "the hosts that a workspace or machine may reach were changed"),
     (SessionOpen, "session.open", 0x8b77f6031a564930ab6049a4e5ada14b, "a session was opened"),
     (SessionClose, "session.close", 0xef23b68c6cd74e20bb7dcc2cb337359b, "a session was closed"),

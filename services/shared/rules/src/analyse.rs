@@ -62,6 +62,16 @@ pub(crate) fn analyse(rules: Vec<Rule>) -> Result<AnalysedSet, Problems> {
             by_address.entry(*listen).or_default().push(i);
         }
     }
+    let mut acme: BTreeMap<&str, &[String]> = BTreeMap::new();
+    for Rule { name, file, tls, .. } in rules.iter().map(|analysed| &analysed.rule) {
+        let Some((names, first)) = tls.as_ref().and_then(|tls| tls.acme()).and_then(|n| Some((n, n.first()?))) else {
+            continue;
+        };
+        if acme.insert(first, names).is_some_and(|others| others != names) {
+            let message = format!("another rule lists other names after {first}, which can be first of one list only");
+            problems.push(Problem::new("tls.acme", message).at(file, Some(name)));
+        }
+    }
     let mut groups = Vec::new();
     for (listen, mut members) in by_address {
         members.sort_by_key(|&i| sort_key(&rules[i], i));

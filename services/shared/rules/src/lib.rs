@@ -59,7 +59,7 @@ pub use response::Response;
 pub use rule::{Limits, Rule};
 pub use source::Source;
 pub use terminate::{Balance, HashOn, HttpVersion, ProxySpec, RedirectSpec, Terminator, TimeLimits};
-pub use tls::{ClientAuth, ListenerTls, TlsCert};
+pub use tls::{CertSource, ClientAuth, ListenerTls, TlsCert};
 pub use upstream::{ProxyProtocol, Upstream, UpstreamAddress, UpstreamTls};
 
 /// Compiles rule files to a graph: merge, expand, analyse, lower, validate.

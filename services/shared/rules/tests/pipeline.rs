@@ -185,6 +185,37 @@ fn contradictions_between_levels_are_refused_by_field() {
 }
 
 #[test]
+fn a_certificate_by_acme_is_known_by_its_names_and_contradictions_are_refused() {
+    let site = |name: &str, listen: &str, tls: Json| json!({"name": name, "listen": [listen], "tls": tls, "terminate": fixed()});
+    let g = graph(json!([
+        site("a", ":443", json!({"acme": ["A.example", "www.a.example"]})),
+        site("b", ":443", json!({"sni": "b.example", "cert_file": "/b.pem", "key_file": "/b.key"})),
+        site("c", ":8443", json!({"acme": ["a.example", "www.a.example"]})),
+    ]));
+    let tls = serde_json::to_value(&g).unwrap()["listeners"][0]["tls"].clone();
+    assert_eq!(tls["by_name"]["www.a.example"], json!({"acme": ["a.example", "www.a.example"]}));
+    assert_eq!(tls["by_name"]["b.example"]["cert_file"], "/b.pem");
+    assert_eq!(tls["default"], Json::Null);
+    for (a, b, field, why) in [
+        (json!({"acme": ["a.example"]}), json!({"acme": ["a.example", "b.example"]}), "tls.acme", "first of one list"),
+        (
+            json!({"acme": ["a.example"]}),
+            json!({"acme": ["b.example", "a.example"]}),
+            "tls.acme",
+            "another certificate",
+        ),
+        (json!({"acme": ["a.example"]}), json!({"acme": ["*.b.example"]}), "tls.acme", "wildcard"),
+        (json!({"acme": ["a.example"]}), json!({"acme": []}), "tls.acme", "at least one"),
+        (json!({"acme": ["a.example"]}), json!({"acme": ["b.example"], "sni": "b.example"}), "tls.sni", "of no use"),
+        (json!({"acme": ["a.example"]}), json!({"acme": ["b.example"], "key_file": "/k"}), "tls.key_file", "of no use"),
+    ] {
+        let text = json!({"rules": [site("a", ":443", a), site("b", ":443", b.clone())]}).to_string();
+        let problems = compile(&[Source::new("r.json", text)]).unwrap_err().0;
+        assert!(problems.iter().any(|p| p.field == field && p.message.contains(why)), "{b}: {problems:?}");
+    }
+}
+
+#[test]
 fn the_graph_prints_as_json() {
     let g = graph(json!([rule(
         "a",

@@ -24,7 +24,10 @@ pub(crate) fn confine(service: &str, folders: &ServicePaths, more: &[PathBuf]) -
     let own = std::env::current_exe().context("find the service's own binary")?;
     // a host without control groups has no such folder; policies mark it optional
     let cgroup = Tree::path(&Tree::name(&folders.runtime)).unwrap_or_else(|| PathBuf::from("/sys/fs/cgroup/none"));
-    let variables: [(&str, &Path); 6] = [
+    // What another user keeps for a service lies beside the service's own folder.
+    let acme = folders.state.with_file_name("acme");
+    let variables: [(&str, &Path); 7] = [
+        ("ACME", &acme),
         ("CGROUP", &cgroup),
         ("STATE", &folders.state),
         ("RUNTIME", &folders.runtime),

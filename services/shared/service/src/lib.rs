@@ -85,6 +85,17 @@ where
     run_with(definition, early, |_| vec![], start)
 }
 
+/// Runs a piece of work that belongs to a service and ends, in the same order: `early` unconfined, then confined by
+/// `policies/landlock/<name>.toml`, then `work` with a connection to the bus. `binary` is what its log is found by.
+pub fn once<E, W, R>(name: &str, binary: &str, early: E, work: W) -> ExitCode
+where
+    E: FnOnce(&ServicePaths) -> anyhow::Result<R>,
+    W: AsyncFnOnce(zbus::Connection, ServicePaths, R) -> anyhow::Result<()>,
+{
+    logging::init(binary);
+    ended(binary, lifecycle::once(name, early, work))
+}
+
 /// As [`run`], for a service that may write to more folders than its policy says: those that `folders` takes from what
 /// `early` found in the configuration.
 pub fn run_with<E, G, P, F, R>(definition: Definition, early: E, folders: G, start: F) -> ExitCode
@@ -95,10 +106,14 @@ where
     P: Parts,
 {
     logging::init(definition.service.binary());
-    match lifecycle::run(definition, early, folders, start) {
+    ended(definition.service.binary(), lifecycle::run(definition, early, folders, start))
+}
+
+fn ended(binary: &str, result: anyhow::Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{}: {}", definition.service.binary(), shipote_bus::error::one_line(error.as_ref()));
+            tracing::error!("{binary}: {}", shipote_bus::error::one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -38,23 +38,12 @@ where
     let prepared = early(&paths)?;
     raise_open_files();
     let confinement: Arc<[_]> = confine::confine(service.name(), &paths, &folders(&prepared))?.into();
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the tokio runtime")?;
+    let runtime = runtime()?;
     let ended = runtime.block_on(async {
-        let embedded = std::env::var(paths::BUS_ADDRESS_ENV).ok();
-        let builder = match &embedded {
-            Some(address) => zbus::connection::Builder::address(
-                shipote_bus::connect::parse(address).with_context(|| format!("read the bus address {address}"))?,
-            ),
-            None => zbus::connection::Builder::system(),
-        };
-        let connection = builder
-            .build()
-            .await
-            .with_context(|| format!("connect to the bus {}", embedded.as_deref().unwrap_or("of the system")))?;
+        let (connection, embedded) = connect().await?;
         let audit = Arc::new(open_audit(service, &paths)?);
         let context = Context {
-            authority: Authority::new(connection.clone(), embedded.is_some(), Arc::clone(&audit)),
+            authority: Authority::new(connection.clone(), embedded, Arc::clone(&audit)),
             audit,
             connection: connection.clone(),
             paths,
@@ -89,6 +78,44 @@ where
     });
     runtime.shutdown_background();
     ended
+}
+
+/// What [`crate::once`] does.
+pub(crate) fn once<E, W, R>(name: &str, early: E, work: W) -> anyhow::Result<()>
+where
+    E: FnOnce(&ServicePaths) -> anyhow::Result<R>,
+    W: AsyncFnOnce(zbus::Connection, ServicePaths, R) -> anyhow::Result<()>,
+{
+    let paths = ServicePaths::from_env(name);
+    let prepared = early(&paths)?;
+    confine::confine(name, &paths, &[])?;
+    let runtime = runtime()?;
+    let ended = runtime.block_on(async {
+        let (connection, _) = connect().await?;
+        work(connection, paths, prepared).await
+    });
+    runtime.shutdown_background();
+    ended
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the tokio runtime")
+}
+
+/// Connects to the bus; also whether that is an embedded one.
+async fn connect() -> anyhow::Result<(zbus::Connection, bool)> {
+    let embedded = std::env::var(paths::BUS_ADDRESS_ENV).ok();
+    let builder = match &embedded {
+        Some(address) => zbus::connection::Builder::address(
+            shipote_bus::connect::parse(address).with_context(|| format!("read the bus address {address}"))?,
+        ),
+        None => zbus::connection::Builder::system(),
+    };
+    let connection = builder
+        .build()
+        .await
+        .with_context(|| format!("connect to the bus {}", embedded.as_deref().unwrap_or("of the system")))?;
+    Ok((connection, embedded.is_some()))
 }
 
 /// What the service manager, or a person, tells a service.

@@ -1,10 +1,9 @@
 //! Files that are replaced as a whole.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-
-use tempfile::NamedTempFile;
 
 /// Replaces a file, or makes it: after a crash or a loss of power it has all of `bytes`, or is as it was. Once this has
 /// returned the bytes are on the disk. Only the owner may read a new file.
@@ -12,8 +11,16 @@ use tempfile::NamedTempFile;
 /// # Errors
 /// The file system refuses; nothing has changed then.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_with_mode(path, bytes, 0o600)
+}
+
+/// The same for a file that others may read: of this mode, less what the process's umask takes away.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_with_mode(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(folder)?;
+    let mut file = tempfile::Builder::new().permissions(Permissions::from_mode(mode)).tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
@@ -22,8 +29,6 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]

@@ -9,5 +9,5 @@
 mod file;
 mod format;
 
-pub use file::replace;
+pub use file::{replace, replace_with_mode};
 pub use format::{Format, Refused, Step};

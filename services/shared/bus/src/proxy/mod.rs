@@ -90,7 +90,7 @@ pub struct PoolInfo {
 }
 
 /// A certificate of a listener.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Type)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, Type)]
 pub struct CertInfo {
     /// Address and port.
     pub listener: String,
@@ -100,10 +100,21 @@ pub struct CertInfo {
     pub file: String,
     /// The names that it carries.
     pub names: Vec<String>,
-    /// Until when it is valid, seconds since the epoch.
+    /// Until when it is valid, seconds since the epoch; 0 for one by ACME that is not there yet.
     pub not_after: i64,
-    /// SHA-256 in hexadecimal.
+    /// SHA-256 in hexadecimal; empty for one that is not there yet.
     pub fingerprint: String,
+    /// Until when what its authority says of it (OCSP) is stapled, seconds since the epoch; 0 if nothing is, the highest
+    /// number there is if that has no end.
+    pub staple_until: i64,
+    /// The names that an authority is asked to certify (ACME); empty for a certificate whose files somebody else keeps.
+    pub wanted: Vec<String>,
+    /// When one by ACME is renewed, seconds since the epoch; 0 for one that is not there yet, and for others.
+    pub renew_at: i64,
+    /// Why one by ACME could not be had when it was last asked for; empty if it could.
+    pub error: String,
+    /// When it is asked for again at the earliest after that, seconds since the epoch; 0 if that did not fail.
+    pub next_try: i64,
 }
 
 /// A client's way out, and how it fared.
@@ -238,6 +249,21 @@ pub trait Manager {
     fn list_egress(&self, options: Options<'_>) -> Result<Vec<EgressInfo>, ProxyError>;
     /// See the interface.
     fn metrics(&self) -> Result<String, ProxyError>;
+}
+
+/// Client of the root object: certificates by ACME, for who asks for them.
+#[zbus::proxy(
+    interface = "org.shipote.Proxy1.Certificates",
+    default_service = "org.shipote.Proxy1",
+    default_path = "/org/shipote/Proxy1"
+)]
+pub trait Certificates {
+    /// See the interface.
+    fn answer_challenge(&self, token: &str, answer: &str, options: Options<'_>) -> Result<(), ProxyError>;
+    /// See the interface.
+    fn forget_challenge(&self, token: &str, options: Options<'_>) -> Result<bool, ProxyError>;
+    /// See the interface.
+    fn renewed(&self, name: &str, options: Options<'_>) -> Result<(), ProxyError>;
 }
 
 /// Client of the root object: refusals and questions on the way out.
