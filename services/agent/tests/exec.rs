@@ -219,3 +219,18 @@ fn connections_run_side_by_side() {
     std::fs::write(&fifo, "at last").unwrap();
     assert!(matches!(slow.receive(), AgentResponse::Completed { stdout, .. } if stdout == b"at last"));
 }
+
+#[test]
+fn a_text_without_a_first_line_for_the_kernel_is_run_by_the_shell() {
+    let agent = Agent::start();
+    let script = agent.root().join("script");
+    std::fs::write(&script, "echo \"$0 with $1\"\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = script.to_str().unwrap();
+    let AgentResponse::Completed { stdout, exit_code: 0, .. } =
+        agent.connect().ask(&exec(&[path, "words"], None, false, false, false))
+    else {
+        panic!()
+    };
+    assert_eq!(String::from_utf8(stdout).unwrap(), format!("{path} with words\n"));
+}

@@ -48,10 +48,7 @@ pub(super) fn disk() -> anyhow::Result<()> {
 
 /// The hierarchy that commands get their cgroups in.
 pub(super) fn cgroups() -> anyhow::Result<()> {
-    let flags = MountFlags::NODEV | MountFlags::NOEXEC;
-    // A command joins its group by a write for which the kernel else waits until every processor has been idle once,
-    // which takes longer than the command. Kernels before 6.0 don't know the option.
-    attach("cgroup2", CGROUPS, flags, c"favordynmods").or_else(|_| attach("cgroup2", CGROUPS, flags, c""))
+    attach("cgroup2", CGROUPS, MountFlags::NODEV | MountFlags::NOEXEC, c"")
 }
 
 /// Those that only programs need.

@@ -1,9 +1,11 @@
 //! One cgroup a command (cgroup v2), so that nothing it started outlives it, in whatever session it hides.
 
-use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{Mode, OFlags, open};
 
 /// Makes cgroups for commands, where the agent may.
 pub(crate) struct Cgroups {
@@ -30,8 +32,8 @@ impl Cgroups {
         Self { root: Some(root), ..Self::none() }
     }
 
-    /// A new cgroup, and the file that a process joins it by.
-    pub(crate) fn create(&self) -> std::io::Result<Option<(Arc<Cgroup>, File)>> {
+    /// A new cgroup, and its folder, by which a process is made in it.
+    pub(crate) fn create(&self) -> std::io::Result<Option<(Arc<Cgroup>, OwnedFd)>> {
         let Some(root) = &self.root else { return Ok(None) };
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.retain(|path| std::fs::remove_dir(path).is_err());
@@ -39,8 +41,8 @@ impl Cgroups {
         let path = root.join(format!("exec-{}", self.next.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir(&path)?;
         let cgroup = Cgroup { path, ended: Arc::clone(&self.ended) };
-        let join = File::options().write(true).open(cgroup.path.join("cgroup.procs"))?;
-        Ok(Some((Arc::new(cgroup), join)))
+        let folder = open(&cgroup.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Some((Arc::new(cgroup), folder)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod collect;
+mod program;
 mod session;
 pub(crate) mod spawn;
 

@@ -1,17 +1,16 @@
 //! Starting a command.
 
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::process::Stdio;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::pty::{Winsize, openpty};
-use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, open};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
+use super::program::Program;
 use super::{Command, Mode};
 use crate::agent::Agent;
 use crate::listen;
@@ -67,61 +66,35 @@ impl Drop for Child {
 
 /// Starts a command. There is no await in here: the reaper must know the child before it can end.
 pub(crate) fn spawn(agent: &Agent, command: &Command, mode: Mode) -> std::io::Result<Child> {
-    let mut process = std::process::Command::new(&command.argv[0]);
-    process.args(&command.argv[1..]).env_clear().envs(ENVIRONMENT);
-    if agent.features.egress {
-        process.envs(crate::egress::ENVIRONMENT);
-    }
-    if agent.features.ssh {
-        process.env("SSH_AUTH_SOCK", crate::ssh::SOCKET);
-    }
-    if let Some(directory) = &command.workdir {
-        process.current_dir(directory);
-    }
-    let mut terminal = None;
-    match mode {
-        Mode::Background => drop(process.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())),
-        Mode::Collect => drop(process.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped())),
-        Mode::Pipes => drop(process.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped())),
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    let (mut terminal, mut pipes) = (None, None);
+    // What is the child's, which closes here once it has it.
+    let theirs: [OwnedFd; 3] = match mode {
+        Mode::Background => [null.try_clone()?, null.try_clone()?, null],
+        Mode::Collect => {
+            let ((stdout, out), (stderr, err)) = (pipe()?, pipe()?);
+            pipes = Some((None, stdout, stderr));
+            [null, out, err]
+        }
+        Mode::Pipes => {
+            let ((input, stdin), (stdout, out), (stderr, err)) = (pipe()?, pipe()?, pipe()?);
+            pipes = Some((Some(stdin), stdout, stderr));
+            [input, out, err]
+        }
         Mode::Terminal => {
             let pair = openpty(Some(&TERMINAL), None)?;
             // openpty leaves both inheritable; a copy in the child would keep the terminal from ever hanging up.
             rustix::io::fcntl_setfd(&pair.master, rustix::io::FdFlags::CLOEXEC)?;
             rustix::io::fcntl_setfd(&pair.slave, rustix::io::FdFlags::CLOEXEC)?;
             fcntl_setfl(&pair.master, fcntl_getfl(&pair.master)? | OFlags::NONBLOCK)?;
-            process.stdin(pair.slave.try_clone()?).stdout(pair.slave.try_clone()?).stderr(pair.slave);
-            process.env("TERM", "xterm");
             terminal = Some(listen::watch(pair.master)?);
+            [pair.slave.try_clone()?, pair.slave.try_clone()?, pair.slave]
         }
-    }
-    process.envs(command.env.iter().map(|(name, value)| (name, value)));
-    let (cgroup, join) = agent.cgroups.create()?.unzip();
-    let controls_terminal = terminal.is_some();
-    let jail = command.jail.clone();
-    let groups: Vec<Gid> = jail.iter().flat_map(|jail| &jail.groups).map(|&gid| Gid::from_raw(gid)).collect();
-    // SAFETY: between fork and exec only system calls are made (setsid, ioctl, write, chroot and those that set ids), on
-    // descriptors that are open and paths and lists made before. `jail` is never dropped in the child: exec replaces it.
-    unsafe {
-        process.pre_exec(move || {
-            rustix::process::setsid()?;
-            if controls_terminal {
-                rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
-            }
-            if let Some(join) = &join {
-                rustix::io::write(join.as_fd(), b"0")?;
-            }
-            if let Some(jail) = &jail {
-                rustix::process::chroot(&jail.root)?;
-                rustix::process::chdir(&jail.directory)?;
-                setgroups(&groups)?;
-                setgid(Gid::from_raw(jail.gid))?;
-                setuid(Uid::from_raw(jail.uid))?;
-            }
-            Ok(())
-        });
-    }
-    let mut started = process.spawn()?;
-    let pid = started.id().cast_signed();
+    };
+    let (cgroup, folder) = agent.cgroups.create()?.unzip();
+    let environment = environment(agent, command, mode == Mode::Terminal);
+    let program = Program::new(command, &environment, &theirs, mode == Mode::Terminal)?;
+    let pid = program.start(folder.as_ref().map(AsFd::as_fd))?;
     let exited = agent.reaper.adopt(
         pid,
         cgroup,
@@ -132,12 +105,27 @@ pub(crate) fn spawn(agent: &Agent, command: &Command, mode: Mode) -> std::io::Re
     let mut child = Child { pid, exited, streams: Streams::None, reaper: Arc::clone(&agent.reaper), ends_with_us };
     if let Some(terminal) = terminal {
         child.streams = Streams::Terminal(terminal);
-    } else if let (Some(stdout), Some(stderr)) = (started.stdout.take(), started.stderr.take()) {
+    } else if let Some((stdin, stdout, stderr)) = pipes {
         child.streams = Streams::Pipes {
-            stdin: started.stdin.take().map(|stdin| pipe::Sender::from_owned_fd(stdin.into())).transpose()?,
-            stdout: pipe::Receiver::from_owned_fd(stdout.into())?,
-            stderr: pipe::Receiver::from_owned_fd(stderr.into())?,
+            stdin: stdin.map(pipe::Sender::from_owned_fd).transpose()?,
+            stdout: pipe::Receiver::from_owned_fd(stdout)?,
+            stderr: pipe::Receiver::from_owned_fd(stderr)?,
         };
     }
     Ok(child)
+}
+
+/// A pipe's reading and writing end.
+fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}
+
+/// What a command finds; what the request says goes before all else.
+fn environment(agent: &Agent, command: &Command, terminal: bool) -> BTreeMap<String, String> {
+    let own =
+        ENVIRONMENT.iter().chain(agent.features.egress.then_some(&crate::egress::ENVIRONMENT).into_iter().flatten());
+    let ssh = agent.features.ssh.then_some(("SSH_AUTH_SOCK", crate::ssh::SOCKET));
+    let term = terminal.then_some(("TERM", "xterm"));
+    let given = own.copied().chain(ssh).chain(term).map(|(name, value)| (name.to_owned(), value.to_owned()));
+    given.chain(command.env.iter().cloned()).collect()
 }

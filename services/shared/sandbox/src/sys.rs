@@ -3,17 +3,12 @@
 mod clone;
 mod mount;
 
-pub(crate) use clone::{Side, Stack, clone_unseen, clone3, namespaces, spawn_sharing};
+pub(crate) use clone::{Side, clone_unseen, clone3, namespaces};
 pub(crate) use mount::{NODEV, NOEXEC, NOSUID, RDONLY, map_mount_ids, set_mount_attributes, set_mount_attributes_at};
+pub(crate) use shipote_spawn::exit;
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-
-/// Ends the process without running anything of the C library's or Rust's.
-pub(crate) fn exit(status: i32) -> ! {
-    // SAFETY: _exit does not return.
-    unsafe { libc::_exit(status) }
-}
 
 /// Gives every signal its default action, and blocks or unblocks them all.
 pub(crate) fn reset_signals() {

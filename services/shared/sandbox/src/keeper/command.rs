@@ -9,12 +9,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use shipote_confinement::seccomp::Filter;
+use shipote_spawn::{Stack, duplicate, execute};
 
 use super::explain::Explainer;
 use super::{Ids, WORK};
 use crate::error::{Failure, Step};
 use crate::spec::{Rlimits, Terminal};
-use crate::sys::{self, Stack};
+use crate::sys;
 use crate::wire::Command;
 
 /// Where a name is looked up when the environment has no PATH.
@@ -141,9 +142,10 @@ pub(super) fn start(id: u64, command: &Command, given: Vec<OwnedFd>, common: &Co
         id,
         failed: Cell::new(None),
     };
-    // SAFETY: the keeper has one thread; `become_command` ends in exec or exit, and all it writes to is
-    // the plan's cell.
-    let spawned = unsafe { sys::spawn_sharing(&common.stack, cgroup.as_ref().map(AsFd::as_fd), become_command, &plan) };
+    // SAFETY: the keeper has one thread and handles no signal; `become_command` ends in exec or exit, and all it writes to
+    // is the plan's cell.
+    let spawned =
+        unsafe { shipote_spawn::spawn_sharing(&common.stack, cgroup.as_ref().map(AsFd::as_fd), become_command, &plan) };
     let step = if cgroup.is_some() { Step::Cgroup } else { Step::Process };
     let (pid, pidfd) = spawned.map_err(|error| Failure::new(step, command.exec.clone(), error))?;
     if let Some((step, errno)) = plan.failed.get() {
@@ -162,7 +164,8 @@ fn is_cgroup(fd: &OwnedFd) -> bool {
 /// The child's part, on the keeper's memory.
 extern "C" fn become_command(plan: &Plan<'_>) -> ! {
     let (step, error) = match prepare(plan) {
-        Ok(()) => (Step::Exec, execute(plan)),
+        // SAFETY: argv and envp end with a null pointer and point into strings that outlive the call.
+        Ok(()) => (Step::Exec, unsafe { execute(&plan.candidates, &plan.argv, &plan.envp) }.error),
         Err(failed) => failed,
     };
     plan.failed.set(Some((step, error.raw_os_error().unwrap_or(libc::EIO))));
@@ -173,7 +176,8 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, io::Error)> {
     let at = |step| move |error: rustix::io::Errno| (step, io::Error::from(error));
     rustix::process::setsid().map_err(at(Step::Process))?;
     for (number, fd) in (0..).zip(plan.stdio) {
-        duplicate(fd, number).map_err(|error| (Step::Descriptors, error))?;
+        // SAFETY: the command's own descriptors; nothing else in this process owns these numbers.
+        unsafe { duplicate(fd, number) }.map_err(|error| (Step::Descriptors, error))?;
     }
     if plan.terminal {
         // SAFETY: descriptor 0 has just been placed.
@@ -182,7 +186,8 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, io::Error)> {
     }
     sys::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     for (fd, number) in &plan.descriptors {
-        duplicate(*fd, *number).map_err(|error| (Step::Descriptors, error))?;
+        // SAFETY: as above.
+        unsafe { duplicate(*fd, *number) }.map_err(|error| (Step::Descriptors, error))?;
     }
     for (resource, value) in &plan.limits {
         sys::limit(*resource, *value).map_err(|error| (Step::Limits, error))?;
@@ -214,39 +219,9 @@ fn prepare(plan: &Plan<'_>) -> Result<(), (Step, io::Error)> {
     .map_err(|error| (Step::Seccomp, error))
 }
 
-/// Tries each candidate, and tells a program that is there but cannot run from one that is not.
-fn execute(plan: &Plan<'_>) -> io::Error {
-    let mut answer = libc::ENOENT;
-    for path in &plan.candidates {
-        // SAFETY: argv and envp end with a null pointer and point into strings that outlive the call.
-        unsafe { libc::execve(path.as_ptr(), plan.argv.as_ptr(), plan.envp.as_ptr()) };
-        match io::Error::last_os_error().raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR) => {}
-            Some(libc::EACCES) => answer = libc::EACCES,
-            Some(other) => {
-                answer = other;
-                break;
-            }
-            None => {}
-        }
-    }
-    io::Error::from_raw_os_error(answer)
-}
-
-/// dup2(2), which leaves the target open across exec; a descriptor already in place is marked so.
-fn duplicate(fd: RawFd, number: RawFd) -> io::Result<()> {
-    // SAFETY: the command's own descriptors; nothing else in this process owns these numbers.
-    let done = unsafe { if fd == number { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, number) } };
-    if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 fn candidates(command: &Command) -> Vec<String> {
-    if command.exec.contains('/') {
-        return vec![command.exec.clone()];
-    }
     let path = command.env.iter().find(|(key, _)| key == "PATH").map_or(PATH, |(_, value)| value);
-    // An empty entry means the working directory in old shells; here it means nothing.
-    path.split(':').filter(|entry| !entry.is_empty()).map(|entry| format!("{entry}/{}", command.exec)).collect()
+    shipote_spawn::candidates(&command.exec, path).collect()
 }
 
 fn limits(common: &Common, asked: Rlimits) -> Vec<(libc::__rlimit_resource_t, u64)> {

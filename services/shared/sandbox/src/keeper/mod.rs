@@ -149,7 +149,7 @@ fn set_up(seat: &Seat<'_>) -> Result<(Vec<Mechanism>, command::Common, Option<Do
     };
     drop_tracing(spec)?;
     report.push(seccomp);
-    let stack = sys::Stack::new().map_err(|error| Failure::new(Step::Process, "stack", error))?;
+    let stack = shipote_spawn::Stack::new().map_err(|error| Failure::new(Step::Process, "stack", error))?;
     let common = command::Common { ids, rlimits: spec.rlimits, nofile: seat.nofile, filter: confined, stack };
     Ok((report, common, doors))
 }

@@ -206,7 +206,8 @@ impl Bench {
         peer.read_exact(&mut [0]).context("the stream's end in the guest")
     }
 
-    /// What each running machine adds to the service and has in its keeper.
+    /// What each running machine adds to the proportional set sizes of the service and the keepers together: keepers are
+    /// the service's own program, so that its share of what they have in common falls as they come.
     fn memory(&mut self, notes: &mut Vec<String>) -> anyhow::Result<Row> {
         let service = self.appliance.service("machines")?;
         let before = accounting::resident(service)?;
@@ -220,15 +221,15 @@ impl Bench {
             let [monitor, ..] = self.client.processes(name)?[..] else { bail!("a running machine has no process") };
             keepers += accounting::resident(parent(monitor)?)?;
         }
-        let grown = accounting::resident(service)?.saturating_sub(before);
+        let after = accounting::resident(service)?;
         for name in &names {
             self.client.kill(name)?;
         }
-        let each = (grown + keepers) as f64 / f64::from(MACHINES);
+        let each = (after + keepers).saturating_sub(before) as f64 / f64::from(MACHINES);
         notes.push(format!(
-            "proportional set size of shipote-machines: {} KiB; {MACHINES} machines added {} KiB, their keepers have {} KiB",
+            "proportional set size of shipote-machines: {} KiB, with {MACHINES} machines {} KiB and {} KiB of their keepers",
             before / 1024,
-            grown / 1024,
+            after / 1024,
             keepers / 1024
         ));
         let what = "memory of service and keeper for each running machine, beside its monitor and vsock device";
