@@ -11,7 +11,8 @@ WORKSPACES, MACHINES, PROXY, PLUGINS = "Workspaces1", "Machines1", "Proxy1", "Pl
 RUN, MANAGE = "org.shipote.workspaces.run", "org.shipote.workspaces.manage"
 WORKSPACE_EGRESS, REACH = "org.shipote.workspaces.egress", "org.shipote.workspaces.connect"
 MACHINES_MANAGE, MACHINES_EXEC = "org.shipote.machines.manage", "org.shipote.machines.exec"
-MACHINES_REACH, PROXY_MANAGE = "org.shipote.machines.connect", "org.shipote.proxy.manage"
+MACHINES_REACH = "org.shipote.machines.connect"
+PROXY_MANAGE, PROXY_CERTIFY = "org.shipote.proxy.manage", "org.shipote.proxy.certify"
 PLUGINS_MANAGE, PLUGINS_OPEN = "org.shipote.plugins.manage", "org.shipote.plugins.open"
 # Anybody may look: names and figures of what there is, no content, and nothing changes.
 OPEN = None
@@ -89,6 +90,9 @@ CALLS = [
     (PROXY, "Manager.RemoveEgress", "sa{sv} mallory 0", PROXY_MANAGE),
     (PROXY, "Manager.ListEgress", "a{sv} 0", OPEN),
     (PROXY, "Manager.Metrics", "", OPEN),
+    (PROXY, "Certificates.AnswerChallenge", "ssa{sv} token token.thumbprint 0", PROXY_CERTIFY),
+    (PROXY, "Certificates.ForgetChallenge", "sa{sv} token 0", PROXY_CERTIFY),
+    (PROXY, "Certificates.Renewed", "sa{sv} victim.example 0", PROXY_CERTIFY),
     (PROXY, "Egress.ListDenials", "a{sv} 0", OPEN),
     (PROXY, "Egress.ListPending", "a{sv} 0", OPEN),
     (PROXY, "Egress.Answer", "tba{sv} 1 true 0", PROXY_MANAGE),
@@ -223,7 +227,7 @@ with subtest("what was tried on is as it was"):
     machine.succeed("pgrep -f 'sleep 4321'", "pgrep -f 'sleep 4322'", "shipote workspace list | grep -w victim")
 
 with subtest("nobody but the service's own user may send as it, and files of the services are nobody's business"):
-    for folder in ("workspaces", "machines", "proxy", "plugins"):
+    for folder in ("workspaces", "machines", "proxy", "plugins", "acme"):
         machine.fail(f"runuser -u mallory -- ls /var/lib/shipote/{folder}")
         machine.fail(f"runuser -u runner -- ls /var/lib/shipote/{folder}")
     socket = "/run/shipote/workspaces/shipote.sock"
