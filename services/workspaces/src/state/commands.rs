@@ -19,7 +19,7 @@ const STATUS_TIMEOUT: i32 = 124;
 /// Exit status of a command that never ran, as of env(1): not found, not executable, else.
 const STATUS_NOT_FOUND: i32 = 127;
 const STATUS_NOT_EXECUTABLE: i32 = 126;
-const STATUS_FAILED: i32 = 125;
+pub(super) const STATUS_FAILED: i32 = 125;
 /// 128 + SIGKILL: what happened to commands whose workspace is gone.
 const STATUS_LOST: i32 = 137;
 
@@ -356,7 +356,8 @@ impl State {
         out.push(Effect::Sweep { workspace });
     }
 
-    pub(super) fn escalate(&mut self, id: Ulid, out: &mut Vec<Effect>) {
+    /// SIGKILL to a command that runs.
+    pub(super) fn kill(&self, id: Ulid, out: &mut Vec<Effect>) {
         if self.commands.get(&id).is_some_and(|c| c.phase == CommandPhase::Running) {
             self.send(id, libc_signal::KILL, out);
         }

@@ -117,7 +117,7 @@ impl State {
             Input::Deadline { command } => {
                 self.end_command(command, Ending::Timeout, commands::GRACE, now, out);
             }
-            Input::Escalate { command } => self.escalate(command, out),
+            Input::Escalate { command } => self.kill(command, out),
             Input::Wake { request, workspace } => match self.wake(request, &workspace, now, out) {
                 Ok(Some(outcome)) => out.push(Effect::Reply { request, result: Ok(outcome) }),
                 Ok(None) => {}

@@ -1,12 +1,15 @@
 //! What of the state outlives the service: records, and what becomes of them when the next instance starts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
-use super::{Command, CommandPhase, Effect, Pipeline, State, Survivors, Timer, Usec, Workspace, WorkspacePhase};
+use super::commands::STATUS_FAILED;
+use super::{
+    Command, CommandPhase, Effect, LastEnd, Pipeline, State, Survivors, Timer, Usec, Workspace, WorkspacePhase,
+};
 use crate::error::Error;
 
 /// Names an object of the state.
@@ -84,9 +87,9 @@ impl State {
     /// Compares what an earlier instance knew with what lives, and goes on from there.
     pub(super) fn resume(&mut self, survivors: &Survivors, now: Usec, out: &mut Vec<Effect>) {
         let after = |at: Usec| Duration::from_micros(at.saturating_sub(now));
-        self.resume_commands(survivors, now, out);
+        let torn = self.resume_commands(survivors, now, out);
         for pipeline in self.pipelines.keys().copied().collect::<Vec<_>>() {
-            self.resume_pipeline(pipeline, survivors, now, out);
+            self.resume_pipeline(pipeline, torn.contains(&pipeline), survivors, now, out);
         }
         for id in self.workspaces.keys().copied().collect::<Vec<_>>() {
             let Some(mechanisms) = survivors.workspaces.get(&id) else {
@@ -119,13 +122,19 @@ impl State {
         }
     }
 
-    fn resume_commands(&mut self, survivors: &Survivors, now: Usec, out: &mut Vec<Effect>) {
+    /// Returns the pipelines whose launch was cut off: a part of them may run.
+    fn resume_commands(&mut self, survivors: &Survivors, now: Usec, out: &mut Vec<Effect>) -> BTreeSet<Ulid> {
+        let mut torn = BTreeSet::new();
         let after = |at: Usec| Duration::from_micros(at.saturating_sub(now));
         let living: Vec<Ulid> =
             self.commands.values().filter(|c| c.phase != CommandPhase::Ended).map(|c| c.what.id).collect();
         for id in living {
             let will_end = survivors.ended.contains(&id);
-            let stands = self.commands.get(&id).is_some_and(|c| survivors.workspaces.contains_key(&c.workspace));
+            let Some(command) = self.commands.get(&id) else { continue };
+            let stands = survivors.workspaces.contains_key(&command.workspace);
+            let pipeline = command.pipeline.and_then(|pipeline| self.pipelines.get(&pipeline));
+            // the pipeline that it was last launched with
+            let whole = pipeline.filter(|p| p.launched == command.launched).map(|p| p.what.id);
             let Some(command) = self.command_mut(id).filter(|_| stands) else { continue };
             out.push(Effect::CommandChanged { command: id });
             if let Some(at) = command.deadline {
@@ -144,6 +153,16 @@ impl State {
                 (CommandPhase::Starting, Some(&pid)) => self.started(id, pid, now, out),
                 // its end comes as an input of its own
                 (CommandPhase::Running | CommandPhase::Starting, None) if will_end => {}
+                // It was to be launched again, and its keeper was not asked for that: it answers one instance before it
+                // hears the next. What a launch needs it holds, but for the ends of edges, which are made for all nodes.
+                (CommandPhase::Starting, None) if command.relaunches > 0 && command.ending.is_none() => match whole {
+                    Some(pipeline) => {
+                        command.phase = CommandPhase::Waiting;
+                        command.last = Some(LastEnd { status: STATUS_FAILED, reason: "lost" });
+                        torn.insert(pipeline);
+                    }
+                    None => out.push(Effect::StartCommand { command: id }),
+                },
                 (CommandPhase::Starting, None) => {
                     let name = command.what.label.clone();
                     let text = format!("run {name:?}: the service was restarted before the command had started");
@@ -153,9 +172,10 @@ impl State {
                 (CommandPhase::Ended, _) => {}
             }
         }
+        torn
     }
 
-    fn resume_pipeline(&mut self, id: Ulid, survivors: &Survivors, now: Usec, out: &mut Vec<Effect>) {
+    fn resume_pipeline(&mut self, id: Ulid, torn: bool, survivors: &Survivors, now: Usec, out: &mut Vec<Effect>) {
         let Some(pipeline) = self.pipelines.get(&id) else { return };
         out.push(Effect::PipelineChanged { pipeline: id });
         if pipeline.exit_status.is_some() || !survivors.workspaces.contains_key(&pipeline.workspace) {
@@ -164,6 +184,11 @@ impl State {
         if let Some(at) = pipeline.restarts.due {
             let delay = Duration::from_micros(at.saturating_sub(now));
             out.push(Effect::After { delay, input: Timer::RelaunchPipeline(id) });
+        } else if torn {
+            // that launch has failed, and the next is as after any other failure
+            for node in pipeline.nodes.clone() {
+                self.kill(node, out);
+            }
         } else if pipeline.what.has_junctions() && !survivors.relays.contains(&id) {
             let error = Error::Failed("the service was restarted before the pipeline's flows had started".to_owned());
             self.pipeline_broken(id, &error, now, out);

@@ -269,6 +269,11 @@ impl World {
         }
         survivors.relays =
             self.state.pipelines.keys().enumerate().filter(|(n, _)| lives(*n)).map(|(_, id)| *id).collect();
+        self.come_back(survivors);
+    }
+
+    /// The service is started again, and finds these.
+    fn come_back(&mut self, survivors: Survivors) {
         let ended = survivors.ended.clone();
         // its callers and its timers die with it, and what was under way is answered to nobody
         self.answered.extend((1..=self.requests).map(RequestId));
@@ -575,6 +580,75 @@ fn a_pipeline_is_restarted_as_a_whole_up_to_its_limit() {
     }
     assert_eq!(world.state.pipelines[&id].exit_status, Some(1));
     assert_eq!(world.completed.len(), 3);
+}
+
+/// A keeper that lives, and of its commands these.
+fn survivors(workspace: Ulid, running: &[Ulid]) -> Survivors {
+    let mut survivors = Survivors::default();
+    survivors.workspaces.insert(workspace, vec![]);
+    survivors.running.extend(running.iter().map(|id| (*id, 9)));
+    survivors
+}
+
+#[test]
+fn a_launch_that_a_killed_service_did_not_come_to_is_made_by_the_next() {
+    let mut world = World { restarted: false, ..World::default() };
+    world.take(Step::Create { name: 0, numbered: false });
+    world.answer(true);
+    world.take(Step::Run { workspace: 0, ephemeral: false });
+    let (workspace, id) = (world.workspace(0).unwrap(), world.command(0).unwrap());
+    world.answer(true);
+    world.handle(Input::Exited { command: id, status: 1, signalled: false, limits: LimitNote::default() });
+    world.handle(Input::Relaunch { command: id });
+    assert_eq!(world.state.commands[&id].phase, CommandPhase::Starting);
+    world.come_back(survivors(workspace, &[]));
+    assert!(world.completed.is_empty(), "{:?}", world.state.commands[&id].message);
+    assert!(world.pending.iter().any(|effect| matches!(effect, Effect::StartCommand { command } if *command == id)));
+    world.answer(true);
+    assert_eq!(world.state.commands[&id].phase, CommandPhase::Running);
+    // it runs already: it is not launched twice
+    world.handle(Input::Exited { command: id, status: 1, signalled: false, limits: LimitNote::default() });
+    world.handle(Input::Relaunch { command: id });
+    world.come_back(survivors(workspace, &[id]));
+    assert_eq!((world.state.commands[&id].phase, world.pending.len()), (CommandPhase::Running, 0));
+    // and what was to be launched for the first time, its caller was told of
+    world.take(Step::Run { workspace: 0, ephemeral: false });
+    let first = *world.state.commands.keys().find(|other| **other != id).unwrap();
+    world.come_back(survivors(workspace, &[id]));
+    assert_eq!(world.state.commands[&first].reason, "spawn-failed");
+}
+
+#[test]
+fn a_pipeline_whose_launch_was_cut_off_by_a_kill_is_launched_once_more_as_a_whole() {
+    let mut world = World { restarted: true, ..World::default() };
+    world.take(Step::Create { name: 0, numbered: false });
+    world.answer(true);
+    world.take(Step::RunPipeline { workspace: 0, nodes: 2 });
+    let (workspace, id) = (world.workspace(0).unwrap(), *world.state.pipelines.keys().next().unwrap());
+    for command in world.state.commands.values_mut() {
+        command.what.restart = None;
+    }
+    world.state.pipelines.get_mut(&id).unwrap().what.restart = Some(RESTART);
+    let nodes = world.state.pipelines[&id].nodes.clone();
+    world.answer(true);
+    world.answer(true);
+    for (node, status) in nodes.iter().zip([1, 0]) {
+        world.handle(Input::Exited { command: *node, status, signalled: false, limits: LimitNote::default() });
+    }
+    world.handle(Input::RelaunchPipeline { pipeline: id });
+    // its first node runs, its second was not come to, nor what carries its flows
+    world.come_back(survivors(workspace, &nodes[..1]));
+    assert_eq!(world.state.commands[&nodes[1]].phase, CommandPhase::Waiting);
+    assert_eq!(world.state.pipelines[&id].restarts.due, None);
+    world.handle(Input::Exited { command: nodes[0], status: 137, signalled: true, limits: LimitNote::default() });
+    assert!(world.state.pipelines[&id].restarts.due.is_some() && world.completed.is_empty());
+    world.handle(Input::RelaunchPipeline { pipeline: id });
+    world.answer(true);
+    world.answer(true);
+    for node in &nodes {
+        world.handle(Input::Exited { command: *node, status: 0, signalled: false, limits: LimitNote::default() });
+    }
+    assert_eq!(world.state.pipelines[&id].exit_status, Some(0));
 }
 
 #[test]
