@@ -76,11 +76,11 @@ impl Others {
                     beside.machines.push(self.machine(info).await);
                 }
             }
-            Err(error) => beside.notes.push(format!("machines: {error}")),
+            Err(error) => beside.notes.push(format!("machines: {}", crate::machine::refusal(&error))),
         }
         match self.proxy.list_egress(BTreeMap::new()).await {
             Ok(ways) => beside.ways = ways,
-            Err(error) => beside.notes.push(format!("ways out: {error}")),
+            Err(error) => beside.notes.push(format!("ways out: {}", crate::proxy::ask::refusal(&error))),
         }
         self.before.retain(|name, _| beside.machines.iter().any(|machine| machine.info.name == *name));
         beside

@@ -201,6 +201,16 @@ fn the_view_is_printed_for_those_without_a_terminal() {
 }
 
 #[test]
+fn a_service_that_is_away_is_named_in_the_view_in_words() {
+    let shipote = Appliance::start_only("workspaces");
+    let figures = shipote.json(&["top", "--json"]);
+    let notes = figures["notes"].to_string();
+    for asked in ["machines: ask the machines service: ", "ways out: ask the proxy: "] {
+        assert!(notes.contains(asked) && !notes.contains("FDO"), "{notes}");
+    }
+}
+
+#[test]
 fn the_view_is_drawn_on_a_terminal_follows_what_changes_and_leaves_it_as_it_was() {
     let shipote = Appliance::start();
     shipote.ok(&["workspace", "create", "QQQQ"]);

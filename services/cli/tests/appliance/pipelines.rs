@@ -175,12 +175,12 @@ fn a_failed_node_is_the_pipelines_status_and_a_missing_program_stops_all() {
     assert_eq!(shipote.run(&["pipeline", "run", &file]).status.code(), Some(5));
     let file = spec(
         &shipote,
-        "label='p'\n[[nodes]]\nlabel='a'\ncommand=['sleep','4242']\n[[nodes]]\nlabel='b'\ncommand=['no-such-program']\n[[edges]]\nfrom='a'\nto='b'\n",
+        "label='p'\n[[nodes]]\nlabel='a'\ncommand=['sleep','4244']\n[[nodes]]\nlabel='b'\ncommand=['no-such-program']\n[[edges]]\nfrom='a'\nto='b'\n",
     );
     let output = shipote.run(&["pipeline", "run", &file]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("no-such-program"), "{}", text(&output.stderr));
-    eventually("no node is left", || processes_with("4242").is_empty());
+    eventually("no node is left", || processes_with("4244").is_empty());
 }
 
 #[test]

@@ -49,7 +49,14 @@ impl Appliance {
     /// Without a folder for its configuration: `up` makes one, and services may read what comes into it later.
     fn start_as(image: Option<&Path>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let up = Self::up_with(folder.path(), image);
+        let up = Self::up_with(folder.path(), image, &[]);
+        Appliance { up, folder }
+    }
+
+    /// With these services only.
+    pub(crate) fn start_only(services: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let up = Self::up_with(folder.path(), None, &["--services", services]);
         Appliance { up, folder }
     }
 
@@ -59,10 +66,10 @@ impl Appliance {
     }
 
     fn up(folder: &Path) -> Child {
-        Self::up_with(folder, None)
+        Self::up_with(folder, None, &[])
     }
 
-    fn up_with(folder: &Path, image: Option<&Path>) -> Child {
+    fn up_with(folder: &Path, image: Option<&Path>, further: &[&str]) -> Child {
         binaries();
         let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).unwrap();
         let mut up = Command::new(env!("CARGO_BIN_EXE_shipote"))
@@ -71,6 +78,7 @@ impl Appliance {
             .arg(folder.join("state"))
             .arg("--runtime")
             .arg(folder.join("run"))
+            .args(further)
             .env("SHIPOTE_POLICY_DIR", policies())
             .env("XDG_CONFIG_HOME", folder.join("xdg"))
             .env_remove("NOTIFY_SOCKET")
@@ -189,14 +197,21 @@ pub(crate) fn image() -> PathBuf {
     String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
-/// Living processes (zombies are dead) whose environment or command line has this text.
+/// Whether the text has this as a word: a compiler's command line is full of digits.
+fn has_word(text: &str, word: &str) -> bool {
+    let ends = |char: Option<char>| !char.is_some_and(char::is_alphanumeric);
+    text.match_indices(word)
+        .any(|(at, _)| ends(text[..at].chars().next_back()) && ends(text[at + word.len()..].chars().next()))
+}
+
+/// Living processes (zombies are dead) whose environment or command line has this, as a word.
 pub(crate) fn processes_with(needle: &str) -> Vec<i32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
         let read = |name: &str| std::fs::read(entry.path().join(name)).map(|b| text(&b)).unwrap_or_default();
         let zombie = read("stat").rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
-        if !zombie && (read("environ").contains(needle) || read("cmdline").contains(needle)) {
+        if !zombie && (has_word(&read("environ"), needle) || has_word(&read("cmdline"), needle)) {
             found.push(pid);
         }
     }

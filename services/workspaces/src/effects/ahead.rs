@@ -1,11 +1,11 @@
 //! Workspaces made ahead.
 //!
 //! A command that is run in a workspace of its own waits for the workspace to be made. Who runs one so often runs the
-//! next one in the same way; so, when one has come up, another is made like it, with an id that nobody has been told,
-//! and waits for whoever asks for just that:
+//! next one in the same way; so, when one has come up, others are made like it, with ids that nobody has been told,
+//! and wait for whoever asks for just that:
 //!
 //! ```text
-//!   run ──▶ none fits: raised while its caller waits ──▶ comes up ──▶ another like it is begun
+//!   run ──▶ none fits: raised while its caller waits ──▶ comes up ──▶ others like it are begun
 //!   run ──▶ the one made ahead fits: it gets that one's id ─────────▶ another like it is begun
 //!                                          nobody came for it in time, or the host has changed: it is ended
 //! ```
@@ -13,6 +13,7 @@
 //! It is no workspace of the service's until somebody has it: in no list, in no store, and it ends with the service.
 //! What belongs to somebody (granted paths, what is kept, a door out) is not made ahead; see [`is_plain`].
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ use super::Cgroups;
 use super::keepers::make_group;
 use crate::error::Error;
 
+/// As many wait at once: one for whoever asks next, while the other is made for who asks after that. A command may take
+/// less time than a workspace.
+const WAITING: usize = 2;
 /// How long one waits.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -55,7 +59,7 @@ pub(super) struct Raiser {
     pub(super) cgroups: Cgroups,
 }
 
-/// The workspace that is made ahead, or none.
+/// The workspaces that are made ahead: all alike.
 #[derive(Clone)]
 pub(crate) struct Ahead {
     raiser: Raiser,
@@ -64,7 +68,8 @@ pub(crate) struct Ahead {
 
 #[derive(Default)]
 struct Slot {
-    spare: Option<Spare>,
+    /// The one that has waited longest first.
+    spares: VecDeque<Spare>,
     /// The service ends.
     closed: bool,
 }
@@ -73,8 +78,16 @@ struct Spare {
     /// What it is like, its label left out.
     like: WorkspaceSpec,
     asked: Asked,
-    host: HostMark,
+    host: Arc<HostMark>,
     raised: JoinHandle<Result<Raised, Error>>,
+}
+
+impl Slot {
+    /// The one of this id.
+    fn take(&mut self, id: Ulid) -> Option<Spare> {
+        let place = self.spares.iter().position(|spare| spare.asked.id == id)?;
+        self.spares.remove(place)
+    }
 }
 
 /// One that was made ahead and that nobody else gets.
@@ -133,7 +146,7 @@ impl Ahead {
     /// Gives a workspace that is to be made the id and the label of the one made ahead, where that is like it.
     pub(super) fn lend(&self, id: &mut Ulid, spec: &mut WorkspaceSpec, uid: u32) {
         let slot = self.lock();
-        let Some(spare) = &slot.spare else { return };
+        let Some(spare) = slot.spares.front() else { return };
         let own = std::mem::take(&mut spec.label);
         let fits = *spec == spare.like && own == label(*id) && spare.asked.uid == uid;
         spec.label = own;
@@ -143,17 +156,17 @@ impl Ahead {
         }
     }
 
-    /// Takes the workspace of this id, if that is the one made ahead. To be called before anything else is waited for:
+    /// Takes the workspace of this id, if that is one made ahead. To be called before anything else is waited for:
     /// until then another might be lent it, or it might be ended.
     pub(super) fn claim(&self, id: Ulid) -> Option<Claimed> {
-        let spare = self.lock().spare.take_if(|spare| spare.asked.id == id)?;
-        Some(Claimed(spare))
+        self.lock().take(id).map(Claimed)
     }
 
-    /// The claimed workspace, if it is what is asked for; ended otherwise. `None`: it has to be raised.
-    pub(super) async fn get(&self, Claimed(spare): Claimed, asked: &Asked) -> Option<Raised> {
+    /// The claimed workspace, if it is what is asked for on a host like this; ended otherwise. `None`: it has to be
+    /// raised.
+    pub(super) async fn get(&self, Claimed(spare): Claimed, asked: &Asked, host: &HostMark) -> Option<Raised> {
         let like = |a: &Asked, b: &Asked| a.spec == b.spec && a.soma == b.soma && a.uid == b.uid;
-        let fits = like(&spare.asked, asked) && spare.host == HostMark::now();
+        let fits = like(&spare.asked, asked) && *spare.host == *host;
         match spare.raised.await.unwrap_or_else(|error| Err(Error::Failed(error.to_string()))) {
             Ok(raised) if fits && raised.keeper.is_alive() => Some(raised),
             other => {
@@ -163,45 +176,69 @@ impl Ahead {
         }
     }
 
-    /// Begins one like `asked`, which has just come up, where there is none.
-    pub(super) fn prepare(&self, asked: &Asked, mut like: WorkspaceSpec) {
+    /// Begins as many like `asked`, which has just come up, as there are to be. The host was like this before.
+    pub(super) fn prepare(&self, asked: &Asked, mut like: WorkspaceSpec, host: HostMark) {
         if !is_plain(&asked.spec) || asked.name != label(asked.id) {
             return;
         }
         like.label.clear();
+        let host = Arc::new(host);
         let mut slot = self.lock();
-        if slot.closed || slot.spare.as_ref().is_some_and(|spare| spare.like == like && spare.asked.uid == asked.uid) {
+        if slot.closed {
             return;
         }
+        let fits = |spare: &Spare| spare.like == like && spare.asked.uid == asked.uid && spare.host == host;
+        let (kept, before): (VecDeque<Spare>, VecDeque<Spare>) =
+            std::mem::take(&mut slot.spares).into_iter().partition(fits);
+        slot.spares = kept;
+        let mut begun = Vec::new();
+        while slot.spares.len() < WAITING {
+            let spare = self.begin(asked, &like, &host);
+            begun.push(spare.asked.id);
+            slot.spares.push_back(spare);
+        }
+        drop(slot);
+        if begun.is_empty() && before.is_empty() {
+            return;
+        }
+        let ahead = self.clone();
+        tokio::spawn(async move {
+            for spare in before {
+                ahead.end(spare).await;
+            }
+            tokio::time::sleep(PATIENCE).await;
+            for id in begun {
+                let late = ahead.lock().take(id);
+                if let Some(late) = late {
+                    ahead.end(late).await;
+                }
+            }
+        });
+    }
+
+    fn begin(&self, asked: &Asked, like: &WorkspaceSpec, host: &Arc<HostMark>) -> Spare {
         let id = Ulid::generate();
         let (spec, soma) = (asked.spec.clone(), asked.soma.clone());
         let mut next = Asked { id, uid: asked.uid, name: label(id), spec, soma };
         next.spec.hostname = next.name.clone();
-        let (raiser, raising, host) = (self.raiser.clone(), next.clone(), HostMark::now());
+        let (raiser, raising) = (self.raiser.clone(), next.clone());
         let raised = tokio::spawn(async move { raiser.raise(raising).await });
-        let before = slot.spare.replace(Spare { like, asked: next, host, raised });
-        drop(slot);
-        let ahead = self.clone();
-        tokio::spawn(async move {
-            ahead.end(before).await;
-            tokio::time::sleep(PATIENCE).await;
-            let late = ahead.lock().spare.take_if(|spare| spare.asked.id == id);
-            ahead.end(late).await;
-        });
+        Spare { like: like.clone(), asked: next, host: Arc::clone(host), raised }
     }
 
-    /// Ends the one that there is, and makes none any more.
+    /// Ends those that there are, and makes none any more.
     pub(crate) async fn close(&self) {
-        let spare = {
+        let spares = {
             let mut slot = self.lock();
             slot.closed = true;
-            slot.spare.take()
+            std::mem::take(&mut slot.spares)
         };
-        self.end(spare).await;
+        for spare in spares {
+            self.end(spare).await;
+        }
     }
 
-    async fn end(&self, spare: Option<Spare>) {
-        let Some(spare) = spare else { return };
+    async fn end(&self, spare: Spare) {
         let raised = spare.raised.await.unwrap_or_else(|error| Err(Error::Failed(error.to_string())));
         self.raiser.undo(spare.asked.id, raised).await;
     }

@@ -291,9 +291,10 @@ impl Cgroups {
 
     /// Removes a leaf, at once or when the last process that the command left behind ends.
     async fn retire(self, workspace: Ulid, command: Ulid, leaf: Cgroup) {
+        // Nearly all leave nothing behind. What has to be waited for is watched before it is tried again, so that no end
+        // falls in between.
+        let mut watched: Option<Notice> = None;
         loop {
-            // watched before it is tried, so that no end falls in between
-            let watched = leaf.watch("cgroup.events").ok().and_then(|file| Notice::new(file).ok());
             let it = leaf.clone();
             match tokio::task::spawn_blocking(move || it.remove()).await {
                 Ok(Ok(false)) => {}
@@ -303,8 +304,13 @@ impl Cgroups {
                 }
                 _ => break,
             }
-            let Some(watched) = watched else { break };
-            if watched.changed().await.is_err() {
+            if let Some(notice) = watched.take()
+                && notice.changed().await.is_err()
+            {
+                break;
+            }
+            watched = leaf.watch("cgroup.events").ok().and_then(|file| Notice::new(file).ok());
+            if watched.is_none() {
                 break;
             }
         }

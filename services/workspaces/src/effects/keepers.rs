@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use shipote_bus::spec::{Access, ExitPolicy, Filesystem, Networking, Soma, WorkspaceSpec};
 use shipote_confinement::{Enforcement, Mechanism};
-use shipote_sandbox::{Event, ExitStream, HostFiles, Network, PathGrant, SandboxSpec};
+use shipote_sandbox::{Event, ExitStream, HostFiles, HostMark, Network, PathGrant, SandboxSpec};
 use tokio::sync::mpsc;
 use ulid::Ulid;
 
@@ -87,9 +87,11 @@ impl Live {
                 }
             }
             let asked = Asked { id, uid, name: name.clone(), spec, soma: soma.clone() };
-            let made = match claimed {
-                Some(claimed) => ahead.get(claimed, &asked).await,
-                None => None,
+            // before it is made: whatever changes later shows in it, or in the next comparison
+            let host = like.is_some().then(HostMark::now);
+            let made = match (claimed, &host) {
+                (Some(claimed), Some(host)) => ahead.get(claimed, &asked, host).await,
+                _ => None,
             };
             let raised = match made {
                 Some(raised) => Ok(raised),
@@ -132,8 +134,8 @@ impl Live {
             tokio::spawn(watch_exits(id, exits, Arc::clone(&kept.launches), told, inputs.clone()));
             keepers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, kept);
             let _ = inputs.send(Input::KeeperReady { workspace: id, mechanisms });
-            if let Some(like) = like {
-                ahead.prepare(&asked, like);
+            if let (Some(like), Some(host)) = (like, host) {
+                ahead.prepare(&asked, like, host);
             }
         });
     }

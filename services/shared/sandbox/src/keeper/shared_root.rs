@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -39,9 +40,11 @@ pub(crate) struct SharedRoots {
 struct Home {
     namespace: OwnedFd,
     folder: OwnedFd,
-    /// Tells when a mount has changed (proc_pid_mountinfo(5)).
-    mounts: File,
+    mounts: Mounts,
 }
+
+/// Tells when a mount of the mount namespace that this was opened in has changed (proc_pid_mountinfo(5)).
+struct Mounts(File);
 
 struct SharedRoot {
     namespace: OwnedFd,
@@ -71,7 +74,7 @@ impl SharedRoots {
     /// none can be made: then its keeper builds everything itself.
     pub(crate) fn fitting(&mut self, spec: &SandboxSpec, ranged: bool) -> Option<Ready<'_>> {
         let home = self.home.as_ref().filter(|_| layout::shares_root(spec))?;
-        let changed = home.mounts_changed();
+        let changed = home.mounts.changed();
         let fingerprints = fingerprints();
         if changed || self.last.as_ref().is_none_or(|(from, _)| *from != fingerprints) {
             let made = SharedRoot::make(Ids::of(ranged)).ok();
@@ -113,11 +116,11 @@ impl Home {
         let root = rustix::fs::open("/", flags, Mode::empty()).ok()?;
         let folder = rustix::fs::openat(CWD, ".", flags, Mode::empty()).ok()?;
         let namespace = File::open("/proc/self/ns/mnt").ok()?.into();
-        let mounts = File::open("/proc/self/mountinfo").ok()?;
+        let mounts = Mounts::open().ok()?;
         let home = Self { namespace, folder, mounts };
-        let before = Fingerprint::of(Path::new("/"), fs::metadata);
+        let before = Fingerprint::of(fs::metadata("/"));
         home.enter().ok()?;
-        if Fingerprint::of(Path::new("/"), fs::metadata) == before {
+        if Fingerprint::of(fs::metadata("/")) == before {
             return Some(home);
         }
         // The root is not that of the namespace (chroot(2)): nobody there could make user namespaces anyway.
@@ -134,10 +137,16 @@ impl Home {
         enter(self.namespace.as_fd())?;
         Ok(rustix::process::fchdir(&self.folder)?)
     }
+}
 
-    /// Whether mounts have changed since this was asked last.
-    fn mounts_changed(&self) -> bool {
-        let mut watched = [PollFd::new(&self.mounts, PollFlags::PRI)];
+impl Mounts {
+    fn open() -> io::Result<Self> {
+        File::open("/proc/self/mountinfo").map(Self)
+    }
+
+    /// Whether one has since this was asked last.
+    fn changed(&self) -> bool {
+        let mut watched = [PollFd::new(&self.0, PollFlags::PRI)];
         !matches!(poll(&mut watched, Some(&Timespec::default())), Ok(0))
     }
 }
@@ -175,8 +184,8 @@ impl SharedRoot {
 }
 
 impl Fingerprint {
-    fn of(path: &Path, look: fn(PathBuf) -> io::Result<Metadata>) -> Self {
-        Self(look(path.to_owned()).ok().map(|found| {
+    fn of(found: io::Result<Metadata>) -> Self {
+        Self(found.ok().map(|found| {
             // What comes and goes in a directory changes its times, and shows in the root by itself.
             let (seconds, nanoseconds) = if found.is_dir() { (0, 0) } else { (found.ctime(), found.ctime_nsec()) };
             (found.dev(), found.ino(), seconds, nanoseconds)
@@ -190,14 +199,25 @@ impl Fingerprint {
 #[derive(Debug, PartialEq, Eq)]
 pub struct HostMark {
     fingerprints: Vec<Fingerprint>,
-    mounts: Option<Vec<u8>>,
+    /// How often this process has seen its mounts change.
+    changes: u64,
 }
 
 impl HostMark {
     /// As it is now, for this process.
     #[must_use]
     pub fn now() -> Self {
-        Self { fingerprints: fingerprints(), mounts: fs::read("/proc/self/mountinfo").ok() }
+        static SEEN: Mutex<(Option<Mounts>, u64)> = Mutex::new((None, 0));
+        let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mounts, changes) = &mut *seen;
+        if mounts.is_none() {
+            *mounts = Mounts::open().ok();
+        }
+        // Where nobody tells, each is another.
+        if mounts.as_ref().is_none_or(Mounts::changed) {
+            *changes += 1;
+        }
+        Self { fingerprints: fingerprints(), changes: *changes }
     }
 }
 
@@ -211,7 +231,11 @@ fn fingerprints() -> Vec<Fingerprint> {
         .chain(system)
         .chain(stores)
         .chain(configuration)
-        .flat_map(|path| [Fingerprint::of(&path, fs::symlink_metadata), Fingerprint::of(&path, fs::metadata)])
+        .flat_map(|path| {
+            let link = fs::symlink_metadata(&path);
+            let led_to = link.as_ref().is_ok_and(Metadata::is_symlink).then(|| Fingerprint::of(fs::metadata(&path)));
+            std::iter::once(Fingerprint::of(link)).chain(led_to)
+        })
         .collect()
 }
 
@@ -227,7 +251,7 @@ mod tests {
         let (path, next) = (folder.path().join("ld.so.cache"), folder.path().join("next"));
         fs::write(&path, "one").unwrap();
         let kept = File::open(&path).unwrap();
-        let of = |path: &Path| Fingerprint::of(path, fs::symlink_metadata);
+        let of = |path: &Path| Fingerprint::of(fs::symlink_metadata(path));
         let (file, directory) = (of(&path), of(folder.path()));
         assert_eq!(of(&path), file);
         fs::write(&next, "two").unwrap();
