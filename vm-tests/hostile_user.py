@@ -235,6 +235,43 @@ with subtest("nobody but the service's own user may send as it, and files of the
     machine.fail(f'runuser -u mallory -- perl -MIO::Socket::UNIX -e \'IO::Socket::UNIX->new(Peer => "{socket}") or exit 1\'')
     machine.succeed(f'runuser -u runner -- perl -MIO::Socket::UNIX -e \'IO::Socket::UNIX->new(Peer => "{socket}") or exit 1\'')
 
+with subtest("who floods the socket is answered at a user's rate, and meanwhile others are answered at once"):
+    # Asks so often as fast as it can, counts the answers, and says when it has all. A ping is 5 bytes, its answer too.
+    machine.succeed(
+        "cat > /tmp/ask.pl <<'EOF'\n"
+        "use IO::Socket::UNIX; $| = 1; my ($path, $times) = @ARGV; my $left = 5 * $times;\n"
+        "my $to = IO::Socket::UNIX->new(Peer => $path) or die $!;\n"
+        'if (!fork) { for (1 .. $times / 100) { print $to "\\0\\0\\0\\1\\0" x 100 or die; $to->flush } exit }\n'
+        "while ($left > 0) { my $n = sysread $to, my $got, 65536; die 'cut off' unless $n; $left -= $n }\n"
+        'print "all $times\\n";\nEOF'
+    )
+    # a minute and more of what a user may ask: it cannot be done before those who ask little
+    machine.succeed(
+        f"runuser -u runner -- sh -c 'for n in 1 2 3 4; do perl /tmp/ask.pl {socket} 100000 & done; wait' > /tmp/flood 2>&1 &",
+    )
+    machine.wait_until_succeeds("pgrep -u runner -c perl | grep -qx '[4-8]'", timeout=60)
+    machine.succeed(f"perl /tmp/ask.pl {socket} 500", "shipote run -- true", "shipote ps")
+    assert machine.succeed("cat /tmp/flood") == "", "the flood was over before others were answered"
+    machine.succeed("pkill -u runner perl")
+    machine.succeed(f"runuser -u runner -- perl /tmp/ask.pl {socket} 100")
+
+with subtest("who floods the bus leaves others alone, and is not shut out for it"):
+    call = command_line(WORKSPACES, "Manager.Run", 'sasa{sv}ah "" 1 true 0 0')
+    machine.succeed(
+        f"cat > /tmp/flood.sh <<'EOF'\nwhile [ ! -e /tmp/enough ]; do {call} || echo; done\nEOF",
+        "rm -f /tmp/enough",
+        "runuser -u runner -- sh -c 'for n in 1 2 3 4; do sh /tmp/flood.sh & done; wait' > /tmp/flood 2>&1 &",
+    )
+    machine.wait_until_succeeds("grep -q ^osah /tmp/flood", timeout=120)
+    before = int(machine.succeed("grep -c ^osah /tmp/flood"))
+    listing = command_line(WORKSPACES, "Manager.ListWorkspaces", "a{sv} 0")
+    for _ in range(3):
+        machine.succeed("shipote run -- true", f"runuser -u mallory -- {listing}")
+    machine.wait_until_succeeds(f"test $(grep -c ^osah /tmp/flood) -gt {before}", timeout=120)
+    machine.succeed("touch /tmp/enough")
+    machine.wait_until_fails("pgrep -u runner busctl", timeout=120)
+    machine.succeed(f"runuser -u runner -- {call}")
+
 with subtest("each refusal is on record, with who was refused"):
     uid = machine.succeed("id -u mallory").strip()
     refused = machine.succeed(f"journalctl -q -b -o cat --output-fields=SHIPOTE_OBJECT SHIPOTE_ACTION=access.refused SHIPOTE_UID={uid}").split()
