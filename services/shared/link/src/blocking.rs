@@ -208,7 +208,8 @@ impl<T: Send + 'static> Loaded<T> {
         self.typed(slot, function, arguments)
     }
 
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "a call between plugins goes through here, without a frame of its own")]
     fn typed<P, R>(&self, slot: &mut Slot<T>, function: usize, arguments: P) -> Result<R, DispatchError>
     where
         P: ComponentNamedList + Lower + 'static,

@@ -88,7 +88,8 @@ where
 
 type Caller<'a, T> = StoreContextMut<'a, State<T>>;
 
-#[inline]
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "as of the call that it makes")]
 fn one<T, P, R>(
     caller: &mut State<T>,
     plugin: &Loaded<T>,

@@ -75,7 +75,8 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
         Err(error) => notes.push(format!("wasm-link 0.1 is not measured: {error:#}")),
     }
     let mut cases: Vec<Case> = CLAIMS.iter().flat_map(|(_, ours, theirs, _)| [ours.case, theirs.case]).collect();
-    cases.extend([(RIVAL, "typed-straight"), (RIVAL, "untyped-straight"), (LINK, "socket-untyped")]);
+    cases.extend([(RIVAL, "typed-straight"), (RIVAL, "untyped-straight")]);
+    cases.extend([(LINK, "socket-straight"), (LINK, "socket-untyped")]);
     cases.retain(|(program, _)| programs.iter().any(|known| known.name == *program));
     cases.sort_unstable();
     cases.dedup();
@@ -107,7 +108,9 @@ fn relative<'a>(of: impl Fn(Case) -> Option<&'a Series>) -> Vec<String> {
     let ways = [
         ("ours, untyped dispatch", (LINK, "untyped"), (LINK, "untyped-straight")),
         ("wasm-link 0.1, dispatch", (RIVAL, "dispatch"), (RIVAL, "untyped-straight")),
+        ("from one store to another, wasmtime alone", (LINK, "socket-straight"), (LINK, "typed-straight")),
         ("ours, typed through a socket", (LINK, "socket"), (LINK, "typed-straight")),
+        ("ours, typed through a socket", (LINK, "socket"), (LINK, "socket-straight")),
         ("ours, untyped through a socket", (LINK, "socket-untyped"), (LINK, "typed-straight")),
         ("wasm-link 0.1, through a socket", (RIVAL, "socket"), (RIVAL, "typed-straight")),
     ];
