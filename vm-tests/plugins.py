@@ -18,7 +18,29 @@ RULES = {
 }
 # An emulated processor is slower by an order of magnitude than the one that 10 ms a call, the default, is for. The share
 # of failures and the latency by which a canary is judged stay as they are.
-POLICY = "[plugins.teapot]\ndeadline_ms = 1000\n"
+POLICY = "[plugins.teapot]\ndeadline_ms = 1000\n[plugins.redact]\ndeadline_ms = 10000\n"
+
+
+# A program, a component, and a filter on the edge behind it.
+MIXED = """
+label = "mixed"
+[[nodes]]
+label = "records"
+command = ["sh", "-c", "printf 'call 555-1234 now\\n'"]
+[[nodes]]
+label = "upper"
+wasm = "upper@^1"
+[[nodes]]
+label = "out"
+command = ["cat"]
+[[edges]]
+from = "records"
+to = "upper"
+[[edges]]
+from = "upper"
+to = "out"
+filter = "redact"
+"""
 
 
 def status():
@@ -139,6 +161,22 @@ with subtest("the proxy is killed: the next one has the plugin again"):
     machine.succeed("systemctl kill --kill-whom=main -s KILL shipote-proxy")
     machine.wait_until_succeeds("systemctl is-active shipote-proxy", timeout=120)
     until(418)
+
+with subtest("components and filters are nodes of a pipeline, under the units' hardening, every edge tapped"):
+    machine.wait_for_unit("shipote-workspaces.service", timeout=120)
+    examples = "$(dirname $(readlink -f $(command -v shipote)))/../share/shipote/examples"
+    for name in ("upper", "redact"):
+        machine.succeed(f"shipote plugin add {examples}/{name}.wat", timeout=600)
+    put("/tmp/mixed.toml", MIXED)
+    said = machine.succeed("shipote pipeline run /tmp/mixed.toml", timeout=600)
+    assert said == "CALL ###-#### NOW\n", said
+    ended = json.loads(machine.succeed("shipote pipeline run --tap --json /tmp/mixed.toml", timeout=600).splitlines()[-1])
+    assert len(ended["edges"]) == 3 and all(edge["bytes_total"] == 18 for edge in ended["edges"]), ended
+    # the registry's death is nothing to what is installed: code is handed over again
+    machine.succeed("systemctl kill --kill-whom=main -s KILL shipote-plugins")
+    machine.wait_until_succeeds("systemctl is-active shipote-plugins && shipote plugin ls", timeout=120)
+    assert machine.succeed("echo quiet | shipote run --wasm upper", timeout=600) == "QUIET\n"
+    machine.succeed("shipote plugin rm --force upper", "shipote plugin rm --force redact")
 
 with subtest("what is removed is gone, and so is its code"):
     code, said = machine.execute("shipote plugin rm teapot 2>&1")
