@@ -46,8 +46,8 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     let runtime = Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     let client = runtime.block_on(Client::connect(&appliance.address()))?;
     let notes = runtime.block_on(client.notes())?;
-    // and the workspace that is made ahead once the first command has run
-    let idle = accounting::tree(appliance.pid())?.processes + 1;
+    // and the two workspaces that are made ahead once the first command has run
+    let idle = accounting::tree(appliance.pid())?.processes + 2;
     let all = interleave(setting.rounds, 4, |contender| {
         let used = || anyhow::Ok(accounting::own_and_ended()? + accounting::settled(appliance.pid(), idle)?.cpu);
         let before = used()?;
