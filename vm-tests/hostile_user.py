@@ -11,7 +11,7 @@ WORKSPACES, MACHINES, PROXY, PLUGINS = "Workspaces1", "Machines1", "Proxy1", "Pl
 RUN, MANAGE = "org.shipote.workspaces.run", "org.shipote.workspaces.manage"
 WORKSPACE_EGRESS, REACH = "org.shipote.workspaces.egress", "org.shipote.workspaces.connect"
 MACHINES_MANAGE, MACHINES_EXEC = "org.shipote.machines.manage", "org.shipote.machines.exec"
-MACHINES_REACH = "org.shipote.machines.connect"
+MACHINES_REACH, MACHINES_EGRESS = "org.shipote.machines.connect", "org.shipote.machines.egress"
 PROXY_MANAGE, PROXY_CERTIFY = "org.shipote.proxy.manage", "org.shipote.proxy.certify"
 PLUGINS_MANAGE, PLUGINS_OPEN = "org.shipote.plugins.manage", "org.shipote.plugins.open"
 # Anybody may look: names and figures of what there is, no content, and nothing changes.
@@ -77,6 +77,9 @@ CALLS = [
     (MACHINES, "Manager.DeleteSnapshot", "sa{sv} victim 0", MACHINES_MANAGE),
     (MACHINES, "Manager.Capabilities", "", OPEN),
     (MACHINES, "Manager.Console", "sa{sv} victim 0", MACHINES_MANAGE),
+    (MACHINES, "Egress.Change", "sasasa{sv} victim 1 example.com 0 0", MACHINES_EGRESS),
+    (MACHINES, "Egress.List", "a{sv} 0", OPEN),
+    (MACHINES, "Egress.Open", "s 1", MACHINES_REACH),
     (PROXY, "Manager.ListRules", "a{sv} 0", OPEN),
     (PROXY, "Manager.Graph", "s json", OPEN),
     (PROXY, "Manager.Compile", "'a(ss)s' 0 json", OPEN),

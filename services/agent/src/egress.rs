@@ -1,7 +1,7 @@
 //! The guest's way out: what programs send to a proxy on the guest's loopback goes over vsock to the host, which decides.
 //!
-//! A machine has no network device. The host's end (`ports::EGRESS`) speaks HTTP CONNECT and allows what the machine's
-//! spec names; programs in the guest find the way by the usual variables (`https_proxy`).
+//! A machine has no network device. The host's end (`ports::EGRESS`) speaks HTTP and SOCKS5 and allows what the machine's
+//! list names; programs in the guest find the way by the usual variables (`http_proxy`).
 //!
 //! Not for: deciding anything. Bytes are passed on as they are.
 
@@ -17,11 +17,20 @@ use crate::listen;
 /// Where the guest's programs find it.
 pub(crate) const ADDRESS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3128));
 /// The variables by which they do.
-pub(crate) const ENVIRONMENT: [(&str, &str); 3] = [
-    ("https_proxy", "http://127.0.0.1:3128"),
-    ("HTTPS_PROXY", "http://127.0.0.1:3128"),
-    ("no_proxy", "localhost,127.0.0.1,::1"),
+pub(crate) const ENVIRONMENT: [(&str, &str); 8] = [
+    ("http_proxy", HTTP),
+    ("HTTP_PROXY", HTTP),
+    ("https_proxy", HTTP),
+    ("HTTPS_PROXY", HTTP),
+    ("all_proxy", ANY),
+    ("ALL_PROXY", ANY),
+    ("no_proxy", HERE),
+    ("NO_PROXY", HERE),
 ];
+const HTTP: &str = "http://127.0.0.1:3128";
+/// Names are left to the host's end where a program can.
+const ANY: &str = "socks5h://127.0.0.1:3128";
+const HERE: &str = "localhost,127.0.0.1,::1";
 /// Longest answer to CONNECT that is looked at.
 const ANSWER_MAX: usize = 1024;
 

@@ -8,8 +8,9 @@ use clap::{Args, Subcommand};
 use futures_util::StreamExt as _;
 use serde_json::json;
 use shipote_bus::connect;
+use shipote_bus::egress::{Keeper, Lists};
+use shipote_bus::error::describe;
 use shipote_bus::proxy::{DenialInfo, EgressProxy};
-use shipote_bus::workspaces::EgressProxy as WorkspacesProxy;
 use zbus::proxy::CacheProperties;
 
 use crate::output;
@@ -23,21 +24,22 @@ pub(crate) struct EgressArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Let a workspace reach more hosts, from its next connection on and for as long as it lives
+    /// Let a workspace or a machine reach more hosts, from its next connection on: a workspace for as long as it lives, a
+    /// machine also in its next lives
     #[command(after_help = "Examples:\n  shipote egress allow workspace:web example.com '*.example.org:8443'\n  \
-        shipote egress allow workspace:build 'mirror.internal' 10.0.0.5:80\n\n\
+        shipote egress allow machine:build 'mirror.internal' 10.0.0.5:80\n\n\
         HOST is a name, *.NAME for what is below it, an address or a network; :PORT, :* for all ports, or\n\
         nothing for 80 and 443. A name that leads to an address which is not public needs that listed, too.")]
     Allow(ListChange),
-    /// Take hosts off a workspace's list, or refuse what `shipote egress pending` shows under a number
+    /// Take hosts off a list, or refuse what `shipote egress pending` shows under a number
     #[command(after_help = "Examples:\n  shipote egress deny workspace:web example.com\n  shipote egress deny 7")]
     Deny(DenyArgs),
-    /// List what connections are held for: their workspaces have `egress_ask = true`
+    /// List what connections are held for: the specs of whose they are have `egress_ask = true`
     Pending(PendingArgs),
-    /// Let out what `pending` shows under a number, and put it on its workspace's list
+    /// Let out what `pending` shows under a number, and put it on the list of whose it is
     #[command(after_help = "Examples:\n  shipote egress approve 7\n  shipote egress approve --once 8")]
     Approve(ApproveArgs),
-    /// Give somebody else than a workspace a socket that leads out to some hosts, or change which
+    /// Give somebody else than a workspace or a machine a socket that leads out to some hosts, or change which
     Set(SetArgs),
     /// Take a client's way out away, with its open connections
     Remove(RemoveArgs),
@@ -47,7 +49,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct SetArgs {
-    /// workspace:NAME, machine:NAME or session:NAME
+    /// session:NAME, or the name of a workspace or a machine that has no way out of its own
     client: String,
     /// A host such as example.com, *.example.com:8443 or 10.0.0.0/8:5432; none: nothing may be reached
     #[arg(long = "allow", value_name = "HOST")]
@@ -84,7 +86,7 @@ struct ListArgs {
 
 #[derive(Debug, Args)]
 struct ListChange {
-    /// workspace:NAME
+    /// workspace:NAME or machine:NAME
     client: String,
     /// What it may reach
     #[arg(required = true, value_name = "HOST")]
@@ -96,7 +98,7 @@ struct ListChange {
 
 #[derive(Debug, Args)]
 struct DenyArgs {
-    /// workspace:NAME, or a number of `shipote egress pending`
+    /// workspace:NAME or machine:NAME, or a number of `shipote egress pending`
     #[arg(value_name = "CLIENT|NUMBER")]
     what: String,
     /// What it may not reach any more, as its list has it
@@ -146,20 +148,17 @@ pub(crate) async fn run(args: EgressArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The name of a workspace as a client.
-fn workspace(client: &str) -> anyhow::Result<&str> {
-    client.strip_prefix("workspace:").filter(|name| !name.is_empty()).with_context(|| {
-        format!("change the list of {client:?}: write workspace:NAME; for others there is `shipote egress set`")
-    })
-}
-
 async fn change(client: &str, allow: &[String], deny: &[String], as_json: bool) -> anyhow::Result<()> {
-    let name = workspace(client)?;
+    let (keeper, name) = Keeper::of(client).with_context(|| {
+        format!(
+            "change the list of {client:?}: write workspace:NAME or machine:NAME; for others there is `shipote egress set`"
+        )
+    })?;
     let allow: Vec<&str> = allow.iter().map(String::as_str).collect();
     let deny: Vec<&str> = deny.iter().map(String::as_str).collect();
     let connection = connect::client().await?;
-    let egress = WorkspacesProxy::builder(&connection).cache_properties(CacheProperties::No).build().await?;
-    let list = egress.change(name, &allow, &deny, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
+    let list = Lists::of(&connection, keeper).await?.change(name, &allow, &deny).await;
+    let list = list.map_err(|e| anyhow::anyhow!("{}", describe(&e)))?;
     if as_json {
         return output::json(&json!({"client": client, "allow": list}));
     }
@@ -215,7 +214,7 @@ async fn approve(args: &ApproveArgs) -> anyhow::Result<()> {
     let Some(question) = all.into_iter().find(|q| q.id == args.number) else {
         anyhow::bail!("approve {}: no connection waits under that number; see `shipote egress pending`", args.number);
     };
-    if args.once || workspace(&question.client).is_err() {
+    if args.once || Keeper::of(&question.client).is_none() {
         return answer(args.number, true, args.json).await;
     }
     // Another list lets out what waits for it.

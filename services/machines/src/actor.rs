@@ -1,5 +1,6 @@
 //! The one owner of all machines. Everything that happens to them comes through its queue, in order.
 
+mod egress;
 mod expiry;
 mod handle;
 mod life;
@@ -25,6 +26,7 @@ use crate::spec::Spec;
 use crate::state::{Input, State};
 use crate::store::Store;
 
+pub use egress::GoesOut;
 pub use handle::Handle;
 use life::{PAUSE, reporter};
 use machine::Machine;
@@ -70,6 +72,8 @@ pub enum Change {
     State(Shown),
     /// It does otherwise than before.
     Health(Shown),
+    /// It goes out, has another list, or goes out no more; the id of its way.
+    Egress(String),
     /// Its time was over, and it was removed.
     Expired {
         /// Name.
@@ -115,6 +119,10 @@ enum Message {
     /// What was seen then.
     Looked(String, u64, Result<Seen, String>),
     Console(String, Reply<Vec<u8>>),
+    /// Entries are added to its list of what it may reach, and taken away.
+    ChangeEgress(String, Vec<String>, Vec<String>, Reply<Vec<String>>),
+    /// Those that go out.
+    Ways(oneshot::Sender<Vec<GoesOut>>),
     /// Of the machine's `n`th life.
     Told(String, u64, Report),
     /// The machine's `n`th timer.
@@ -218,6 +226,10 @@ impl<L: Launcher> Actor<L> {
             Message::Console(name, reply) => {
                 drop(reply.send(self.get(&name).map(|machine| machine.console.bytes())));
             }
+            Message::ChangeEgress(name, allow, deny, reply) => {
+                drop(reply.send(self.change_egress(&name, allow, &deny)));
+            }
+            Message::Ways(reply) => drop(reply.send(self.ways())),
             Message::Told(name, life, report) => self.told(&name, life, report),
             Message::Expired(name, timer) => {
                 if self.machines.get(&name).is_some_and(|machine| machine.timer == timer) {

@@ -1,5 +1,7 @@
 //! `org.shipote.Machines1.Manager`, at the root object: authorise, convert, one message to the actor.
 
+mod egress;
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -25,6 +27,8 @@ use tokio::sync::mpsc;
 use zbus::OwnedVariant;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
+
+pub(crate) use egress::Egress;
 
 /// polkit: everything about machines.
 const ACTION: &str = "org.shipote.machines.manage";
@@ -71,7 +75,7 @@ impl Manager {
     }
 
     async fn allow(&self, action: &str, header: &Header<'_>) -> Result<Caller, MachinesError> {
-        self.authority.check(header, action).await.map_err(|error| MachinesError::NotAuthorized(error.to_string()))
+        allow(&self.authority, action, header).await
     }
 
     /// Whether what a machine runs was started so short a time ago that it may only be about to listen.
@@ -80,7 +84,6 @@ impl Manager {
         inspected.is_ok_and(|machine| machine.shown.spec.run.is_some() && machine.up.is_some_and(|up| up < SETTLE))
     }
 
-    /// Does a mutation with its audit record: refused before it starts where records are required and cannot be taken.
     async fn audited<T>(
         &self,
         event: Event,
@@ -88,21 +91,37 @@ impl Manager {
         caller: Caller,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, MachinesError> {
-        self.audit.ready().map_err(|error| MachinesError::AuditUnavailable(error.to_string()))?;
-        let result = work.await;
-        let record = Record::new(event, name, caller.uid, Door::Bus).outcome(&result);
-        if let Err(error) = self.audit.record(&record) {
-            tracing::error!("record {event:?} of {name}: {error}");
-        }
-        result.map_err(refusal)
+        audited(&self.audit, event, name, caller, work).await
     }
+}
+
+/// Who asks, if polkit lets them.
+async fn allow(authority: &Authority, action: &str, header: &Header<'_>) -> Result<Caller, MachinesError> {
+    authority.check(header, action).await.map_err(|error| MachinesError::NotAuthorized(error.to_string()))
+}
+
+/// Does a mutation with its audit record: refused before it starts where records are required and cannot be taken.
+async fn audited<T>(
+    audit: &Audit,
+    event: Event,
+    object: &str,
+    caller: Caller,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, MachinesError> {
+    audit.ready().map_err(|error| MachinesError::AuditUnavailable(error.to_string()))?;
+    let result = work.await;
+    let record = Record::new(event, object, caller.uid, Door::Bus).outcome(&result);
+    if let Err(error) = audit.record(&record) {
+        tracing::error!("record {event:?} of {object}: {error}");
+    }
+    result.map_err(refusal)
 }
 
 #[zbus::interface(name = "org.shipote.Machines1.Manager")]
 impl Manager {
-    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `board`, `disk_mib`, `egress`, `ssh_agent`, `publish`,
-    /// `volumes`, `restart`, `expires_unix`, `labels`, `run`, `idle`, `health`), empty for the defaults. Option `from`
-    /// (string): the snapshot that it begins as; `spec` then says what is otherwise.
+    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `board`, `disk_mib`, `egress`, `egress_ask`, `ssh_agent`,
+    /// `publish`, `volumes`, `restart`, `expires_unix`, `labels`, `run`, `idle`, `health`), empty for the defaults. Option
+    /// `from` (string): the snapshot that it begins as; `spec` then says what is otherwise.
     async fn create(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -389,6 +408,14 @@ pub(crate) async fn publish(
         let (shown, health) = match change {
             Change::State(shown) => (shown, false),
             Change::Health(shown) => (shown, true),
+            Change::Egress(id) => {
+                let told =
+                    async { Egress::changed(&SignalEmitter::new(&connection, Service::Machines.path())?, &id).await };
+                if let Err(error) = told.await {
+                    tracing::warn!("tell the bus that a machine goes out otherwise than before: {error}");
+                }
+                continue;
+            }
             Change::Expired { name, outcome } => {
                 record(&audit, Event::MachineDelete, &name, &outcome);
                 if let Err(error) = removed(&connection, name).await {

@@ -32,6 +32,7 @@ use crate::spec::Spec;
 use crate::users::Users;
 use crate::vmm::host::Host;
 use crate::vmm::qemu;
+use crate::way::{self, Way};
 
 /// How long a keeper may take to say that it is there. It starts the vsock device meanwhile.
 const KEEPER_TIME: Duration = Duration::from_secs(60);
@@ -65,6 +66,8 @@ pub enum Order {
 pub enum Report {
     /// Its processes, how they are confined, and what limits them.
     Started(Box<Hello>, Option<Group>),
+    /// It goes out this way.
+    GoesOut(Arc<Way>),
     /// The agent answers.
     Ready(Guest),
     /// Its processors stand still, or go on.
@@ -116,7 +119,7 @@ pub struct Place {
     pub folder: PathBuf,
     /// Where its console is kept.
     pub console: Console,
-    /// The program that its keeper and its way out are: the service's own.
+    /// The program that its keeper is: the service's own.
     pub program: PathBuf,
     /// What its keeper watches beside the service's own connection.
     pub lifeline: Option<Arc<Lifeline>>,
@@ -126,6 +129,8 @@ pub struct Place {
     pub token: PathBuf,
     /// What limits it, once it is there.
     pub group: Option<Group>,
+    /// Whether the proxy is there, which lets it out.
+    pub proxy: watch::Receiver<bool>,
 }
 
 /// Starts a machine and follows it to its end, or until it is left. There is at most one [`Report::Exited`], and it is
@@ -223,9 +228,14 @@ fn knocker(folder: &Path) -> std::io::Result<UnixListener> {
     listener(folder, ports::AGENT_READY)
 }
 
+/// Where what a guest dials on a port of the host arrives.
+pub(crate) fn dialled(folder: &Path, port: u32) -> PathBuf {
+    folder.join(qemu::VSOCK_FOLDER).join(format!("{}_{port}", qemu::VSOCK_SOCKET))
+}
+
 /// Listens for what the guest dials on a port of the host.
 pub(crate) fn listener(folder: &Path, port: u32) -> std::io::Result<UnixListener> {
-    let path = folder.join(qemu::VSOCK_FOLDER).join(format!("{}_{port}", qemu::VSOCK_SOCKET));
+    let path = dialled(folder, port);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -243,7 +253,7 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, Option<Watched
         .mode(0o700)
         .create(&sockets)
         .map_err(Error::io("create", sockets.display()))?;
-    let longest = sockets.join(format!("{}_{}", qemu::VSOCK_SOCKET, ports::AGENT_READY));
+    let longest = dialled(folder, ports::AGENT_READY);
     if longest.as_os_str().len() > SOCKET_PATH_MAX {
         let problem = format!("its socket {} would have too long a path; give it a shorter name", longest.display());
         return Err(Error::InvalidSpec { name: plan.name.clone(), problem });
@@ -281,12 +291,12 @@ async fn start(plan: &Plan, place: &Place) -> Result<(UnixStream, Option<Watched
             "hostname": plan.name,
             "secret": secret,
             "disk": plan.disk.is_some(),
-            "egress": !plan.spec.egress.is_empty(),
+            "egress": plan.spec.goes_out(),
             "ssh": plan.spec.ssh_agent.is_some(),
             "volumes": in_guest,
         })
         .to_string(),
-        certificates: if plan.spec.egress.is_empty() { None } else { certificates() },
+        certificates: if plan.spec.goes_out() { certificates() } else { None },
         secret,
         token,
         lease_ms: u64::try_from(plan.lease.as_millis()).unwrap_or(u64::MAX),
@@ -468,11 +478,17 @@ impl<R: Fn(Report)> Life<'_, R> {
 
     /// What the guest dials on the host.
     fn offers(&self) -> Vec<Task> {
-        let Place { name, folder, program, spec, .. } = self.place;
+        let Place { name, folder, spec, proxy, .. } = self.place;
         let mut tasks = Vec::new();
-        if !spec.egress.is_empty() {
-            let (program, name, folder) = (program.clone(), name.clone(), folder.clone());
-            tasks.push(Task(tokio::spawn(crate::egress::keep(program, name, folder, spec.egress.clone()))));
+        // One that was taken over goes out as it did, whatever its list has become.
+        if spec.goes_out() || self.adopted && Way::was_in(folder) {
+            match Way::open(folder).map(Arc::new) {
+                Ok(way) => {
+                    (self.report)(Report::GoesOut(Arc::clone(&way)));
+                    tasks.push(Task(tokio::spawn(way::stand_in(way, name.clone(), proxy.clone()))));
+                }
+                Err(error) => tracing::error!("machine {name}: open its way out: {error}"),
+            }
         }
         if let Some(socket) = &spec.ssh_agent {
             match listener(folder, ports::SSH_AGENT) {

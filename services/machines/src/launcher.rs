@@ -7,7 +7,7 @@ use std::time::Duration;
 use shipote_confinement::Mechanism;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{OnceCell, mpsc, watch};
 
 use crate::actor::Launcher;
 use crate::console::Console;
@@ -34,7 +34,7 @@ pub struct Qemu {
     pub runtime: PathBuf,
     /// Folder for the machines' disks.
     pub state: PathBuf,
-    /// The program that keepers and ways out are: the service's own.
+    /// The program that keepers are: the service's own.
     pub program: PathBuf,
     /// How long machines go on without a service.
     pub lease: Duration,
@@ -50,6 +50,8 @@ pub struct Qemu {
     pub trial: Duration,
     /// What guests run on, once it is known.
     pub host: Arc<OnceCell<Host>>,
+    /// Whether the proxy is there, which lets machines out.
+    pub proxy: watch::Receiver<bool>,
 }
 
 impl Qemu {
@@ -63,6 +65,7 @@ impl Qemu {
             spec: spec.clone(),
             token: self.state.join(name).join(TOKEN),
             group: None,
+            proxy: self.proxy.clone(),
         }
     }
 

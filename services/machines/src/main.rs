@@ -3,6 +3,7 @@
 
 mod bus;
 mod config;
+mod presence;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -18,11 +19,11 @@ use shipote_machines::lifeline::Lifeline;
 use shipote_machines::snapshots::Snapshots;
 use shipote_machines::store::Store;
 use shipote_machines::users::Users;
-use shipote_machines::{egress, keeper, take};
+use shipote_machines::{keeper, take};
 use shipote_service::{Context, Definition, Parts, run_with};
 use tokio::sync::mpsc;
 
-use crate::bus::{Manager, publish};
+use crate::bus::{Egress, Manager, publish};
 use crate::config::Section;
 
 /// What is done before the service confines itself.
@@ -74,6 +75,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Machines> {
         users: Users::find(),
         trial: start_time / 12,
         host: Arc::default(),
+        proxy: presence::watch(context.connection.clone(), Service::Proxy),
     };
     let store = Store::new(&context.paths.state);
     let actor = Handle::start_with(store, launcher.clone(), changes, start_time).context("load the machines")?;
@@ -86,15 +88,17 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Machines> {
         authority: context.authority.clone(),
         audit: Arc::clone(&context.audit),
     };
-    context.connection.object_server().at(Service::Machines.path(), manager).await?;
+    let egress =
+        Egress { actor: actor.clone(), authority: context.authority.clone(), audit: Arc::clone(&context.audit) };
+    let server = context.connection.object_server();
+    server.at(Service::Machines.path(), manager).await?;
+    server.at(Service::Machines.path(), egress).await?;
     Ok(Machines { actor, leaves })
 }
 
 fn main() -> ExitCode {
-    match std::env::args_os().nth(1) {
-        Some(argument) if argument == keeper::ARGUMENT => return keeper::main(),
-        Some(argument) if argument == egress::ARGUMENT => return egress::main(),
-        _ => {}
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == keeper::ARGUMENT) {
+        return keeper::main();
     }
     let definition = Definition { service: Service::Machines, version: env!("CARGO_PKG_VERSION") };
     let early = |paths: &ServicePaths| {

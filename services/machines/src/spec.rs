@@ -7,6 +7,7 @@
 //! board = "q35"        # or "microvm", the default, which starts in half the time and has no PCI
 //! disk_mib = 4096      # 0: none, images are kept in memory
 //! egress = ["registry-1.docker.io:443", "*.docker.com:443"]   # what it may reach; nothing by default
+//! egress_ask = true                                            # what is on no list is asked about; default: refused
 //! ssh_agent = "/run/user/1000/keyring/ssh"                     # a socket of the host, for the guest's programs
 //! publish = ["8080:80", "5432"]                                # 127.0.0.1:8080 of the host, and a port for the proxy
 //! volumes = ["/srv/data:/data", "/srv/web:/web:ro"]            # folders of the host, and where the guest has them
@@ -31,9 +32,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use shipote_bus::spec::{EGRESS_MAX, check_hosts, too_many_hosts};
 
 use crate::Error;
-use crate::egress::{RULES_MAX, Rule};
 use crate::health::Check;
 use crate::idle::Rule as Idle;
 use crate::published::{PUBLISHED_MAX, Published};
@@ -64,8 +65,11 @@ pub struct Spec {
     pub board: Board,
     /// Disk for images and what is written over them, in MiB: 64 to 4,194,304, or 0 for none. Takes room on the host as it fills.
     pub disk_mib: u32,
-    /// What it may reach through the host; see [`crate::egress::Rule`].
+    /// What it may reach through the proxy, as workspaces' lists have it.
     pub egress: Vec<String>,
+    /// What is not on that list is asked about (`shipote egress pending`) instead of refused.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub egress_ask: bool,
     /// Socket of an SSH agent on the host, which the guest's programs may use.
     pub ssh_agent: Option<PathBuf>,
     /// What of it others reach; see [`Published`].
@@ -131,6 +135,7 @@ impl Default for Spec {
             board: Board::default(),
             disk_mib: 0,
             egress: vec![],
+            egress_ask: false,
             ssh_agent: None,
             publish: vec![],
             volumes: vec![],
@@ -152,7 +157,7 @@ impl Spec {
     pub fn parse(name: &str, text: &str) -> Result<Self, Error> {
         let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
         check_name(name)?;
-        let spec: Self = toml::from_str(text).map_err(|error| invalid(format!("the spec: {error}")))?;
+        let spec: Self = shipote_config::parse(text, "spec").map_err(|error| invalid(error.to_string()))?;
         if !(96..=65_536).contains(&spec.memory_mib) {
             return Err(invalid(format!("memory_mib = {}: give 96 to 65536", spec.memory_mib)));
         }
@@ -165,12 +170,10 @@ impl Spec {
         if spec.disk_mib != 0 && !(64..=4_194_304).contains(&spec.disk_mib) {
             return Err(invalid(format!("disk_mib = {}: give 64 to 4194304, or 0", spec.disk_mib)));
         }
-        if spec.egress.len() > RULES_MAX {
-            return Err(invalid(format!("egress: {} rules; the limit is {RULES_MAX}", spec.egress.len())));
+        if spec.egress.len() > EGRESS_MAX {
+            return Err(invalid(format!("egress {}", too_many_hosts(spec.egress.len()))));
         }
-        for rule in &spec.egress {
-            Rule::parse(rule).map_err(&invalid)?;
-        }
+        check_hosts(&spec.egress).map_err(|(n, problem)| invalid(format!("egress[{n}]: {problem}")))?;
         if spec.publish.len() > PUBLISHED_MAX {
             return Err(invalid(format!("publish: {} ports; the limit is {PUBLISHED_MAX}", spec.publish.len())));
         }
@@ -208,6 +211,12 @@ impl Spec {
             return Err(invalid(format!("ssh_agent = {:?}: give an absolute path", socket.display().to_string())));
         }
         Ok(spec)
+    }
+
+    /// Whether it has a way out at all.
+    #[must_use]
+    pub fn goes_out(&self) -> bool {
+        self.egress_ask || !self.egress.is_empty()
     }
 
     /// Processor time of the host that it may take, in percent of one processor.

@@ -484,3 +484,37 @@ async fn a_machine_whose_time_is_over_is_ended_and_removed_also_by_the_next_serv
     assert!(matches!(changes.recv().await.unwrap(), Change::Expired { .. }));
     assert!(again.list().await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn what_a_machine_may_reach_changes_while_it_runs_and_for_its_next_lives() {
+    let trial = trial();
+    let spec = Spec { egress: vec!["a.example".into()], ..Spec::default() };
+    trial.handle.create("web", spec).await.unwrap();
+    trial.handle.create("shut", Spec::default()).await.unwrap();
+    let list = |entries: &[&str]| entries.iter().map(|&entry| entry.to_owned()).collect::<Vec<_>>();
+    let change =
+        |name: &'static str, allow: &[&str], deny: &[&str]| trial.handle.change_egress(name, list(allow), list(deny));
+    assert_eq!(change("web", &["b.example:22"], &[]).await.unwrap(), list(&["a.example", "b.example:22"]));
+    assert_eq!(change("web", &["b.example:22"], &["a.example"]).await.unwrap(), list(&["b.example:22"]));
+    for (allow, deny, what) in [
+        (&["a b"][..], &[][..], "is no host"),
+        (&[], &["a.example"], "not on its list"),
+        (&["c.example"; 257], &[], ""),
+    ] {
+        let refused = change("web", allow, deny).await;
+        assert!(what.is_empty() || matches!(&refused, Err(e) if e.to_string().contains(what)), "{refused:?}");
+    }
+    let many: Vec<String> = (0..256).map(|n| format!("n{n}.example")).collect();
+    let refused = trial.handle.change_egress("web", many, vec![]).await;
+    assert!(matches!(refused, Err(Error::InvalidSpec { .. })), "{refused:?}");
+    assert!(matches!(change("none", &[], &[]).await, Err(Error::NoSuchMachine(_))));
+    // What was refused changed nothing, and what was not is on the disk.
+    let stored = Store::new(trial.dir.path()).load().unwrap();
+    assert_eq!(stored.iter().find(|(name, _)| name == "web").unwrap().1.egress[0], "b.example:22");
+    // A guest that was started without a way out is given none.
+    trial.handle.start_machine("shut").await.unwrap();
+    assert!(matches!(change("shut", &["a.example"], &[]).await, Err(Error::WrongState { .. })));
+    trial.handle.start_machine("web").await.unwrap();
+    change("web", &["d.example"], &[]).await.unwrap();
+    assert!(trial.handle.ways().await.unwrap().is_empty(), "nobody has said yet how it goes out");
+}

@@ -172,6 +172,7 @@ async fn a_guest_that_owns_a_process_of_its_machine_gets_nothing_more() {
         users: Users::find(),
         trial: Duration::from_secs(1),
         host: Arc::new(OnceCell::new_with(Some(host))),
+        proxy: tokio::sync::watch::channel(true).1,
     };
     let (sender, changes) = mpsc::unbounded_channel();
     let handle = Handle::start(Store::new(&state), launcher, sender).unwrap();

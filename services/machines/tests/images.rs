@@ -106,6 +106,7 @@ async fn images_are_pulled_verified_kept_and_collected() {
     machines.handle.create("images", spec).await.unwrap();
     machines.handle.start_machine("images").await.unwrap();
     machines.until(State::Running).await;
+    let _way = machines.let_out("images").await;
     let guest = machines.handle.guest("images").await.unwrap();
     let mut control = guest.connect(ports::AGENT_CONTROL).await.unwrap();
 

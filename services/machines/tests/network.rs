@@ -22,7 +22,7 @@ async fn names_the_ssh_agent_and_a_restart() {
     let agent = UnixListener::bind(&socket).unwrap();
     let spec = Spec {
         memory_mib: 128,
-        egress: vec!["localhost:80".into()],
+        egress: vec!["localhost:80".into(), "127.0.0.1:80".into()],
         ssh_agent: Some(socket),
         restart: Restart::OnFailure,
         ..Spec::default()
@@ -31,6 +31,7 @@ async fn names_the_ssh_agent_and_a_restart() {
 
     machines.handle.start_machine("network").await.unwrap();
     machines.until(State::Running).await;
+    let _way = machines.let_out("network").await;
     let guest = machines.handle.guest("network").await.unwrap();
     let mut control = guest.connect(ports::AGENT_CONTROL).await.unwrap();
 

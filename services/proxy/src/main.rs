@@ -9,13 +9,13 @@
 mod bus;
 mod certify;
 mod config;
+mod doors;
 mod names;
 mod plugins;
 mod programs;
 mod remember;
 mod sockets;
 mod state;
-mod workspaces;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use shipote_bus::Service;
+use shipote_bus::egress::Keeper;
 use shipote_bus::paths::ServicePaths;
 use shipote_proxy::acme::Store;
 use shipote_proxy::egress::{Access, Egress};
@@ -106,7 +107,9 @@ async fn start(context: Context, early: Configured) -> anyhow::Result<Proxy> {
     if let Some(news) = state.egress.take_news() {
         tokio::spawn(bus::tell(context.connection.clone(), news));
     }
-    tokio::spawn(workspaces::follow(context.connection.clone(), Arc::clone(&state)));
+    for keeper in Keeper::ALL {
+        tokio::spawn(doors::follow(context.connection.clone(), Arc::clone(&state), keeper));
+    }
     let path = context.paths.runtime.join("admin.sock");
     match admin::bind(&path) {
         Ok(listener) => drop(tokio::spawn(admin::serve(listener, engine))),

@@ -228,3 +228,67 @@ fn doors_are_served_by_their_own_list_and_cannot_be_taken_over() {
     assert_eq!(egress.adopted(), [("workspace:web".to_owned(), "2".to_owned())]);
     assert!(egress.denials().iter().any(|d| d.client == "workspace:web"), "denials outlive their client");
 }
+
+/// A query for the address of a name on a connection of its own: code, and how many addresses.
+fn query(socket: &Path, name: &str) -> (u8, u8) {
+    let mut message = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        message.push(u8::try_from(label.len()).unwrap());
+        message.extend(label.as_bytes());
+    }
+    message.extend([0, 0, 1, 0, 1]);
+    let reply = answered(socket, &message).unwrap();
+    assert_eq!(reply[..2], [0, 7]);
+    (reply[3] & 15, reply[7])
+}
+
+/// What comes back for a message with its length before it; an error where nothing does.
+fn answered(socket: &Path, message: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(&u16::try_from(message.len()).unwrap().to_be_bytes())?;
+    stream.write_all(message)?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut reply = vec![0; u16::from_be_bytes(length).into()];
+    stream.read_exact(&mut reply)?;
+    Ok(reply)
+}
+
+#[test]
+fn a_machines_doors_are_unix_sockets_and_its_queries_come_one_a_connection() {
+    let (dir, egress) = start();
+    let upstream = Upstream::raw_echo();
+    let (way, names) = (dir.path().join("way"), dir.path().join("names"));
+    let bind = |path: &Path| std::os::unix::net::UnixListener::bind(path).unwrap();
+    let doors = Doors { proxy: bind(&way).into(), names: bind(&names).into() };
+    let allow = list(&[&upstream.address(), "localhost:80", "127.0.0.1:80"]);
+    egress.adopt("machine:m", "7", doors, &allow, false).unwrap();
+    let ask = |place: &str| {
+        let mut stream = connect(&way);
+        stream.write_all(format!("CONNECT {place} HTTP/1.1\r\n\r\n").as_bytes()).unwrap();
+        let mut answer = [0; 400];
+        let n = stream.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..n]).into_owned()
+    };
+    assert!(ask(&upstream.address()).starts_with("HTTP/1.1 200"));
+    let refused = ask("169.254.169.254:80");
+    let reason = "x-reason: machine:m may not go there: 169.254.169.254 is not on the list of allowed hosts";
+    assert!(refused.starts_with("HTTP/1.1 403") && refused.contains(reason), "{refused}");
+    assert!(refused.contains("shipote egress allow machine:m 169.254.169.254:80"), "{refused}");
+
+    // One that says nothing keeps no other from its answer.
+    let silent = UnixStream::connect(&names).unwrap();
+    assert_eq!(query(&names, "localhost"), (0, 1));
+    assert_eq!(query(&names, "example.org"), (3, 0), "what is on no list does not exist");
+    assert_eq!(answered(&names, &[0xff; 40]).unwrap()[3] & 15, 2, "nonsense is answered, too");
+    assert!(answered(&names, &[0; 4000]).is_err(), "and what is too long is not");
+    drop(silent);
+    let info = &egress.list()[0];
+    assert_eq!((info.client.as_str(), info.allowed, info.denied), ("machine:m", 1, 2), "{info:?}");
+
+    // Taken away, nobody answers.
+    assert!(egress.remove("machine:m"));
+    until(|| UnixStream::connect(&way).err());
+    assert!(answered(&names, &[0; 12]).is_err());
+}

@@ -37,7 +37,10 @@ impl Failure {
     #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
     pub(super) fn of(error: ureq::Error) -> Self {
         let reason = match &error {
-            ureq::Error::ConnectProxyFailed(reason) => format!("the way out refuses: {reason}"),
+            // Which host it was, maybe after a redirection, is known there.
+            ureq::Error::ConnectProxyFailed(reason) => format!(
+                "the way out refuses: {reason}; on the host, `shipote egress list --denials` says what to allow"
+            ),
             // The way out listens in the machine itself, where it has one.
             ureq::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
                 return Self::permanent("the machine has no way out; give it egress rules".to_owned());

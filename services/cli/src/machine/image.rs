@@ -39,6 +39,10 @@ impl Source {
     pub(super) fn egress(&self) -> Vec<String> {
         let Some(name) = self.name() else { return vec![] };
         match name.trim_start_matches("docker://").split_once('/') {
+            // That a name leads to this host itself has to be meant.
+            Some((host, _)) if host.starts_with("localhost:") => {
+                vec![host.to_owned(), host.replacen("localhost", "127.0.0.1", 1)]
+            }
             Some((host, _)) if host.contains(':') => vec![host.to_owned()],
             Some((host, _)) if host.contains('.') && host != "docker.io" => vec![format!("{host}:443")],
             _ => DOCKER.map(str::to_owned).to_vec(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -11,6 +12,7 @@ use shipote_bus::machines::{MachinesError, MachinesProxy};
 
 use super::{machines, patient_machines, refusal};
 use crate::output;
+use crate::spec::read_spec;
 
 /// What a machine is given.
 #[derive(Debug, Args)]
@@ -30,9 +32,13 @@ pub(super) struct Size {
     /// Disk for images in MiB, which stays when the machine stops [default: none, images are kept in memory]
     #[arg(long, value_name = "MIB")]
     disk: Option<u32>,
-    /// What it may reach: HOST:PORT, *.DOMAIN:PORT or HOST (ports 80 and 443); may be repeated [default: nothing]
-    #[arg(long, value_name = "RULE")]
+    /// What it may reach through the proxy: HOST[:PORT], *.DOMAIN[:PORT], an address or a network; without a port 80 and
+    /// 443; may be repeated [default: nothing]
+    #[arg(long, value_name = "HOST")]
     egress: Vec<String>,
+    /// Hold connections to other hosts until somebody says `shipote egress approve`, instead of refusing them
+    #[arg(long)]
+    egress_ask: bool,
     /// Let it use the SSH agent that listens on this socket, as $SSH_AUTH_SOCK names it
     #[arg(long, value_name = "SOCKET")]
     ssh_agent: Option<std::path::PathBuf>,
@@ -106,6 +112,7 @@ impl Size {
             ("board", self.board.as_ref().map(|board| json!(board))),
             ("disk_mib", self.disk.map(|n| json!(n))),
             ("egress", (!rules.is_empty()).then(|| json!(rules))),
+            ("egress_ask", self.egress_ask.then(|| json!(true))),
             ("ssh_agent", self.ssh_agent.as_ref().map(|socket| json!(socket.display().to_string()))),
             ("publish", (!self.publish.is_empty()).then(|| json!(self.publish))),
             ("volumes", (!volumes.is_empty()).then(|| json!(volumes))),
@@ -138,10 +145,25 @@ fn absolute(volume: &str) -> String {
     }
 }
 
-pub(super) async fn create(name: &str, from: Option<&str>, size: &Size, run: &Run, json: bool) -> anyhow::Result<()> {
+/// The spec of a file, if any, with what the options say otherwise.
+pub(super) fn spec(file: Option<&Path>, size: &Size, run: &Run) -> anyhow::Result<String> {
+    let given = size.spec() + &run.section();
+    let Some(file) = file else { return Ok(given) };
+    let text = read_spec(file)?;
+    if given.is_empty() {
+        // As it is, so that what the service says of it is about its lines.
+        return Ok(text);
+    }
+    let mut spec: toml::Table =
+        toml::from_str(&text).map_err(|e| anyhow::anyhow!("read spec {}: {}", file.display(), e.message()))?;
+    spec.extend(toml::from_str::<toml::Table>(&given).context("read the options as a spec")?);
+    Ok(toml::to_string(&spec)?)
+}
+
+pub(super) async fn create(name: &str, from: Option<&str>, spec: &str, json: bool) -> anyhow::Result<()> {
     let options = from.map(|from| ("from", zbus::Variant::from(from))).into_iter().collect();
     let machines = if from.is_some() { patient_machines().await? } else { machines().await? };
-    machines.create(name, &(size.spec() + &run.section()), options).await.map_err(|e| refusal(&e))?;
+    machines.create(name, spec, options).await.map_err(|e| refusal(&e))?;
     told(name, "stopped", json)
 }
 

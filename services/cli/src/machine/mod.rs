@@ -46,6 +46,7 @@ enum Command {
         after_help = "Examples:\n  shipote machine create build --memory 1024 --disk 4096 --volume /srv/source:/source:ro\n  \
         shipote machine create web --publish 80 --idle 300 --idle-then stop -- busybox httpd -f -p 80 -h /www\n  \
         shipote machine create shop --publish 8080:80 --restart on-failure\n  \
+        shipote machine create web -f web.toml --memory 512\n  \
         shipote machine create second --from clean"
     )]
     Create {
@@ -54,6 +55,9 @@ enum Command {
         /// Begin with the disk and the spec of this snapshot; options say what is otherwise
         #[arg(long, value_name = "SNAPSHOT")]
         from: Option<String>,
+        /// Spec (TOML); `-` reads standard input; options say what is otherwise
+        #[arg(short = 'f', long, value_name = "SPEC")]
+        file: Option<PathBuf>,
         #[command(flatten)]
         size: life::Size,
         #[command(flatten)]
@@ -157,8 +161,9 @@ pub(crate) async fn run(args: MachineArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(args) => return Ok(exec::run(&args).await),
         Command::Exec(args) => return Ok(exec::exec(&args).await),
-        Command::Create { name, from, size, run, json } => {
-            life::create(&name, from.as_deref(), &size, &run, json).await?;
+        Command::Create { name, from, file, size, run, json } => {
+            let spec = life::spec(file.as_deref(), &size, &run)?;
+            life::create(&name, from.as_deref(), &spec, json).await?;
         }
         Command::Snapshot(args) => snapshot::run(args).await?,
         Command::Start { name, json } => life::start(&name, json).await?,

@@ -22,8 +22,15 @@ fn serve(answer: String) -> u16 {
     port
 }
 
-fn page(body: &str) -> u16 {
+pub(crate) fn page(body: &str) -> u16 {
     serve(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()))
+}
+
+/// A server that sends everybody on to this port of the host.
+pub(crate) fn redirect(port: u16) -> u16 {
+    serve(format!(
+        "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{port}/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    ))
 }
 
 /// What curl gets in a workspace, by the way that `http_proxy` names: the body, and whether it succeeded. This host is
@@ -36,7 +43,7 @@ fn curl(shipote: &Appliance, workspace: &str, words: &[&str]) -> (bool, String) 
 }
 
 /// Kills a service, and waits until the next instance answers.
-fn restart(shipote: &Appliance, service: &str) {
+pub(crate) fn restart(shipote: &Appliance, service: &str) {
     let before = shipote.service(service);
     kill_process(before, Signal::KILL).unwrap();
     eventually("the next instance is there", || {
@@ -44,7 +51,11 @@ fn restart(shipote: &Appliance, service: &str) {
         let running = |s: &serde_json::Value| s["name"] == service && s["state"] == "running";
         let pid = i64::from(before.as_raw_nonzero().get());
         let all = status["services"].as_array().unwrap();
-        let asked = if service == "proxy" { &["egress", "list"][..] } else { &["ps"] };
+        let asked = match service {
+            "proxy" => &["egress", "list"][..],
+            "machines" => &["machine", "ls"],
+            _ => &["ps"],
+        };
         all.iter().any(|s| running(s) && s["pid"].as_i64() != Some(pid)) && shipote.run(asked).status.success()
     });
 }
@@ -129,9 +140,7 @@ fn only_listed_names_exist_and_only_addresses_that_could_be_reached_are_told() {
 fn what_leads_home_is_refused_in_every_dress() {
     let shipote = Appliance::start();
     let secret = page("secret");
-    let moved = serve(format!(
-        "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:{secret}/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    ));
+    let moved = redirect(secret);
     let listed = format!("127.0.0.1:{moved}");
     // every name by every port, but of this host one address and port alone
     shipote.ok(&["workspace", "create", "sly", "--egress", "*:*", "--egress", &listed]);

@@ -46,17 +46,24 @@ impl Appliance {
         Self::start_as(Some(image))
     }
 
-    /// Without a folder for its configuration: `up` makes one, and services may read what comes into it later.
-    fn start_as(image: Option<&Path>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let up = Self::up_with(folder.path(), image, &[]);
-        Appliance { up, folder }
+    /// The same with these services only.
+    pub(crate) fn start_services(image: &Path, services: &str) -> Self {
+        Self::start_with_words(Some(image), &["--services", services])
     }
 
     /// With these services only.
     pub(crate) fn start_only(services: &str) -> Self {
+        Self::start_with_words(None, &["--services", services])
+    }
+
+    /// Without a folder for its configuration: `up` makes one, and services may read what comes into it later.
+    fn start_as(image: Option<&Path>) -> Self {
+        Self::start_with_words(image, &[])
+    }
+
+    fn start_with_words(image: Option<&Path>, words: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let up = Self::up_with(folder.path(), None, &["--services", services]);
+        let up = Self::up_with(folder.path(), image, words);
         Appliance { up, folder }
     }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Actor, Change, Inspected, Launcher, Machine, Message, Reply, START_TIME, Shown, Taking, WAKE_TIME};
+use super::{
+    Actor, Change, GoesOut, Inspected, Launcher, Machine, Message, Reply, START_TIME, Shown, Taking, WAKE_TIME,
+};
 use crate::Error;
 use crate::guest::Guest;
 use crate::spec::Spec;
@@ -166,6 +168,24 @@ impl Handle {
     /// [`Error::NoSuchMachine`].
     pub async fn console(&self, name: &str) -> Result<Vec<u8>, Error> {
         self.ask(|reply| Message::Console(name.to_owned(), reply)).await
+    }
+
+    /// Adds entries to the list of what a machine may reach, and takes others away; the list as it is now.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::InvalidSpec`], [`Error::WrongState`] where it runs without a way out.
+    pub async fn change_egress(&self, name: &str, allow: Vec<String>, deny: Vec<String>) -> Result<Vec<String>, Error> {
+        self.ask(|reply| Message::ChangeEgress(name.to_owned(), allow, deny, reply)).await
+    }
+
+    /// The machines that go out, by name.
+    ///
+    /// # Errors
+    /// [`Error::Stopping`].
+    pub async fn ways(&self) -> Result<Vec<GoesOut>, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Message::Ways(reply)).map_err(|_| Error::Stopping)?;
+        answer.await.map_err(|_| Error::Stopping)
     }
 
     /// Ends every machine and returns when the last is gone.

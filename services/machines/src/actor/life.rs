@@ -98,6 +98,7 @@ impl<L: Launcher> Actor<L> {
                 machine.sleep.stands_still = hello.paused;
                 return;
             }
+            Report::GoesOut(way) => return self.goes_out(name, Some(way)),
             Report::Wanted => return self.need(name, true, None),
             Report::Paused(paused) => Input::Paused(paused),
             Report::Held(held) => {
@@ -144,6 +145,7 @@ impl<L: Launcher> Actor<L> {
             Input::Paused(false) => self.awake(name),
             Input::Paused(true) => self.stands_still(name),
             Input::Exited { clean } => {
+                self.goes_out(name, None);
                 self.ended(name, asked);
                 if self.machines.get(name).is_some_and(|machine| machine.expired) {
                     self.remove_expired(name);

@@ -1,5 +1,6 @@
 //! A machine, as the actor keeps it and as it is shown.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use shipote_confinement::Mechanism;
@@ -15,6 +16,7 @@ use crate::idle::How;
 use crate::launch::Order;
 use crate::spec::Spec;
 use crate::state::State;
+use crate::way::Way;
 
 /// A machine, as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub(super) struct Machine {
     pub(super) health: Option<Health>,
     pub(super) pids: Vec<i32>,
     pub(super) group: Option<Group>,
+    /// How it goes out while it runs, if it does.
+    pub(super) way: Option<Arc<Way>>,
     pub(super) confinement: Vec<Mechanism>,
     /// When it was started last.
     pub(super) started: Instant,
@@ -98,6 +102,7 @@ impl Machine {
             health: None,
             pids,
             group: None,
+            way: None,
             confinement,
             started: Instant::now(),
             ready: Instant::now(),

@@ -15,6 +15,7 @@ use shipote_machines::lifeline::Lifeline;
 use shipote_machines::state::State;
 use shipote_machines::store::Store;
 use shipote_machines::users::Users;
+use shipote_proxy::egress::{Doors, Egress};
 use smolvm_protocol_0::{AgentRequest, AgentResponse};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -64,15 +65,38 @@ pub(crate) fn machines_with(image: PathBuf, dir: &Path, lease: Duration, lifelin
     let groups = Groups::open(&runtime);
     let (state_folder, shared, host) = (state.clone(), vec![dir.canonicalize().unwrap()], Arc::default());
     let trial = Duration::from_secs(10);
-    let users = Users::find();
-    let launcher =
-        Qemu { image, runtime, state: state_folder, program, lease, lifeline, shared, groups, users, trial, host };
+    let (users, proxy) = (Users::find(), tokio::sync::watch::channel(true).1);
+    let launcher = Qemu {
+        image,
+        runtime,
+        state: state_folder,
+        program,
+        lease,
+        lifeline,
+        shared,
+        groups,
+        users,
+        trial,
+        host,
+        proxy,
+    };
     Machines { handle: Handle::start(Store::new(&state), launcher, sender).unwrap(), changes, dir: None }
 }
 
 impl Machines {
     pub(crate) fn path(&self) -> &Path {
         self.dir.as_ref().unwrap().path()
+    }
+
+    /// Lets a machine out by its list, as the proxy does, for as long as what is returned lives.
+    pub(crate) async fn let_out(&self, name: &str) -> Egress {
+        let ways = self.handle.ways().await.unwrap();
+        let one = ways.iter().find(|one| one.name == name).unwrap();
+        let egress = Egress::start(&self.path().join("egress"), 16, None).unwrap();
+        let (proxy, names) = one.way.doors().unwrap();
+        let doors = Doors { proxy, names };
+        egress.adopt(&format!("machine:{name}"), one.way.id(), doors, &one.allow, one.ask).unwrap();
+        egress
     }
 
     /// The same, past the end of an earlier life.

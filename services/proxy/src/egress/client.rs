@@ -22,7 +22,7 @@ const TOLD_TIME: Duration = Duration::from_secs(600);
 pub(super) enum Way {
     /// By a socket that was made for it, and perhaps an address.
     Socket { path: PathBuf, listen: Option<SocketAddr> },
-    /// By the doors in the network of the workspace with this id, which nobody else reaches.
+    /// By the doors of the workspace or machine that has this id, which nobody else reaches.
     Doors { id: String },
 }
 

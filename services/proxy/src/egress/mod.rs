@@ -1,5 +1,5 @@
 //! The way out for workspaces and machines, which have no network of their own: each client has a list of
-//! the hosts that it may reach, and a way to here: a socket of its own, or doors in its own network.
+//! the hosts that it may reach, and a way to here: a socket of its own, or the two doors of a workspace or a machine.
 //!
 //! On it three protocols are understood, told apart by the first byte: HTTP with `CONNECT`, HTTP with
 //! whole addresses, and SOCKS5. What is asked for is compared with the client's list; then the name is resolved here,
@@ -45,7 +45,7 @@ pub enum EgressError {
     /// The client's name is none.
     #[error("{0:?} is no client; write \"workspace:NAME\" or \"machine:NAME\"")]
     Client(String),
-    /// Its list is the workspace's own.
+    /// Its list is kept by the service of workspaces or of machines.
     #[error("{0} goes out by doors of its own; change its list with `shipote egress allow` and `shipote egress deny`")]
     Doors(String),
     /// The list is none.
@@ -69,7 +69,7 @@ pub enum EgressError {
 pub struct EgressInfo {
     /// `workspace:NAME`, `machine:NAME` or `session:NAME`.
     pub client: String,
-    /// Its socket; empty: it comes by doors in its own network.
+    /// Its socket; empty: it comes by doors of its own.
     pub socket: PathBuf,
     /// The address that it has besides, if any.
     pub listen: Option<SocketAddr>,
@@ -105,20 +105,27 @@ pub struct Access {
     pub users: Vec<u32>,
 }
 
-/// What a workspace that goes out has in its own network.
+/// What a workspace that goes out has in its own network, or a machine at the host's end of its vsock.
 #[derive(Debug)]
 pub struct Doors {
-    /// Listens for connections to a proxy.
+    /// Listens for connections to a proxy, by TCP or as a Unix socket.
     pub proxy: OwnedFd,
-    /// Gets queries for names, by datagrams.
+    /// Of the same family. Gets queries for names: by UDP, or one a connection, with its length before it.
     pub names: OwnedFd,
+}
+
+/// How queries for names come.
+#[derive(Debug)]
+enum Queries {
+    Datagrams(std::net::UdpSocket),
+    Connections(std::os::unix::net::UnixListener),
 }
 
 #[derive(Debug, Default)]
 struct Listeners {
     unix: Option<std::os::unix::net::UnixListener>,
     tcp: Option<std::net::TcpListener>,
-    names: Option<std::net::UdpSocket>,
+    names: Option<Queries>,
 }
 
 enum Command {
@@ -214,21 +221,20 @@ impl Egress {
         Ok(path)
     }
 
-    /// Serves the doors of a workspace. One of the same name that was served before is gone.
+    /// Serves the doors of a workspace or a machine. One of the same name that was served before is gone.
     ///
     /// # Errors
     /// [`EgressError`]; nothing was changed.
     pub fn adopt(&self, name: &str, id: &str, doors: Doors, allow: &[String], ask: bool) -> Result<(), EgressError> {
         let client = Client::new(name, Way::Doors { id: id.to_owned() }, allow, ask)?;
         let failed = |source| EgressError::Listen { what: format!("the doors of {name}"), source };
-        let (tcp, names) = (std::net::TcpListener::from(doors.proxy), std::net::UdpSocket::from(doors.names));
-        tcp.set_nonblocking(true).and_then(|()| names.set_nonblocking(true)).map_err(failed)?;
+        let listeners = listeners(doors).map_err(failed)?;
         self.remove(name);
         let mut clients = self.clients();
         if clients.len() >= CLIENTS {
             return Err(EgressError::TooMany);
         }
-        self.put(&mut clients, client, Listeners { unix: None, tcp: Some(tcp), names: Some(names) });
+        self.put(&mut clients, client, listeners);
         Ok(())
     }
 
@@ -244,7 +250,7 @@ impl Egress {
         self.clients().values().filter_map(socket).collect()
     }
 
-    /// Another list for a workspace whose doors are served; false: they are not.
+    /// Another list for somebody whose doors are served; false: they are not.
     ///
     /// # Errors
     /// The list is none.
@@ -256,7 +262,7 @@ impl Egress {
         Ok(true)
     }
 
-    /// The workspaces whose doors are served: name as a client, and id.
+    /// Those whose doors are served: name as a client, and id.
     #[must_use]
     pub fn adopted(&self) -> Vec<(String, String)> {
         let doors = |c: &Arc<Client>| match &c.way {
@@ -331,6 +337,16 @@ impl Egress {
     pub fn flows(&self, count: usize) -> Vec<Flow> {
         self.flows.last(count)
     }
+}
+
+/// Doors as what they are by their family.
+fn listeners(Doors { proxy, names }: Doors) -> io::Result<Listeners> {
+    rustix::io::ioctl_fionbio(&proxy, true)?;
+    rustix::io::ioctl_fionbio(&names, true)?;
+    if rustix::net::sockopt::socket_domain(&proxy)? == rustix::net::AddressFamily::UNIX {
+        return Ok(Listeners { unix: Some(proxy.into()), tcp: None, names: Some(Queries::Connections(names.into())) });
+    }
+    Ok(Listeners { unix: None, tcp: Some(proxy.into()), names: Some(Queries::Datagrams(names.into())) })
 }
 
 /// Binds in place of a socket that an earlier run left. Everybody may connect; who is served is looked at then.

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use simple_dns::rdata::{A, AAAA, RData};
 use simple_dns::{CLASS, Packet, PacketFlag, QTYPE, RCODE, ResourceRecord, TYPE};
-use tokio::net::UdpSocket;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UdpSocket, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use super::client::Client;
@@ -20,12 +21,17 @@ const QUERY_MAX: usize = 1232;
 const QUERIES: usize = 32;
 /// For resolving.
 const RESOLVE_TIME: Duration = Duration::from_secs(10);
+/// For a query on a connection, with its answer.
+const QUERY_TIME: Duration = Duration::from_secs(15);
+/// After a connection could not be accepted: out of descriptors, mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long an answer may be remembered, seconds: lists change.
 const TTL: u32 = 30;
 /// Addresses in one answer, so that it fits into 512 bytes.
 const ADDRESSES: usize = 8;
 
-pub(super) async fn serve(client: Arc<Client>, socket: std::net::UdpSocket) {
+/// Queries by UDP.
+pub(super) async fn datagrams(client: Arc<Client>, socket: std::net::UdpSocket) {
     let socket = match UdpSocket::from_std(socket) {
         Ok(socket) => Rc::new(socket),
         Err(e) => return tracing::error!("answer queries of {}: {e}", client.name),
@@ -51,6 +57,47 @@ pub(super) async fn serve(client: Arc<Client>, socket: std::net::UdpSocket) {
         let (client, socket, query) = (Arc::clone(&client), Rc::clone(&socket), bytes[..length].to_vec());
         queries.spawn_local(async move { reply(&client, &socket, from, &query).await });
     }
+}
+
+/// Queries that come one a connection, with their length before them (RFC 1035, 4.2.2); more than are answered at once
+/// wait.
+pub(super) async fn connections(client: Arc<Client>, listener: std::os::unix::net::UnixListener) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(e) => return tracing::error!("answer queries of {}: {e}", client.name),
+    };
+    let mut queries = JoinSet::new();
+    loop {
+        while queries.len() >= QUERIES {
+            queries.join_next().await;
+        }
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let client = Arc::clone(&client);
+                    // One that sends less than it said, or does not listen, gets no answer.
+                    queries.spawn_local(tokio::time::timeout(QUERY_TIME, async move { one(&client, stream).await }));
+                }
+                Err(e) => {
+                    tracing::warn!("accept a query of {}: {e}", client.name);
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = queries.join_next() => {}
+        }
+    }
+}
+
+async fn one(client: &Client, mut stream: UnixStream) -> std::io::Result<()> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > QUERY_MAX {
+        return Err(std::io::ErrorKind::InvalidData.into());
+    }
+    let mut query = vec![0; length];
+    stream.read_exact(&mut query).await?;
+    let reply = answer(client, &query).await;
+    stream.write_u16(u16::try_from(reply.len()).map_err(std::io::Error::other)?).await?;
+    stream.write_all(&reply).await
 }
 
 async fn reply(client: &Client, socket: &UdpSocket, from: SocketAddr, query: &[u8]) {

@@ -17,7 +17,7 @@ use super::ask::{self, How, Wanted};
 use super::client::Client;
 use super::questions::{Questions, Verdict};
 use super::socks::{self, HOST_UNREACHABLE, NOT_ALLOWED, Socks};
-use super::{ASK_TIME, Command, Listeners, names};
+use super::{ASK_TIME, Command, Listeners, Queries, names};
 use crate::flows::{Entry, Flows};
 use crate::http1::compose::reason;
 use crate::io::{Buf, Clock, Io, IoError, Pool, Stream};
@@ -77,7 +77,8 @@ async fn attend(common: Rc<Common>, client: Arc<Client>, listeners: Listeners) {
     let Listeners { unix, tcp, names } = listeners;
     let queries = async {
         match names {
-            Some(socket) => names::serve(Arc::clone(&client), socket).await,
+            Some(Queries::Datagrams(socket)) => names::datagrams(Arc::clone(&client), socket).await,
+            Some(Queries::Connections(listener)) => names::connections(Arc::clone(&client), listener).await,
             None => std::future::pending().await,
         }
     };
@@ -368,8 +369,10 @@ async fn refuse(io: &Io, wanted: &Wanted, (status, code): (u16, u8), text: &str)
 }
 
 async fn answer(io: &Io, status: u16, text: &str) {
+    // Of an answer to CONNECT most programs, and a machine's agent, show no more than the head.
     let head = format!(
-        "HTTP/1.1 {status} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}\n",
+        "HTTP/1.1 {status} {}\r\nx-reason: {text}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: \
+         close\r\n\r\n{text}\n",
         reason(status),
         text.len() + 1
     );

@@ -11,6 +11,7 @@
 
 pub mod appliance;
 pub mod connect;
+pub mod egress;
 pub mod error;
 pub mod machines;
 pub mod names;

@@ -180,8 +180,9 @@ impl Entry {
     fn parse(text: &str) -> Result<Self, EntryError> {
         let wrong = |reason| EntryError { entry: text.to_owned(), reason };
         let bare = text.trim().to_ascii_lowercase();
-        // An address of IPv6 has colons of its own: with a port it stands in brackets.
-        let whole: Option<IpNet> = bare.parse().ok().or_else(|| bare.parse::<IpAddr>().ok().map(IpNet::from));
+        // An address of IPv6 has colons of its own: with a port it stands in brackets, without one it may.
+        let inner = bare.strip_prefix('[').and_then(|b| b.strip_suffix(']')).unwrap_or(&bare);
+        let whole: Option<IpNet> = inner.parse().ok().or_else(|| inner.parse::<IpAddr>().ok().map(IpNet::from));
         if let Some(net) = whole {
             return Ok(Self { host: Host::Network(net), ports: Ports::Web });
         }
@@ -231,6 +232,7 @@ mod tests {
             "10.0.0.0/8:5432",
             "[2001:db8::1]:80",
             "1.1.1.1",
+            "[2001:db8::2]",
         ]);
         for (host, port, allowed) in [
             ("example.com", 443, true),
@@ -248,6 +250,8 @@ mod tests {
             ("::ffff:10.1.2.3", 5432, true),
             ("10.1.2.3", 80, false),
             ("2001:db8::1", 80, true),
+            ("2001:db8::2", 443, true),
+            ("2001:db8::2", 22, false),
             ("1.1.1.1", 443, true),
             ("1.1.1.2", 443, false),
             ("", 443, false),

@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 
 use shipote_audit::Event;
+use shipote_bus::egress::EgressInfo;
 use shipote_bus::spec::Networking;
-use shipote_bus::workspaces::{EgressInfo, WorkspacesError};
+use shipote_bus::workspaces::WorkspacesError;
 use ulid::Ulid;
 use zbus::OwnedVariant;
 use zbus::message::Header;

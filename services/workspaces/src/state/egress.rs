@@ -1,6 +1,6 @@
 //! What a workspace may reach, changed while it lives.
 
-use shipote_bus::spec::{EGRESS_MAX, Networking, check_hosts, too_many_hosts};
+use shipote_bus::spec::{HostsRefused, Networking, change_hosts};
 
 use super::{Effect, Outcome, State, WorkspacePhase};
 use crate::error::Error;
@@ -31,25 +31,13 @@ impl State {
         if workspace.phase == WorkspacePhase::Stopping {
             return Err(Error::WrongState(format!("change what workspace {name:?} may reach: it is being stopped")));
         }
-        let wrong = |text: String| Error::InvalidArgument(format!("change what workspace {name:?} may reach: {text}"));
-        check_hosts(&change.allow).map_err(|(_, problem)| wrong(problem))?;
-        let mut list = workspace.spec.egress.clone();
-        for entry in &change.deny {
-            let before = list.len();
-            list.retain(|known| known != entry);
-            if list.len() == before {
-                let now = if list.is_empty() { "nothing".to_owned() } else { list.join(", ") };
-                return Err(wrong(format!("{entry:?} is not on its list, which allows {now}")));
-            }
-        }
-        for entry in change.allow {
-            if !list.contains(&entry) {
-                list.push(entry);
-            }
-        }
-        if list.len() > EGRESS_MAX {
-            return Err(Error::LimitReached(format!("the list of workspace {name:?} {}", too_many_hosts(list.len()))));
-        }
+        let list =
+            change_hosts(&workspace.spec.egress, change.allow, &change.deny).map_err(|refused| match refused {
+                HostsRefused::Wrong(text) => {
+                    Error::InvalidArgument(format!("change what workspace {name:?} may reach: {text}"))
+                }
+                HostsRefused::TooMany(text) => Error::LimitReached(format!("the list of workspace {name:?} {text}")),
+            })?;
         if let Some(workspace) = self.workspace_mut(id) {
             workspace.spec.egress.clone_from(&list);
         }

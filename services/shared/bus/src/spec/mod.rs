@@ -22,8 +22,8 @@ pub use pipeline::{
 pub use restart::RestartPolicy;
 pub use slot::{FLOWS_MAX, FlowDirection, FlowScope, FlowSlot, flow_variable};
 pub use workspace::{
-    Access, EGRESS_MAX, EGRESS_PORT, ExitPolicy, Filesystem, IpcPolicy, Networking, PathGrant, Permissions,
-    WorkspaceSpec, check_hosts, too_many_hosts,
+    Access, EGRESS_MAX, EGRESS_PORT, ExitPolicy, Filesystem, HostsRefused, IpcPolicy, Networking, PathGrant,
+    Permissions, WorkspaceSpec, change_hosts, check_hosts, too_many_hosts,
 };
 
 /// A label is a name of something on the bus, in files and in tables.

@@ -291,6 +291,41 @@ pub fn check_hosts(hosts: &[String]) -> Result<(), (usize, String)> {
     Ok(())
 }
 
+/// Why a list of hosts was not changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostsRefused {
+    /// An entry is none, or none of the list's.
+    Wrong(String),
+    /// It would be too long.
+    TooMany(String),
+}
+
+/// A list of hosts with entries added, and others taken away.
+///
+/// # Errors
+/// What is wrong; the list is then as it was.
+pub fn change_hosts(list: &[String], allow: Vec<String>, deny: &[String]) -> Result<Vec<String>, HostsRefused> {
+    check_hosts(&allow).map_err(|(_, problem)| HostsRefused::Wrong(problem))?;
+    let mut list = list.to_vec();
+    for entry in deny {
+        let before = list.len();
+        list.retain(|known| known != entry);
+        if list.len() == before {
+            let now = if list.is_empty() { "nothing".to_owned() } else { list.join(", ") };
+            return Err(HostsRefused::Wrong(format!("{entry:?} is not on its list, which allows {now}")));
+        }
+    }
+    for entry in allow {
+        if !list.contains(&entry) {
+            list.push(entry);
+        }
+    }
+    if list.len() > EGRESS_MAX {
+        return Err(HostsRefused::TooMany(too_many_hosts(list.len())));
+    }
+    Ok(list)
+}
+
 fn check_path(field: &str, path: &std::path::Path) -> Result<(), SpecError> {
     if !path.is_absolute() {
         return Err(SpecError::new(field, format!("{} is not absolute", path.display())));

@@ -35,20 +35,6 @@ pub struct WorkspaceInfo {
     pub labels: BTreeMap<String, String>,
 }
 
-/// A workspace that goes out through the proxy.
-#[derive(Debug, Clone, PartialEq, Eq, SerializeDict, DeserializeDict, Type)]
-#[zbus(signature = "a{sv}")]
-pub struct EgressInfo {
-    /// ULID.
-    pub id: String,
-    /// Name.
-    pub name: String,
-    /// What it may reach.
-    pub allow: Vec<String>,
-    /// What is not on the list is asked about.
-    pub ask: bool,
-}
-
 /// A command, living or ended.
 #[derive(Debug, Clone, PartialEq, SerializeDict, DeserializeDict, Type)]
 #[zbus(signature = "a{sv}")]

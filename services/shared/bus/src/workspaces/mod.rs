@@ -8,15 +8,12 @@ mod proxy;
 pub use error::WorkspacesError;
 pub use figures::{FiguresProxy, WorkspaceQuota, WorkspaceStats};
 pub use info::{
-    CommandInfo, Completion, DiscernmentInfo, EgressInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions,
-    WorkspaceInfo,
+    CommandInfo, Completion, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, WorkspaceInfo,
 };
-pub use proxy::{CommandProxy, EgressProxy, FlowProxy, ManagerProxy, PipelineProxy, SavedProxy, WorkspaceProxy};
+pub use proxy::{CommandProxy, FlowProxy, ManagerProxy, PipelineProxy, SavedProxy, WorkspaceProxy};
 
 /// Interface of the root object.
 pub const MANAGER_INTERFACE: &str = "org.shipote.Workspaces1.Manager";
-/// Interface of what workspaces may reach, at the root object.
-pub const EGRESS_INTERFACE: &str = "org.shipote.Workspaces1.Egress";
 /// Interface of the figures, at the root object.
 pub const FIGURES_INTERFACE: &str = "org.shipote.Workspaces1.Figures";
 /// Interface of the saved pipelines, at the root object.

@@ -5,36 +5,11 @@ use std::collections::BTreeMap;
 use zbus::{OwnedFd, OwnedObjectPath};
 
 use super::{
-    CommandInfo, DiscernmentInfo, EgressInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, WorkspaceInfo,
-    WorkspacesError,
+    CommandInfo, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, WorkspaceInfo, WorkspacesError,
 };
 use crate::service::MechanismInfo;
 
 type Options<'a> = BTreeMap<&'a str, zbus::Variant<'a>>;
-
-/// Client of the root object: what workspaces may reach.
-#[zbus::proxy(
-    interface = "org.shipote.Workspaces1.Egress",
-    default_service = "org.shipote.Workspaces1",
-    default_path = "/org/shipote/Workspaces1"
-)]
-pub trait Egress {
-    /// See the interface.
-    fn change(
-        &self,
-        workspace: &str,
-        allow: &[&str],
-        deny: &[&str],
-        options: Options<'_>,
-    ) -> Result<Vec<String>, WorkspacesError>;
-    /// See the interface.
-    fn list(&self, options: Options<'_>) -> Result<Vec<EgressInfo>, WorkspacesError>;
-    /// See the interface.
-    fn open(&self, id: &str) -> Result<(OwnedFd, OwnedFd), WorkspacesError>;
-    /// See the interface.
-    #[zbus(signal)]
-    fn changed(&self, id: String) -> zbus::Result<()>;
-}
 
 /// Client of the saved pipelines, at the root object. The documentation of each method is the interface's own.
 #[zbus::proxy(

@@ -67,7 +67,7 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     image::ensure(false).context("make what machines are started with")?;
     let work = tempfile::tempdir().context("make a folder")?;
     let guest = bare::compile(work.path())?;
-    let appliance = Appliance::start_services(binaries, true, &["machines"])?;
+    let appliance = Appliance::start_services(binaries, true, &["machines", "proxy"])?;
     let mut bench = Bench { client: Client::connect(&appliance.address())?, appliance };
     let (mut rows, mut notes) = (Vec::new(), Vec::new());
     // What one of them cannot show here does not take the others with it.
