@@ -28,6 +28,7 @@ mod pipeline;
 mod plugin;
 mod proxy;
 mod ps;
+mod publish;
 mod run;
 mod session;
 mod signals;

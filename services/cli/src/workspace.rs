@@ -52,6 +52,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Let the proxy reach more ports of a living workspace, or fewer
+    #[command(
+        after_help = "Examples:\n  shipote workspace publish web 8080\n  shipote workspace publish web --remove 8080"
+    )]
+    Publish(crate::publish::PublishArgs),
     /// List the living workspaces
     List {
         /// Print one JSON object
@@ -109,6 +114,7 @@ pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
             };
             create(&name, spec, strict, json).await?;
         }
+        Command::Publish(args) => crate::publish::in_workspace(&args).await?,
         Command::List { json } => list(json).await?,
         Command::Show { name, json } => show(&name, json).await?,
         Command::Stats { name, history, json } => crate::figures::stats(name.as_deref(), history, json).await?,

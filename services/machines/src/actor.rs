@@ -5,6 +5,7 @@ mod expiry;
 mod handle;
 mod life;
 mod machine;
+mod publish;
 mod sleep;
 mod snapshot;
 
@@ -121,6 +122,8 @@ enum Message {
     Console(String, Reply<Vec<u8>>),
     /// Entries are added to its list of what it may reach, and taken away.
     ChangeEgress(String, Vec<String>, Vec<String>, Reply<Vec<String>>),
+    /// It publishes more, and less.
+    ChangePublished(String, Vec<String>, Vec<String>, Reply<Vec<String>>),
     /// Those that go out.
     Ways(oneshot::Sender<Vec<GoesOut>>),
     /// Of the machine's `n`th life.
@@ -228,6 +231,9 @@ impl<L: Launcher> Actor<L> {
             }
             Message::ChangeEgress(name, allow, deny, reply) => {
                 drop(reply.send(self.change_egress(&name, allow, &deny)));
+            }
+            Message::ChangePublished(name, add, remove, reply) => {
+                drop(reply.send(self.change_published(&name, add, &remove)));
             }
             Message::Ways(reply) => drop(reply.send(self.ways())),
             Message::Told(name, life, report) => self.told(&name, life, report),

@@ -320,7 +320,7 @@ impl Manager {
         let is_it = |text: &String| Published::parse(text).is_ok_and(|published| published.guest == target);
         if !inspected.shown.spec.publish.iter().any(is_it) {
             return Err(MachinesError::InvalidArgument(format!(
-                "machine {name} does not publish port {port}; name it in `publish` of its spec"
+                "machine {name} does not publish port {port}; name it in `publish` of its spec, or by `shipote machine publish`"
             )));
         }
         let guest = self.actor.awake(name, wake).await.map_err(refusal)?;
@@ -340,6 +340,22 @@ impl Manager {
     #[zbus(out_args("mechanisms"))]
     async fn capabilities(&self) -> Vec<MechanismInfo> {
         self.launcher.capabilities().await.iter().map(mechanism_info).collect()
+    }
+
+    /// Has a machine publish more (`GUEST`, or `HOST:GUEST` where it does not run) from now on, and what it publishes no
+    /// more; open connections go on. Returns what it publishes now. No options yet.
+    #[zbus(out_args("published"))]
+    async fn publish(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        add: Vec<String>,
+        remove: Vec<String>,
+        options: Options,
+    ) -> Result<Vec<String>, MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        let event = if add.is_empty() { Event::MachineUnpublish } else { Event::MachinePublish };
+        self.audited(event, name, caller, self.actor.change_published(name, add, remove)).await
     }
 
     /// What a connection to a running machine's workload ports (5000 and 5001) begins with: the `token` of `Auth`. No

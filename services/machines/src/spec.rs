@@ -158,6 +158,16 @@ impl Spec {
         let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
         check_name(name)?;
         let spec: Self = shipote_config::parse(text, "spec").map_err(|error| invalid(error.to_string()))?;
+        spec.checked(name)
+    }
+
+    /// A spec, if it can be honoured.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`], with the key.
+    pub fn checked(self, name: &str) -> Result<Self, Error> {
+        let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
+        let spec = self;
         if !(96..=65_536).contains(&spec.memory_mib) {
             return Err(invalid(format!("memory_mib = {}: give 96 to 65536", spec.memory_mib)));
         }

@@ -518,3 +518,22 @@ async fn what_a_machine_may_reach_changes_while_it_runs_and_for_its_next_lives()
     change("web", &["d.example"], &[]).await.unwrap();
     assert!(trial.handle.ways().await.unwrap().is_empty(), "nobody has said yet how it goes out");
 }
+
+#[tokio::test]
+async fn what_a_machine_publishes_changes_while_it_lives() {
+    let trial = trial();
+    trial.handle.create("web", Spec { publish: vec!["80".into(), "8080:80".into()], ..Spec::default() }).await.unwrap();
+    let list = |entries: &[&str]| entries.iter().map(|&entry| entry.to_owned()).collect::<Vec<_>>();
+    let change = |add: &[&str], remove: &[&str]| trial.handle.change_published("web", list(add), list(remove));
+    assert_eq!(change(&["81", "8081:81"], &["8080:80"]).await.unwrap(), list(&["80", "81", "8081:81"]));
+    assert!(matches!(change(&["8081:82"], &[]).await, Err(Error::InvalidSpec { .. })), "a port of the host twice");
+    assert!(matches!(change(&["0"], &[]).await, Err(Error::InvalidSpec { .. })));
+    assert!(matches!(change(&[], &["82"]).await, Err(Error::InvalidSpec { .. })));
+    trial.handle.start_machine("web").await.unwrap();
+    assert_eq!(change(&["82"], &["80"]).await.unwrap(), list(&["81", "8081:81", "82"]));
+    for (add, remove) in [(&["8083:83"][..], &[][..]), (&[], &["8081:81"])] {
+        assert!(matches!(change(add, remove).await, Err(Error::WrongState { .. })), "a port of the host while it runs");
+    }
+    let stored = Store::new(trial.dir.path()).load().unwrap();
+    assert_eq!(stored[0].1.publish, list(&["81", "8081:81", "82"]));
+}

@@ -16,8 +16,8 @@ use ulid::Ulid;
 use crate::effects::{Effects, Handed};
 use crate::error::Error;
 use crate::state::{
-    Command, CommandPhase, Effect, EgressChange, Input, NewCommand, NewPipeline, Outcome, Pipeline, RequestId, State,
-    Survivors, Target, Timer, Usec, Workspace,
+    Command, CommandPhase, Effect, EgressChange, Input, NewCommand, NewPipeline, Outcome, Pipeline, PublishChange,
+    RequestId, State, Survivors, Target, Timer, Usec, Workspace,
 };
 
 /// Calls that may wait for the actor; past that the bus side waits.
@@ -65,6 +65,10 @@ pub(crate) enum Call {
     ChangeEgress {
         workspace: String,
         change: EgressChange,
+    },
+    ChangePublished {
+        workspace: String,
+        change: PublishChange,
     },
     StopPipeline {
         pipeline: String,
@@ -265,6 +269,7 @@ impl<E: Effects> Actor<E> {
             Call::StopWorkspace { workspace, grace } => Input::StopWorkspace { request, workspace, grace },
             Call::Wake { workspace } => Input::Wake { request, workspace },
             Call::ChangeEgress { workspace, change } => Input::ChangeEgress { request, workspace, change },
+            Call::ChangePublished { workspace, change } => Input::ChangePublished { request, workspace, change },
             Call::StopPipeline { pipeline, grace } => Input::StopPipeline { request, pipeline, grace },
         };
         self.step(input);

@@ -101,6 +101,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Publish more ports of a machine, or fewer
+    #[command(
+        after_help = "Examples:\n  shipote machine publish web 8080\n  shipote machine publish web --remove 8080\n\n\
+        A port of the host (HOST:GUEST) is opened when the machine starts: it can be changed while it does not run."
+    )]
+    Publish(crate::publish::PublishArgs),
     /// Take a snapshot of a machine's disk, list snapshots or remove one
     Snapshot(snapshot::SnapshotArgs),
     /// Show what a machine takes of the host, and how its processes are confined
@@ -165,6 +171,7 @@ pub(crate) async fn run(args: MachineArgs) -> anyhow::Result<ExitCode> {
             let spec = life::spec(file.as_deref(), &size, &run)?;
             life::create(&name, from.as_deref(), &spec, json).await?;
         }
+        Command::Publish(args) => crate::publish::in_machine(&args).await?,
         Command::Snapshot(args) => snapshot::run(args).await?,
         Command::Start { name, json } => life::start(&name, json).await?,
         Command::Stop { name, grace, json } => life::stop(&name, grace, json).await?,

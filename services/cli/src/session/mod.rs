@@ -20,6 +20,7 @@ use serde_json::json;
 use shipote_bus::workspaces::{ManagerProxy, WorkspaceInfo, WorkspaceProxy};
 
 use crate::output;
+use crate::publish::PublishArgs;
 use crate::run::RunArgs;
 use template::Template;
 
@@ -69,6 +70,11 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Let the proxy reach more ports of a living session, or fewer
+    #[command(
+        after_help = "Examples:\n  shipote session publish box 8080\n  shipote session publish box --remove 8080"
+    )]
+    Publish(PublishArgs),
     /// Run a command in a session; `shipote run --help` explains the options
     #[command(
         after_help = "Examples:\n  shipote session exec box -- python3 work.py\n  shipote session exec box -t -- bash"
@@ -144,6 +150,14 @@ pub(crate) async fn run(args: SessionArgs) -> anyhow::Result<ExitCode> {
                 );
             };
             create(&name, template, json).await?;
+        }
+        Command::Publish(args) => {
+            if machine::find(&args.name).await?.is_some() {
+                crate::publish::in_machine(&args).await?;
+            } else {
+                find(&output::workspaces().await?, &args.name).await?;
+                crate::publish::in_workspace(&args).await?;
+            }
         }
         Command::Ls { json } => list(json).await?,
         Command::Show { name, json } => show(&name, json).await?,

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::endpoints::{free_port, get, rules};
 use crate::support::{Appliance, eventually, image, text};
 
 fn code(shipote: &Appliance, words: &[&str]) -> (Option<i32>, String) {
@@ -55,7 +56,9 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
     }
     assert_eq!(shipote.json(&["machine", "ls", "--json"])["machines"], serde_json::json!([]));
 
-    let made = shipote.json(&["machine", "create", "m", "--memory", "160", "--disk", "64", "--json"]);
+    let serve = "mkdir -p /www; echo page > /www/index.html; exec busybox httpd -f -p 8080 -h /www";
+    let words = ["machine", "create", "m", "--memory", "160", "--disk", "64", "--json", "--", "sh", "-c", serve];
+    let made = shipote.json(&words);
     assert_eq!((made["name"].as_str(), made["state"].as_str()), (Some("m"), Some("stopped")));
     assert!(code(&shipote, &["machine", "create", "m"]).1.contains("the name is taken"));
 
@@ -102,6 +105,17 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
     assert_eq!(std::fs::read_to_string(shipote.path("back")).unwrap(), "from the host\n");
     assert!(code(&shipote, &["machine", "cp", "m:/none", &at("back")]).1.contains("/none"));
     assert!(code(&shipote, &["machine", "cp", &at("file"), &at("back")]).1.contains("NAME:/PATH"));
+
+    // What it publishes, from now on and no more.
+    let listen = free_port();
+    rules(&shipote, listen, "machine:m:8080");
+    shipote.ok(&["proxy", "reload"]);
+    assert!(get(listen).is_some_and(|(status, body)| status == 503 && body.contains("does not publish port 8080")));
+    assert_eq!(shipote.json(&["machine", "publish", "m", "8080", "--json"])["publish"], serde_json::json!(["8080"]));
+    eventually("it is reached", || get(listen) == Some((200, "page\n".to_owned())));
+    assert!(code(&shipote, &["machine", "publish", "m", "8081:8080"]).1.contains("stop it first"));
+    assert_eq!(shipote.ok(&["machine", "publish", "m", "--remove", "8080"]), "m publishes nothing\n");
+    eventually("it is reached no more", || get(listen).is_some_and(|(status, _)| status == 503));
 
     // What it takes and how it is confined.
     let stats = shipote.json(&["machine", "stats", "m", "--json"]);

@@ -189,3 +189,41 @@ fn a_session_in_a_machine_is_used_like_any_other() {
     let audit = shipote.ok(&["audit", "--state", state.to_str().unwrap(), "--object", "brief"]);
     assert!(audit.contains("machine.delete"), "{audit}");
 }
+
+#[test]
+fn a_living_session_publishes_more_and_less() {
+    let appliance = Appliance::start();
+    let listen = crate::endpoints::free_port();
+    crate::endpoints::rules(&appliance, listen, "workspace:box:8081");
+    appliance.ok(&["proxy", "reload"]);
+    appliance.ok(&["session", "create", "box", "--publish", "8080"]);
+    appliance.ok(&["run", "-w", "box", "--detach", "--", "perl", "-e", crate::endpoints::SERVER, "8081", "late"]);
+    let get = || crate::endpoints::get(listen);
+    assert!(get().is_some_and(|(status, body)| status == 503 && body.contains("does not publish port 8081")));
+    let said = appliance.json(&["session", "publish", "box", "8081", "--json"]);
+    assert_eq!(said["publish"], serde_json::json!(["8080", "8081"]));
+    eventually("it is reached", || get() == Some((200, "late".to_owned())));
+    assert!(appliance.ok(&["session", "show", "box"]).contains("workspace:box:8081"));
+    assert!(appliance.ok(&["session", "publish", "box", "--remove", "8081"]).ends_with("workspace:box:8080\n"));
+    eventually("it is reached no more", || get().is_some_and(|(status, _)| status == 503));
+    appliance.ok(&["session", "create", "shut"]);
+    appliance.ok(&["workspace", "create", "plain", "--publish", "80"]);
+    for (name, ports, wanted) in [
+        ("shut", "80", "permissions.networking"),
+        ("none", "80", "none"),
+        ("plain", "80", "plain"),
+        ("box", "much", "it is no port"),
+        ("box", "0", "is 0"),
+    ] {
+        let refused = appliance.run(&["session", "publish", name, ports]);
+        assert!(
+            !refused.status.success() && text(&refused.stderr).contains(wanted),
+            "{name}: {}",
+            text(&refused.stderr)
+        );
+    }
+    assert_eq!(appliance.run(&["session", "publish", "box"]).status.code(), Some(2));
+    let state = appliance.path("state").display().to_string();
+    let audit = appliance.ok(&["audit", "--state", &state, "--object", "box"]);
+    assert!(audit.contains("workspace.publish") && audit.contains("workspace.unpublish"), "{audit}");
+}

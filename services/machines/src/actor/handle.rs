@@ -178,6 +178,19 @@ impl Handle {
         self.ask(|reply| Message::ChangeEgress(name.to_owned(), allow, deny, reply)).await
     }
 
+    /// Has a machine publish more, and less; what it publishes now.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::InvalidSpec`], [`Error::WrongState`] for a port of the host while it runs.
+    pub async fn change_published(
+        &self,
+        name: &str,
+        add: Vec<String>,
+        remove: Vec<String>,
+    ) -> Result<Vec<String>, Error> {
+        self.ask(|reply| Message::ChangePublished(name.to_owned(), add, remove, reply)).await
+    }
+
     /// The machines that go out, by name.
     ///
     /// # Errors

@@ -369,9 +369,10 @@ async fn refuse(io: &Io, wanted: &Wanted, (status, code): (u16, u8), text: &str)
 }
 
 async fn answer(io: &Io, status: u16, text: &str) {
-    // Of an answer to CONNECT most programs, and a machine's agent, show no more than the head.
+    // Of an answer to CONNECT most programs, and a machine's agent, show no more than the head: it is there as well.
+    let line = text.replace(char::is_control, " ");
     let head = format!(
-        "HTTP/1.1 {status} {}\r\nx-reason: {text}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: \
+        "HTTP/1.1 {status} {}\r\nx-reason: {line}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: \
          close\r\n\r\n{text}\n",
         reason(status),
         text.len() + 1

@@ -27,7 +27,7 @@ use crate::audited::By;
 use crate::effects::{Attachments, Explanations, Handed, LogStore, Selection};
 use crate::error::Error;
 use crate::protected::Protected;
-use crate::state::{Command, CommandPhase, NewCommand, Outcome, Target};
+use crate::state::{Command, CommandPhase, NewCommand, Outcome, PublishChange, Target};
 
 pub(super) type Options = HashMap<String, OwnedVariant>;
 
@@ -112,6 +112,27 @@ impl Manager {
         let call = Call::StopWorkspace { workspace: workspace.clone(), grace: Duration::from_millis(grace_ms) };
         match audited(&self.doors, Event::WorkspaceStop, &workspace, caller, call).await?.outcome {
             Outcome::Reaped(count) => Ok(count),
+            _ => Err(unexpected().into()),
+        }
+    }
+
+    /// Publishes ports of a workspace (by name or id) from now on, and others no more; open connections go on. Returns
+    /// what it publishes now. One's own workspace takes the right to run, another's the right to manage. No options yet.
+    #[zbus(out_args("published"))]
+    async fn publish(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        workspace: String,
+        add: Vec<u16>,
+        remove: Vec<u16>,
+        options: Options,
+    ) -> Result<Vec<u16>, WorkspacesError> {
+        known(&options, &[])?;
+        let caller = self.doors.may_look_at_workspace(&header, &workspace).await?;
+        let event = if add.is_empty() { Event::WorkspaceUnpublish } else { Event::WorkspacePublish };
+        let call = Call::ChangePublished { workspace: workspace.clone(), change: PublishChange { add, remove } };
+        match audited(&self.doors, event, &workspace, caller, call).await?.outcome {
+            Outcome::Published(ports) => Ok(ports),
             _ => Err(unexpected().into()),
         }
     }
@@ -494,7 +515,8 @@ impl Manager {
             let found = state.find_workspace(&name)?;
             if !found.spec.publish.contains(&port) {
                 return Err(Error::InvalidArgument(format!(
-                    "workspace {name:?} does not publish port {port}; name it in `publish` of its spec"
+                    "workspace {name:?} does not publish port {port}; name it in `publish` of its spec, or by `shipote \
+                     workspace publish`"
                 )));
             }
             if found.sleep.asleep && !wake {

@@ -24,6 +24,7 @@ mod commands;
 mod egress;
 mod persist;
 mod pipelines;
+mod publish;
 mod restart;
 mod share;
 mod sleep;
@@ -40,6 +41,7 @@ use ulid::Ulid;
 use crate::error::Error;
 pub(crate) use egress::EgressChange;
 pub(crate) use persist::{Key, Record};
+pub(crate) use publish::PublishChange;
 pub(crate) use share::manages;
 pub(crate) use sleep::Sleep;
 pub(crate) use types::*;
@@ -109,6 +111,10 @@ impl State {
             }
             Input::ChangeEgress { request, workspace, change } => {
                 let result = self.change_egress(&workspace, change, out);
+                out.push(Effect::Reply { request, result });
+            }
+            Input::ChangePublished { request, workspace, change } => {
+                let result = self.change_published(&workspace, change, out);
                 out.push(Effect::Reply { request, result });
             }
             Input::StopPipeline { request, pipeline, grace } => {

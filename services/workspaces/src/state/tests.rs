@@ -713,3 +713,45 @@ fn the_list_of_a_workspace_that_goes_out_is_changed_and_recorded() {
     let (refused, _) = ask(&mut state, EgressChange { allow: many, deny: Vec::new() });
     assert!(refused.unwrap_err().to_string().contains("256 are allowed"));
 }
+
+#[test]
+fn what_a_workspace_publishes_is_changed_while_it_lives_and_recorded() {
+    use shipote_bus::spec::Networking;
+
+    let mut state = State::default();
+    let make = |state: &mut State, label: &str, networking: Networking| {
+        let id = Ulid::generate();
+        let mut spec = WorkspaceSpec { label: label.to_owned(), ..WorkspaceSpec::default() };
+        spec.permissions.networking = networking;
+        let (spec, request) = (Box::new(spec), RequestId(1));
+        state.handle(Input::Create { request, id, spec, strict: false, uid: 0, numbered: false }, 0);
+        state.handle(Input::KeeperReady { workspace: id, mechanisms: Vec::new() }, 0);
+        id
+    };
+    let id = make(&mut state, "web", Networking::Outbound);
+    make(&mut state, "shut", Networking::None);
+    let ask = |state: &mut State, name: &str, add: &[u16], remove: &[u16]| {
+        let change = PublishChange { add: add.to_vec(), remove: remove.to_vec() };
+        let input = Input::ChangePublished { request: RequestId(2), workspace: name.to_owned(), change };
+        let replies = state.handle(input, 0).into_iter();
+        replies.filter_map(|e| if let Effect::Reply { result, .. } = e { Some(result) } else { None }).next().unwrap()
+    };
+    assert_eq!(ask(&mut state, "web", &[80, 8080, 80], &[]), Ok(Outcome::Published(vec![80, 8080])));
+    let _ = state.take_records();
+    assert_eq!(ask(&mut state, "web", &[81], &[80]), Ok(Outcome::Published(vec![8080, 81])));
+    let restored = State::restore(state.take_records());
+    assert_eq!(restored.workspaces[&id].spec.publish, [8080, 81]);
+    let many: Vec<u16> = (1..100).collect();
+    for (name, add, remove, wanted) in [
+        ("web", &[0][..], &[][..], "no port"),
+        ("web", &[3128], &[], "the way out"),
+        ("web", &[], &[80], "does not publish port 80"),
+        ("web", &many, &[], "are allowed"),
+        ("shut", &[80], &[], "networking"),
+        ("none", &[80], &[], "none"),
+    ] {
+        let refused = ask(&mut state, name, add, remove).unwrap_err().to_string();
+        assert!(refused.contains(wanted), "{name}: {refused}");
+    }
+    assert_eq!(state.workspaces[&id].spec.publish, [8080, 81], "what was refused changed nothing");
+}

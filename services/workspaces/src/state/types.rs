@@ -12,6 +12,7 @@ use ulid::Ulid;
 
 use super::egress::EgressChange;
 use super::persist;
+use super::publish::PublishChange;
 use super::restart::Restarts;
 use super::sleep::Sleep;
 use crate::error::Error;
@@ -309,6 +310,11 @@ pub(crate) enum Input {
         workspace: String,
         change: EgressChange,
     },
+    ChangePublished {
+        request: RequestId,
+        workspace: String,
+        change: PublishChange,
+    },
     StopPipeline {
         request: RequestId,
         pipeline: String,
@@ -478,5 +484,7 @@ pub(crate) enum Outcome {
     Awake,
     /// What a workspace may reach now.
     Egress(Vec<String>),
+    /// The ports that a workspace publishes now.
+    Published(Vec<u16>),
     Done,
 }

@@ -46,6 +46,14 @@ pub trait Machines {
     /// See the interface.
     fn capabilities(&self) -> Result<Vec<MechanismInfo>, MachinesError>;
     /// See the interface.
+    fn publish(
+        &self,
+        name: &str,
+        add: &[&str],
+        remove: &[&str],
+        options: Options<'_>,
+    ) -> Result<Vec<String>, MachinesError>;
+    /// See the interface.
     fn workload_token(&self, name: &str, options: Options<'_>) -> Result<String, MachinesError>;
     /// See the interface.
     fn console(&self, name: &str, options: Options<'_>) -> Result<OwnedFd, MachinesError>;

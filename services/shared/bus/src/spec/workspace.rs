@@ -185,25 +185,7 @@ impl WorkspaceSpec {
         for (i, socket) in self.permissions.ipc.allow.iter().enumerate() {
             check_path(&format!("permissions.ipc.allow[{i}]"), std::path::Path::new(socket))?;
         }
-        let own = matches!(self.permissions.networking, Networking::Loopback | Networking::Outbound);
-        if !self.publish.is_empty() && !own {
-            return Err(SpecError::new(
-                "publish",
-                "is for a workspace with a network of its own; set permissions.networking to `loopback` or `outbound`",
-            ));
-        }
-        if self.publish.len() > PUBLISHED_MAX {
-            return Err(SpecError::new(
-                "publish",
-                format!("names {} ports; {PUBLISHED_MAX} are allowed", self.publish.len()),
-            ));
-        }
-        for (i, port) in self.publish.iter().enumerate() {
-            if *port == 0 || self.publish[..i].contains(port) {
-                let problem = if *port == 0 { "is 0, which is no port" } else { "is named before" };
-                return Err(SpecError::new(format!("publish[{i}]"), problem));
-            }
-        }
+        self.check_published()?;
         if self.serve.len() > SERVED_MAX {
             let problem = format!("names {} programs; {SERVED_MAX} are allowed", self.serve.len());
             return Err(SpecError::new("serve", problem));
@@ -257,12 +239,38 @@ impl WorkspaceSpec {
             }
         }
         check_hosts(&self.egress).map_err(|(i, problem)| SpecError::new(format!("egress[{i}]"), problem))?;
-        let taken = self.publish.iter().position(|port| outbound && *port == EGRESS_PORT);
-        match taken {
-            Some(i) => Err(SpecError::new(format!("publish[{i}]"), "is the port of the way out; choose another")),
-            None if self.egress.len() > EGRESS_MAX => Err(SpecError::new("egress", too_many_hosts(self.egress.len()))),
-            None => Ok(()),
+        if self.egress.len() > EGRESS_MAX {
+            return Err(SpecError::new("egress", too_many_hosts(self.egress.len())));
         }
+        Ok(())
+    }
+
+    /// Whether it may publish what it does, which may change while it lives.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_published(&self) -> Result<(), SpecError> {
+        let outbound = self.permissions.networking == Networking::Outbound;
+        if !self.publish.is_empty() && !outbound && self.permissions.networking != Networking::Loopback {
+            return Err(SpecError::new(
+                "publish",
+                "is for a workspace with a network of its own; set permissions.networking to `loopback` or `outbound`",
+            ));
+        }
+        if self.publish.len() > PUBLISHED_MAX {
+            let problem = format!("names {} ports; {PUBLISHED_MAX} are allowed", self.publish.len());
+            return Err(SpecError::new("publish", problem));
+        }
+        for (i, port) in self.publish.iter().enumerate() {
+            let problem = match *port {
+                0 => "is 0, which is no port",
+                EGRESS_PORT if outbound => "is the port of the way out; choose another",
+                port if self.publish[..i].contains(&port) => "is named before",
+                _ => continue,
+            };
+            return Err(SpecError::new(format!("publish[{i}]"), problem));
+        }
+        Ok(())
     }
 }
 

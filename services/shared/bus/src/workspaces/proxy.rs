@@ -49,6 +49,14 @@ pub trait Manager {
     /// See the interface.
     fn stop_workspace(&self, workspace: &str, grace_ms: u64, options: Options<'_>) -> Result<u32, WorkspacesError>;
     /// See the interface.
+    fn publish(
+        &self,
+        workspace: &str,
+        add: &[u16],
+        remove: &[u16],
+        options: Options<'_>,
+    ) -> Result<Vec<u16>, WorkspacesError>;
+    /// See the interface.
     fn run(
         &self,
         workspace: &str,
