@@ -128,9 +128,11 @@ async fn refuse(way: &Way) -> std::io::Error {
 }
 
 async fn tell(mut guest: UnixStream) -> std::io::Result<()> {
+    // It speaks first: a connection that is shut before it does is one that broke, for whatever passes its bytes on. What
+    // it says is thrown away.
+    guest.read(&mut [0; 4096]).await?;
     guest.write_all(ANSWER.as_bytes()).await?;
     guest.shutdown().await?;
-    // What it says is thrown away, so that its own end comes in order.
     tokio::io::copy(&mut guest.take(64 * 1024), &mut tokio::io::sink()).await.map(drop)
 }
 

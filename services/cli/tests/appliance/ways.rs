@@ -173,10 +173,7 @@ fn what_is_on_no_list_of_a_machine_waits_for_an_answer_where_its_spec_says_so() 
     shipote.ok(&["machine", "stop", "asks"]);
     shipote.ok(&["machine", "start", "shut"]);
     assert!(client(&shipote, "machine:shut").is_none());
-    assert_eq!(
-        tunnel(&shipote, "shut", &address),
-        "nc: can't connect to remote host (127.0.0.1): Connection refused\n"
-    );
+    assert!(tunnel(&shipote, "shut", &address).contains("nc: can't connect to remote host (127.0.0.1)"));
     let refused = shipote.run(&["egress", "allow", "machine:shut", &address]);
     assert!(text(&refused.stderr).contains("without a way out; stop it first"), "{}", text(&refused.stderr));
     shipote.ok(&["machine", "stop", "shut"]);
