@@ -485,7 +485,8 @@ impl<R: Fn(Report)> Life<'_, R> {
             match Way::open(folder).map(Arc::new) {
                 Ok(way) => {
                     (self.report)(Report::GoesOut(Arc::clone(&way)));
-                    tasks.push(Task(tokio::spawn(way::stand_in(way, name.clone(), proxy.clone()))));
+                    let standing_in = way::stand_in(way, name.clone(), proxy.clone(), way::AWAY);
+                    tasks.push(Task(tokio::spawn(standing_in)));
                 }
                 Err(error) => tracing::error!("machine {name}: open its way out: {error}"),
             }
