@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use super::ledger::A_MACHINE;
 use super::{Soak, rest};
 
 /// The plugin's versions.
@@ -132,7 +133,10 @@ pub(super) fn machines(soak: &Soak<'_>) {
         if !soak.goes_on() {
             return;
         }
+        // What it is in the middle of ends with it.
+        soak.ledger.away(A_MACHINE);
         change(soak, ("machine.stop", name), &["machines"], &["machine", "stop", name], |_| true);
+        soak.ledger.back(A_MACHINE);
         while !change(soak, ("machine.start", name), &["machines"], &["machine", "start", name], |_| true) {
             if is_running(soak, name) {
                 break;

@@ -36,7 +36,7 @@ pub(super) fn run(soak: &Soak<'_>, every: Duration, seed: u64) {
             }
             std::thread::park_timeout(Duration::from_millis(50));
         }
-        soak.ledger.back();
+        soak.ledger.back(service);
     }
 }
 

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+/// What is away while a machine is stopped by the soak itself.
+pub(super) const A_MACHINE: &str = "a machine";
 /// How long after a service is back what it needs to catch up may still fail.
 const AFTER: Duration = Duration::from_secs(2);
 /// Faults that are kept in full; more are counted.
@@ -16,7 +18,7 @@ const FAULTS_MAX: usize = 50;
 pub(super) struct Requests {
     /// Answered as they should be.
     pub(super) good: u64,
-    /// Not taken, or cut off, while the proxy had been killed: nothing had been promised.
+    /// Not taken, or cut off, while what carries its bytes was away: nothing had been promised.
     pub(super) while_away: u64,
     /// Accepted and lost.
     pub(super) lost: u64,
@@ -65,9 +67,9 @@ impl Ledger {
         self.book().spells.push(Spell { service, from: Instant::now(), to: None });
     }
 
-    /// The one that was killed last is back.
-    pub(super) fn back(&self) {
-        if let Some(spell) = self.book().spells.last_mut() {
+    /// It is back.
+    pub(super) fn back(&self, service: &str) {
+        if let Some(spell) = self.book().spells.iter_mut().rfind(|spell| spell.service == service) {
             spell.to = Some(Instant::now());
         }
     }
@@ -75,7 +77,7 @@ impl Ledger {
     /// Whether one of these services was away since `from`.
     pub(super) fn was_away(&self, services: &[&str], from: Instant) -> bool {
         let over = |spell: &Spell| spell.to.is_some_and(|to| to + AFTER < from);
-        self.book().spells.iter().rev().take(16).any(|spell| services.contains(&spell.service) && !over(spell))
+        self.book().spells.iter().rev().take(32).any(|spell| services.contains(&spell.service) && !over(spell))
     }
 
     pub(super) fn good(&self, kind: &'static str, took: Duration) {
@@ -85,7 +87,7 @@ impl Ledger {
         of.longest_ms = of.longest_ms.max(took.as_millis());
     }
 
-    /// A request that did not end well; `promised` where the proxy had been there all the time.
+    /// A request that did not end well; `promised` where all that carries its bytes had been there.
     pub(super) fn bad(&self, kind: &'static str, promised: bool, why: &str) {
         let mut book = self.book();
         let of = book.requests.entry(kind).or_default();
@@ -146,7 +148,7 @@ impl Ledger {
     /// How often each service was killed, and the longest that it was away, milliseconds.
     pub(super) fn kills(&self) -> BTreeMap<&'static str, (u64, u128)> {
         let mut kills: BTreeMap<&'static str, (u64, u128)> = BTreeMap::new();
-        for spell in &self.book().spells {
+        for spell in self.book().spells.iter().filter(|spell| spell.service != A_MACHINE) {
             let of = kills.entry(spell.service).or_default();
             let lasted = spell.to.unwrap_or_else(Instant::now).duration_since(spell.from).as_millis();
             *of = (of.0 + 1, of.1.max(lasted));
@@ -172,7 +174,9 @@ mod tests {
         assert!(!ledger.was_away(&["proxy"], before));
         ledger.away("proxy");
         assert!(ledger.was_away(&["proxy", "plugins"], before) && !ledger.was_away(&["machines"], before));
-        ledger.back();
+        ledger.away(A_MACHINE);
+        ledger.back("proxy");
+        assert!(ledger.was_away(&[A_MACHINE], before) && ledger.kills().len() == 1, "that is no kill");
         let later = Instant::now() + AFTER + Duration::from_secs(1);
         assert!(ledger.was_away(&["proxy"], before), "it had begun before");
         assert!(!ledger.was_away(&["proxy"], later), "it began after");

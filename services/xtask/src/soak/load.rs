@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Failure, OWN, PAGE};
+use super::ledger::A_MACHINE;
 use super::{Soak, rest, rest_until};
 
 /// Connections that share the rate, for each kind.
@@ -12,6 +13,8 @@ const WORKSPACE_CONNECTIONS: u32 = 3;
 /// Of the rate, what goes to the workspace; a machine gets a few a second, which is what its emulated server can do.
 const WORKSPACE_SHARE: u32 = 4;
 const MACHINE_RATE: u32 = 4;
+/// Requests to machines.
+const MACHINES: &str = "machines";
 
 /// Makes requests until it is over.
 pub(super) fn run(soak: &Soak<'_>, rate: u32) {
@@ -29,7 +32,7 @@ pub(super) fn run(soak: &Soak<'_>, rate: u32) {
         if !soak.machines.is_empty() {
             scope.spawn(move || {
                 let client = &mut Client::strict(ports.machines, PAGE, false);
-                keep_asking(soak, "machines", client, each(MACHINE_RATE));
+                keep_asking(soak, MACHINES, client, each(MACHINE_RATE));
             });
         }
     });
@@ -52,6 +55,8 @@ fn each(rate: u32) -> Duration {
 /// One after the other. Who is late catches up, but for what is more than a second ago: a machine that is woken holds a
 /// request, and what it held back is no burst.
 fn keep_asking(soak: &Soak<'_>, kind: &'static str, client: &mut Client, every: Duration) {
+    // A machine's bytes pass through its service, whose end is theirs.
+    let carriers: &[&str] = if kind == MACHINES { &["proxy", "machines", A_MACHINE] } else { &["proxy"] };
     let mut due = Instant::now();
     while soak.goes_on() {
         rest_until(due);
@@ -62,7 +67,7 @@ fn keep_asking(soak: &Soak<'_>, kind: &'static str, client: &mut Client, every: 
             Ok(()) => soak.ledger.good(kind, began.elapsed()),
             Err(failure) => {
                 // A wrong answer is one by a proxy that is there; a connection that broke may have been the kill.
-                let explained = !matches!(failure, Failure::Wrong(_)) && soak.ledger.was_away(&["proxy"], began);
+                let explained = !matches!(failure, Failure::Wrong(_)) && soak.ledger.was_away(carriers, began);
                 soak.ledger.bad(kind, !explained, &format!("{failure} after {} ms", began.elapsed().as_millis()));
                 rest(Duration::from_millis(20));
             }

@@ -9,7 +9,8 @@
 //!   leaks    processes, descriptors, memory, mounts and cgroups, before and after
 //! ```
 //!
-//! A request or a change may fail while the service that it needs was killed and is not yet back, and at no other time.
+//! A request or a change may fail while the service that it needs was killed and is not yet back, a request to machines also
+//! while one of them is stopped, and at no other time.
 
 mod audit;
 mod churn;
