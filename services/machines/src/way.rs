@@ -130,7 +130,7 @@ async fn refuse(way: &Way) -> std::io::Error {
 async fn tell(mut guest: UnixStream) -> std::io::Result<()> {
     // It speaks first: a connection that is shut before it does is one that broke, for whatever passes its bytes on. What
     // it says is thrown away.
-    guest.read(&mut [0; 4096]).await?;
+    let _some = guest.read(&mut [0; 4096]).await?;
     guest.write_all(ANSWER.as_bytes()).await?;
     guest.shutdown().await?;
     tokio::io::copy(&mut guest.take(64 * 1024), &mut tokio::io::sink()).await.map(drop)
@@ -164,7 +164,7 @@ mod tests {
         let (served, _) = way.doors().unwrap();
         let served = UnixListener::from_std(served.into()).unwrap();
         let mut guest = served.accept().await.unwrap().0;
-        guest.read(&mut [0; 64]).await.unwrap();
+        let _some = guest.read(&mut [0; 64]).await.unwrap();
         guest.write_all(word.as_bytes()).await.unwrap();
     }
 

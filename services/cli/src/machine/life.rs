@@ -112,7 +112,7 @@ impl Size {
             ("board", self.board.as_ref().map(|board| json!(board))),
             ("disk_mib", self.disk.map(|n| json!(n))),
             ("egress", (!rules.is_empty()).then(|| json!(rules))),
-            ("egress_ask", self.egress_ask.then(|| json!(true))),
+            ("egress_ask", self.egress_ask.then_some(json!(true))),
             ("ssh_agent", self.ssh_agent.as_ref().map(|socket| json!(socket.display().to_string()))),
             ("publish", (!self.publish.is_empty()).then(|| json!(self.publish))),
             ("volumes", (!volumes.is_empty()).then(|| json!(volumes))),
