@@ -32,7 +32,7 @@ pub(super) struct Size {
     /// Disk for images in MiB, which stays when the machine stops [default: none, images are kept in memory]
     #[arg(long, value_name = "MIB")]
     disk: Option<u32>,
-    /// What it may reach through the proxy: HOST[:PORT], *.DOMAIN[:PORT], an address or a network; without a port 80 and
+    /// What it may reach through the proxy: `HOST[:PORT]`, `*.DOMAIN[:PORT]`, an address or a network; without a port 80 and
     /// 443; may be repeated [default: nothing]
     #[arg(long, value_name = "HOST")]
     egress: Vec<String>,
