@@ -248,7 +248,7 @@ impl<L: Launcher> Actor<L> {
                     return;
                 }
                 if self.not_taking("start", &name).is_err() {
-                    self.again_after(&name, life, PAUSE);
+                    self.tell_after(PAUSE, Message::Again(name, life));
                 } else {
                     let _ = self.input("start", &name, Input::Start, self.start_time);
                 }

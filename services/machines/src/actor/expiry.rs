@@ -15,13 +15,7 @@ impl<L: Launcher> Actor<L> {
     pub(super) fn expect_end(&self, name: &str) {
         let Some(expires) = self.machines.get(name).and_then(|machine| machine.spec.expires_unix) else { return };
         let left = expires.saturating_sub(now());
-        let (name, sender) = (name.to_owned(), self.sender.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(left).min(LOOK)).await;
-            if let Some(sender) = sender.upgrade() {
-                let _ = sender.send(Message::Due(name, expires));
-            }
-        });
+        self.tell_after(Duration::from_secs(left).min(LOOK), Message::Due(name.to_owned(), expires));
     }
 
     /// The time of one that has this end may be over.

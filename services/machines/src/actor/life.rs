@@ -51,11 +51,11 @@ impl<L: Launcher> Actor<L> {
             Some(Effect::AskToEnd) => {
                 machine.order(Order::PowerOff);
                 let timer = machine.timer;
-                self.expire_after(name, timer, time);
+                self.tell_after(time, Message::Expired(name.to_owned(), timer));
             }
             Some(Effect::Expect) => {
                 let timer = machine.timer;
-                self.expire_after(name, timer, time);
+                self.tell_after(time, Message::Expired(name.to_owned(), timer));
             }
             Some(Effect::Kill) => machine.order(Order::Kill),
             Some(Effect::Pause) => machine.order(Order::Pause),
@@ -75,15 +75,16 @@ impl<L: Launcher> Actor<L> {
         let (life, timer) = (machine.life, machine.timer);
         let report = reporter(self.sender.clone(), name.to_owned(), life);
         machine.orders = Some(self.launcher.launch(name, spec, console, report));
-        self.expire_after(name, timer, time);
+        self.tell_after(time, Message::Expired(name.to_owned(), timer));
     }
 
-    pub(super) fn expire_after(&self, name: &str, timer: u64, time: Duration) {
-        let (name, sender) = (name.to_owned(), self.sender.clone());
+    /// Has the actor told when this has passed, if it still lives then.
+    pub(super) fn tell_after(&self, time: Duration, message: Message) {
+        let sender = self.sender.clone();
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
             if let Some(sender) = sender.upgrade() {
-                let _ = sender.send(Message::Expired(name, timer));
+                let _ = sender.send(message);
             }
         });
     }
@@ -179,17 +180,7 @@ impl<L: Launcher> Actor<L> {
         machine.failures = if machine.started.elapsed() < HEALTHY { machine.failures + 1 } else { 1 };
         let pause = (PAUSE * 2_u32.saturating_pow(machine.failures - 1)).min(PAUSE_MAX);
         let life = machine.life;
-        self.again_after(name, life, pause);
-    }
-
-    pub(super) fn again_after(&self, name: &str, life: u64, pause: Duration) {
-        let (name, sender) = (name.to_owned(), self.sender.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(pause).await;
-            if let Some(sender) = sender.upgrade() {
-                let _ = sender.send(Message::Again(name, life));
-            }
-        });
+        self.tell_after(pause, Message::Again(name.to_owned(), life));
     }
 }
 

@@ -256,13 +256,7 @@ impl<L: Launcher> Actor<L> {
         let Some(machine) = self.machines.get_mut(name) else { return };
         machine.sleep.timer += 1;
         let timer = machine.sleep.timer;
-        let (name, sender) = (name.to_owned(), self.sender.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep_until(at).await;
-            if let Some(sender) = sender.upgrade() {
-                let _ = sender.send(Message::Idle(name, timer));
-            }
-        });
+        self.tell_after(at.saturating_duration_since(Instant::now()), Message::Idle(name.to_owned(), timer));
     }
 
     /// Whether a timer is still the last one, and the machine awake; then its spec's time.
