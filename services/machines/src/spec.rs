@@ -4,7 +4,7 @@
 //! memory_mib = 256
 //! cpus = 1
 //! cpu_percent = 50     # of one processor of the host, for all of its processes together; 100 for each of `cpus` by default
-//! board = "q35"        # or "microvm", the default, which starts in half the time and has no PCI
+//! board = "q35"        # or "microvm", the default, which starts sooner and has no PCI
 //! disk_mib = 4096      # 0: none, images are kept in memory
 //! egress = ["registry-1.docker.io:443", "*.docker.com:443"]   # what it may reach; nothing by default
 //! egress_ask = true                                            # what is on no list is asked about; default: refused
@@ -99,7 +99,7 @@ pub struct Spec {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Board {
-    /// QEMU's `microvm`: no firmware, no PCI, devices on virtio-mmio. It starts in half the time.
+    /// QEMU's `microvm`: no firmware, no PCI, devices on virtio-mmio. It starts a little sooner.
     #[default]
     Microvm,
     /// QEMU's `q35`: firmware, PCI Express and what a PC has else, for programs that look for it.

@@ -26,7 +26,7 @@ pub(super) struct Size {
     /// Processor time of this host that it may take, in percent of one processor [default: 100 for each of --cpus]
     #[arg(long, value_name = "PERCENT")]
     cpu_percent: Option<u32>,
-    /// Board: microvm, or q35, which has firmware and PCI and starts in twice the time [default: microvm]
+    /// Board: microvm, or q35, which has firmware and PCI and starts a little later [default: microvm]
     #[arg(long, value_name = "BOARD")]
     board: Option<String>,
     /// Disk for images in MiB, which stays when the machine stops [default: none, images are kept in memory]

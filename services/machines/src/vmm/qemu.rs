@@ -1,7 +1,7 @@
 //! QEMU's command line for a machine.
 //!
-//! The board `microvm` has no PCI, no firmware and devices on virtio-mmio only, which halves the time to the guest's first
-//! process. ACPI stays on: it is how the distribution's kernel finds those devices. On `q35` the same devices are on PCI.
+//! The board `microvm` has no PCI, no firmware and devices on virtio-mmio only: a start takes 2.1 s where one on `q35`
+//! takes 2.4 (emulated; medians of six in turns, 29 November 2026). ACPI stays on: it is how the distribution's kernel finds those devices. On `q35` the same devices are on PCI.
 //! The memory is a shared memfd because the vsock device is another process.
 //!
 //! Everything that it works on is opened for it and named by a descriptor: the user that it runs as need not be able to
