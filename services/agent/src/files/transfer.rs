@@ -59,9 +59,13 @@ async fn send(host: &mut UnixStream, piece: &Piece) -> Result<(), Gone> {
     tokio::time::timeout(STALL, piece.send(host, WRITE_MAX)).await.map_err(|_| Gone)?.map_err(|_| Gone)
 }
 
-/// Bytes so far of a file that may have no more than the limit.
-fn within(sum: u64, path: &str) -> Result<(), FileError> {
-    if sum <= FILE_TOTAL_MAX { Ok(()) } else { Err(FileError::invalid(path, format!("over {FILE_TOTAL_MAX} bytes"))) }
+/// Counts a piece of a file, which may have no more than the limit.
+fn count(sum: &mut u64, piece: &Piece, path: &str) -> Result<(), FileError> {
+    *sum += piece.bytes().len() as u64;
+    if *sum <= FILE_TOTAL_MAX {
+        return Ok(());
+    }
+    Err(FileError::invalid(path, format!("longer than {FILE_TOTAL_MAX} bytes, the most that is copied; split it")))
 }
 
 /// A file from the host.
@@ -71,13 +75,16 @@ async fn take(host: &mut UnixStream, tree: &Arc<Tree>, path: String, mode: Optio
         Err(error) => return Ok(error.into()),
     };
     go_ahead(host).await?;
-    let mut piece = Piece::default();
+    let (mut piece, mut sum) = (Piece::default(), 0);
     loop {
         // Cut or stalled: the file stays as it was.
         tokio::time::timeout(STALL, piece.receive(host)).await.map_err(|_| Gone)?.map_err(|_| Gone)?;
         if piece.bytes().is_empty() {
             let placed = blocking(&path, move || upload.finish_as_is()).await;
             return Ok(placed.map_or_else(AgentResponse::from, |()| AgentResponse::ok()));
+        }
+        if let Err(error) = count(&mut sum, &piece, &path) {
+            return Ok(error.into());
         }
         let written = blocking(&path, move || upload.append(piece.bytes()).map(|()| (upload, piece))).await;
         match written {
@@ -102,10 +109,7 @@ async fn give(host: &mut UnixStream, tree: &Arc<Tree>, path: String) -> Result<A
             piece.fill(&mut file).map_err(|error| FileError::from_io("read", &named, error))?;
             Ok((piece, file))
         });
-        let read = filled.await.and_then(|(piece, file)| {
-            sum += piece.bytes().len() as u64;
-            within(sum, &path).map(|()| (piece, file))
-        });
+        let read = filled.await.and_then(|(piece, file)| count(&mut sum, &piece, &path).map(|()| (piece, file)));
         match read {
             Ok(read) => (piece, file) = read,
             Err(error) => {
