@@ -1,8 +1,9 @@
 //! QEMU's command line for a machine.
 //!
 //! The board `microvm` has no PCI, no firmware and devices on virtio-mmio only: a start takes 2.1 s where one on `q35`
-//! takes 2.4 (emulated; medians of six in turns, 29 November 2026). ACPI stays on: it is how the distribution's kernel finds those devices. On `q35` the same devices are on PCI.
-//! The memory is a shared memfd because the vsock device is another process.
+//! takes 2.4 (emulated; medians of six in turns, 29 November 2026). ACPI stays on: it is how the distribution's kernel
+//! finds those devices. On `q35` the same devices are on PCI. The memory is a shared memfd because the vsock device is
+//! another process.
 //!
 //! Everything that it works on is opened for it and named by a descriptor: the user that it runs as need not be able to
 //! reach any of it by a path.
