@@ -36,6 +36,9 @@ const TOOLS: &[(&str, &str)] = &[
 /// wasmtime with what nothing else here has: for hosts that use the linking library by itself.
 const ASYNC_FUNCTIONS: &str = "shipote-link/async-functions";
 
+/// GB of the disk that a run from a clean clone takes, as measured with `CARGO_INCREMENTAL=0`.
+const FROM_EMPTY: u64 = 20;
+
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Parser)]
 pub(crate) struct Args {
@@ -72,6 +75,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, false) if args.only.is_empty() => STEPS.to_vec(),
         (None, false) => args.only.clone(),
     };
+    say_room()?;
     let mut took = Vec::new();
     for step in steps {
         eprintln!("== {step:?}");
@@ -106,6 +110,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     println!("{} passed, 0 failed", took.len());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says it where the disk is too small for a run from empty, before an hour of work ends at its edge.
+fn say_room() -> anyhow::Result<()> {
+    let here = repository()?;
+    let room = rustix::fs::statvfs(&here).with_context(|| format!("ask how much is free at {}", here.display()))?;
+    let free = room.f_bavail * room.f_frsize / 1_000_000_000;
+    if free < FROM_EMPTY {
+        eprintln!(
+            "test: {free} GB are free at {}; from a clean clone all steps take {FROM_EMPTY} (without incremental \
+             compilation: CARGO_INCREMENTAL=0)",
+            here.display()
+        );
+    }
+    Ok(())
 }
 
 fn deny() -> anyhow::Result<()> {

@@ -44,8 +44,10 @@ pub fn arguments(host: &Host, spec: &Spec) -> Vec<String> {
     };
     let (accel, cpu) = match host.accelerator {
         Accelerator::Kvm => ("kvm".to_owned(), "host"),
-        // QEMU 7.2 emulates CMPXCHG16B with a fault. What it may take for translated code is part of the machine's limit.
-        Accelerator::Tcg(_) => (format!("tcg,tb-size={TRANSLATED_MIB}"), "max,-cx16"),
+        // QEMU 7.2 emulates CMPXCHG16B with a fault, and string instructions by the step: a kernel that is told they are fast
+        // copies and clears its pages by single bytes (a boot takes an eighth longer). What it may take for translated
+        // code is part of the machine's limit.
+        Accelerator::Tcg(_) => (format!("tcg,tb-size={TRANSLATED_MIB}"), "max,-cx16,-erms,-fsrm"),
     };
     let mut append = "console=ttyS0 quiet panic=-1 reboot=t".to_owned();
     if let Accelerator::Tcg(_) = host.accelerator {

@@ -44,8 +44,8 @@ impl Machine {
                 append.push(format!("tsc_early_khz={}", tsc_khz()?));
                 // Nor should it judge the timer's interrupt by when it comes: on a busy host it then hangs for good.
                 append.push("no_timer_check".to_owned());
-                // QEMU 7.2 emulates CMPXCHG16B with a fault.
-                "max,-cx16"
+                // As for machines: QEMU 7.2 emulates CMPXCHG16B with a fault, and copies of bytes step by step.
+                "max,-cx16,-erms,-fsrm"
             }
         };
         let accel_option = match accel {
