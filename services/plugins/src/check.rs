@@ -15,7 +15,19 @@ use crate::forge::{self, Bounds};
 use crate::policy::Policies;
 use crate::{signature, store};
 
-const USAGE: &str = "usage: shipote-plugins check [--json] [--policy DIR] FILE…";
+/// Arguments of `shipote-plugins check`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print one JSON object for each
+    #[arg(long)]
+    json: bool,
+    /// Folder of the policies that apply, instead of none
+    #[arg(long, value_name = "DIR")]
+    policy: Option<PathBuf>,
+    /// Components, binary or text
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+}
 
 #[derive(Serialize)]
 struct Verdict {
@@ -26,22 +38,9 @@ struct Verdict {
     refusals: Vec<Refusal>,
 }
 
-/// Runs it: 0 all are taken, 1 one is refused, 2 wrong usage.
-pub(crate) fn main(arguments: Vec<String>) -> ExitCode {
-    let (mut json, mut folder, mut files) = (false, None, Vec::new());
-    let mut arguments = arguments.into_iter();
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--json" => json = true,
-            "--policy" => folder = arguments.next().map(PathBuf::from),
-            other if other.starts_with("--") => return usage(),
-            _ => files.push(PathBuf::from(argument)),
-        }
-    }
-    if files.is_empty() {
-        return usage();
-    }
-    match judge(&files, folder.as_deref(), json) {
+/// Runs it: 0 all are taken, 1 one is refused.
+pub(crate) fn main(args: &Args) -> ExitCode {
+    match judge(&args.files, args.policy.as_deref(), args.json) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -52,22 +51,17 @@ pub(crate) fn main(arguments: Vec<String>) -> ExitCode {
 }
 
 /// `shipote-plugins wat FILE`: the binary form of a text, on standard output.
-pub(crate) fn binary(path: &str) -> ExitCode {
+pub(crate) fn binary(path: &Path) -> ExitCode {
     let binary = std::fs::read(path)
         .map_err(|error| error.to_string())
         .and_then(|text| wat::parse_bytes(&text).map(Cow::into_owned).map_err(|error| error.to_string()));
     match binary.and_then(|binary| std::io::stdout().write_all(&binary).map_err(|error| error.to_string())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("shipote-plugins: read {path}: {error}");
+            eprintln!("shipote-plugins: read {}: {error}", path.display());
             ExitCode::FAILURE
         }
     }
-}
-
-fn usage() -> ExitCode {
-    eprintln!("{USAGE}");
-    ExitCode::from(2)
 }
 
 fn judge(files: &[PathBuf], folder: Option<&Path>, json: bool) -> anyhow::Result<bool> {

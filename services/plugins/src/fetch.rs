@@ -24,16 +24,18 @@ use crate::forge::Bounds;
 const CONFIG_TYPE: &str = "application/vnd.wasm.config.v0+json";
 const LAYER_TYPE: &str = "application/wasm";
 
+/// Arguments of `shipote-plugins fetch`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Credentials, as `docker login` and `skopeo login` write them
+    #[arg(long, value_name = "FILE")]
+    auth: Option<PathBuf>,
+    /// oci://REGISTRY/REPOSITORY[:TAG|@DIGEST]
+    reference: String,
+}
+
 /// Runs it: 0 done, 1 refused or failed, 2 wrong usage.
-pub(crate) fn main(arguments: &[String]) -> ExitCode {
-    let (reference, auth) = match arguments {
-        [reference] => (reference, None),
-        [option, auth, reference] if option == "--auth" => (reference, Some(PathBuf::from(auth))),
-        _ => {
-            eprintln!("usage: shipote-plugins fetch [--auth FILE] oci://REGISTRY/REPOSITORY[:TAG|@DIGEST]");
-            return ExitCode::from(2);
-        }
-    };
+pub(crate) fn main(Args { reference, auth }: &Args) -> ExitCode {
     match run(reference, auth.as_deref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

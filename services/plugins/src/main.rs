@@ -25,10 +25,12 @@ mod signature;
 mod store;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use clap::{Parser, Subcommand};
 use shipote_bus::Service;
 use shipote_service::{Definition, Parts, run};
 
@@ -53,20 +55,40 @@ impl Parts for Serving {
     }
 }
 
+/// The plugin registry. Without a command it serves on the bus, as its unit runs it
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Judge components without a service: 0 all are taken, 1 one is refused
+    Check(check::Args),
+    /// Write the binary form of a component in text to standard output
+    Wat {
+        /// The text
+        file: PathBuf,
+    },
+    /// Write a component of an OCI registry to standard output
+    Fetch(fetch::Args),
+    /// Judge and compile a component that lies in descriptors; the registry's own child
+    #[command(hide = true)]
+    Examine {
+        /// What to do, as JSON
+        job: String,
+    },
+}
+
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1);
-    match arguments.next().as_deref() {
+    match Arguments::parse().task {
         None => serve(),
-        Some("check") => check::main(arguments.collect()),
-        Some("wat") => check::binary(&arguments.next().unwrap_or_default()),
-        Some("fetch") => fetch::main(&arguments.collect::<Vec<_>>()),
-        Some("examine") => examine::main(&arguments.next().unwrap_or_default()),
-        Some(other) => {
-            eprintln!(
-                "shipote-plugins: unknown argument {other:?}; without arguments it serves the bus, `check FILE…` judges components"
-            );
-            ExitCode::from(2)
-        }
+        Some(Task::Check(args)) => check::main(&args),
+        Some(Task::Wat { file }) => check::binary(&file),
+        Some(Task::Fetch(args)) => fetch::main(&args),
+        Some(Task::Examine { job }) => examine::main(&job),
     }
 }
 

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use clap::{Parser, Subcommand};
 use shipote_bus::Service;
 use shipote_bus::egress::Keeper;
 use shipote_bus::paths::ServicePaths;
@@ -150,17 +151,23 @@ fn make_certs(folder: &Path) {
     }
 }
 
+/// The proxy. Without a command it serves, as its unit runs it
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Fetch the certificates that rules want by ACME: those that are due, or those that are named
+    Acme(certify::Asked),
+}
+
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1);
-    match words.next().as_deref() {
-        None => {}
-        Some("acme") => return certify::run(words.collect()),
-        Some(other) => {
-            eprintln!(
-                "shipote-proxy: {other:?} is not known; without arguments it serves, and there is `shipote-proxy acme`"
-            );
-            return ExitCode::from(2);
-        }
+    if let Some(Task::Acme(asked)) = Arguments::parse().task {
+        return certify::run(&asked);
     }
     let definition = Definition { service: Service::Proxy, version: env!("CARGO_PKG_VERSION") };
     run(
@@ -175,4 +182,20 @@ fn main() -> ExitCode {
         },
         start,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_read_or_refused() {
+        let parse = |words: &[&str]| Arguments::try_parse_from([&["shipote-proxy"], words].concat());
+        assert!(parse(&[]).unwrap().task.is_none());
+        let Some(Task::Acme(asked)) = parse(&["acme", "--now", "A.example"]).unwrap().task else { panic!("no task") };
+        assert!(asked.now && asked.names == ["a.example"], "{asked:?}");
+        for wrong in [&["acme", "--nwo"][..], &["serve"]] {
+            assert!(parse(wrong).unwrap_err().to_string().contains(wrong.last().unwrap()), "{wrong:?}");
+        }
+    }
 }

@@ -23,59 +23,28 @@ use zbus::proxy::CacheProperties;
 use crate::config::{self, AcmeSection};
 use due::Due;
 
-const USAGE: &str = "\
-Fetch the certificates that rules of the proxy want by ACME: those that are due, or those that are named
-
-Usage: shipote-proxy acme [--now] [NAME...]
-
-Arguments:
-  [NAME...]  First names of certificates; without any, all that rules want are looked at
-
-Options:
-  --now   Fetch them even if they are not due, or just failed
-  --help  Print this
-
+const EXAMPLES: &str = "\
 Examples:
   systemctl start shipote-acme.service      what is due, as the timer does
-  shipote-proxy acme --now www.example.com  one, now (as the user shipote-acme)
-";
+  shipote-proxy acme --now www.example.com  one, now (as the user shipote-acme)";
 
-/// What was asked for.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Asked {
-    now: bool,
-    names: Vec<String>,
+/// Arguments of `shipote-proxy acme`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Asked {
+    /// Fetch them even if they are not due, or just failed
+    #[arg(long)]
+    pub(super) now: bool,
+    /// First names of certificates; without any, all that rules want are looked at
+    #[arg(value_name = "NAME", value_parser = |name: &str| Ok::<_, std::convert::Infallible>(name.to_ascii_lowercase()))]
+    pub(super) names: Vec<String>,
 }
 
-impl Asked {
-    fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut asked = Self::default();
-        for word in words {
-            match word.as_str() {
-                "--now" => asked.now = true,
-                option if option.starts_with('-') => return Err(format!("option {option:?} is not known")),
-                _ => asked.names.push(word.to_ascii_lowercase()),
-            }
-        }
-        Ok(asked)
-    }
-}
-
-/// Runs the command line behind `shipote-proxy acme`.
-pub(crate) fn run(words: Vec<String>) -> ExitCode {
-    if words.iter().any(|word| word == "--help" || word == "-h") {
-        print!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
-    match Asked::parse(words.into_iter()) {
-        Err(problem) => {
-            eprintln!("shipote-proxy: acme: {problem}; try --help");
-            ExitCode::from(2)
-        }
-        Ok(asked) => shipote_service::once("acme", "shipote-acme", early, async |connection, paths, prepared| {
-            fetch(&connection, &paths, prepared, &asked).await
-        }),
-    }
+/// Runs `shipote-proxy acme`.
+pub(crate) fn run(asked: &Asked) -> ExitCode {
+    shipote_service::once("acme", "shipote-acme", early, async |connection, paths, prepared| {
+        fetch(&connection, &paths, prepared, asked).await
+    })
 }
 
 /// What is read before the process confines itself, wherever that lies.
@@ -206,18 +175,4 @@ async fn settle(store: &Store, first: &str, result: &Result<(), String>) -> anyh
         store.keep_status(&first, &status).with_context(|| format!("remember how {first} fared"))
     };
     blocking(keep).await?
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_read_or_refused() {
-        let parse = |words: &[&str]| Asked::parse(words.iter().map(|w| (*w).to_owned()));
-        assert_eq!(parse(&[]), Ok(Asked::default()));
-        let one = Asked { now: true, names: vec!["a.example".to_owned()] };
-        assert_eq!(parse(&["--now", "A.example"]), Ok(one));
-        assert!(parse(&["--nwo"]).unwrap_err().contains("--nwo"));
-    }
 }
