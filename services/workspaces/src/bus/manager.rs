@@ -1,33 +1,29 @@
-//! `org.shipote.Workspaces1.Manager`, at the root object.
+//! `org.shipote.Workspaces1.Manager`, at the root object. What is more than a question or one change stands in `running`
+//! and `output`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use shipote_audit::{Door, Event};
+use shipote_audit::Event;
 use shipote_bus::service::MechanismInfo;
-use shipote_bus::spec::PipelineSpec;
 use shipote_bus::workspaces::{
     CommandInfo, DISCERN_MAX, DiscernmentInfo, FlowInfo, PipelineInfo, RefusalInfo, RunOptions, WorkspaceInfo,
     WorkspacesError,
 };
-use shipote_sandbox::SandboxError;
-use shipote_service::{Caller, mechanism_info};
-use ulid::Ulid;
+use shipote_service::mechanism_info;
 use zbus::message::Header;
 use zbus::{OwnedObjectPath, OwnedVariant};
 
 use super::convert;
-use super::doors::{ACTION_CONNECT, ACTION_MACHINES, ACTION_MANAGE, ACTION_RUN, Doors, audited};
-use super::parse::{check_size, flag, known, new_command, parse_workspace, pipe, target, three, wrong_type};
+use super::doors::{ACTION_CONNECT, ACTION_MANAGE, ACTION_RUN, Doors, audited};
+use super::parse::{flag, known, parse_workspace};
 use crate::actor::{Call, node_list};
 use crate::allowance::Allowance;
-use crate::audited::By;
-use crate::effects::{Attachments, Explanations, Handed, LogStore, Selection};
+use crate::effects::{Attachments, Explanations, LogStore};
 use crate::error::Error;
 use crate::protected::Protected;
-use crate::state::{Command, CommandPhase, NewCommand, Outcome, PublishChange, Target};
+use crate::state::{Command, Outcome, PublishChange};
 
 pub(super) type Options = HashMap<String, OwnedVariant>;
 
@@ -160,41 +156,7 @@ impl Manager {
         options: RunOptions,
         stdio: Vec<zbus::OwnedFd>,
     ) -> Result<(OwnedObjectPath, String, Vec<zbus::OwnedFd>), WorkspacesError> {
-        let command = new_command(argv, &options)?;
-        let stdio = three(stdio)?;
-        if command.terminal.is_some() && stdio.is_some() {
-            let text = "run: a command with a terminal takes no other descriptors; hand over none";
-            return Err(Error::InvalidArgument(text.to_owned()).into());
-        }
-        if command.attachable && stdio.is_some() {
-            let text = "run: a command that others are to attach to takes no descriptors; hand over none";
-            return Err(Error::InvalidArgument(text.to_owned()).into());
-        }
-        let strict = options.strict.unwrap_or(false);
-        let spec = options.spec.as_deref().unwrap_or_default();
-        // whoever only runs does so inside limits that somebody else has set
-        let action = if spec.is_empty() { ACTION_RUN } else { ACTION_MANAGE };
-        let caller = self.doors.authority.check(&header, action).await.map_err(Error::from)?;
-        let mut target = target(workspace, spec)?;
-        let explain = options.explain.unwrap_or(false);
-        match &mut target {
-            Target::Ephemeral { spec, .. } => {
-                self.protected.check(spec)?;
-                if action == ACTION_RUN {
-                    self.allowance.apply(spec, caller.uid);
-                }
-                spec.explain |= explain;
-            }
-            Target::Existing(name) => {
-                self.doors.may_use_workspace(&header, caller, name).await?;
-                if explain {
-                    let name = name.clone();
-                    let explains = self.doors.actor.ask(move |s, _| s.find_workspace(&name).map(|w| w.spec.explain));
-                    explains.await??.then_some(()).ok_or_else(not_explained)?;
-                }
-            }
-        }
-        Ok(self.start(caller, (target, strict), command, stdio).await?)
+        Ok(self.run_command(&header, workspace, argv, &options, stdio).await?)
     }
 
     /// Lists commands, living and ended, oldest first; of one workspace (name or id) or, where
@@ -270,38 +232,7 @@ impl Manager {
         options: Options,
     ) -> Result<zbus::OwnedFd, WorkspacesError> {
         self.doors.may_use_command(&header, &command).await?;
-        const OPTIONS: &[&str] = &["follow", "framed", "since_stderr", "since_stdout", "tail"];
-        let (follow, framed) = (flag(&options, "follow", OPTIONS)?, flag(&options, "framed", OPTIONS)?);
-        let number = |name: &str| match options.get(name) {
-            Some(value) => u64::try_from(value).map_err(|_| wrong_type(name, "t")),
-            None => Ok(0),
-        };
-        let tail = number("tail")?;
-        let since = [number("since_stdout")?, number("since_stderr")?];
-        let (stdout, stderr) = match stream {
-            "both" | "" => (true, true),
-            "stdout" => (true, false),
-            "stderr" => (false, true),
-            other => {
-                let text = format!("read a log: stream {other:?} does not exist; there are stdout, stderr and both");
-                return Err(Error::InvalidArgument(text).into());
-            }
-        };
-        let wanted = command.clone();
-        let found = self.doors.actor.ask(move |state, _| state.find_command(&wanted).map(|c| c.what.id)).await?;
-        // an earlier instance's commands are known by their whole id only
-        let id = match (found, Ulid::from_string(&command)) {
-            (Ok(id), _) | (Err(_), Ok(id)) => id,
-            (Err(error), Err(_)) => return Err(error.into()),
-        };
-        match self.logs.read(id, Selection { stdout, stderr, tail, follow, since, framed }) {
-            Ok(Some(fd)) => Ok(fd.into()),
-            Ok(None) => Err(Error::NoSuchCommand(format!(
-                "{command} (with a log: the output of a command that was handed descriptors is not kept)"
-            ))
-            .into()),
-            Err(error) => Err(Error::Failed(format!("read the log of command {command}: {error}")).into()),
-        }
+        Ok(self.log(&command, stream, &options).await?)
     }
 
     /// A pipe that leads into a command which was run as `attachable`, and whether a terminal is at its end. What
@@ -316,25 +247,7 @@ impl Manager {
     ) -> Result<(zbus::OwnedFd, bool), WorkspacesError> {
         let last = flag(&options, "last", &["last"])?;
         let caller = self.doors.may_use_command(&header, &command).await?;
-        let by = By { uid: caller.uid, door: Door::Bus };
-        let open = async {
-            let id = self.living(&command).await?;
-            let opened = self.attachments.open(id);
-            let opened = opened.map_err(|e| Error::Failed(format!("attach to command {command}: {e}")))?;
-            let opened = opened.ok_or_else(|| {
-                Error::WrongState(format!(
-                    "attach to command {command}: its input is not kept; run it with `--detach` and `--interactive` or \
-                     `--tty`, or attach with `--no-stdin` to follow its output"
-                ))
-            })?;
-            if last {
-                self.attachments.close(id).await;
-            }
-            Ok(opened)
-        };
-        let (input, terminal) =
-            crate::audited::audited(&self.doors.audit, Event::CommandAttach, &command, by, open).await?;
-        Ok((input.into(), terminal))
+        Ok(self.input(caller, &command, last).await?)
     }
 
     /// Gives the terminal of a command which was run as `attachable` another size, in characters.
@@ -346,15 +259,7 @@ impl Manager {
         rows: u16,
     ) -> Result<(), WorkspacesError> {
         self.doors.may_use_command(&header, &command).await?;
-        let id = self.living(&command).await?;
-        match self.attachments.resize(id, columns, rows) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                let text = format!("resize the terminal of command {command}: none is kept for it");
-                Err(Error::WrongState(text).into())
-            }
-            Err(error) => Err(Error::Failed(format!("resize the terminal of command {command}: {error}")).into()),
-        }
+        Ok(self.resize(&command, columns, rows).await?)
     }
 
     /// Runs a pipeline. `workspace` as in `Run` (the spec's where empty); `spec` is TOML;
@@ -377,38 +282,8 @@ impl Manager {
     ) -> Result<(OwnedObjectPath, String, Vec<(String, i32)>, Vec<zbus::OwnedFd>), WorkspacesError> {
         // nothing of a stranger's is parsed
         let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
-        let tap = flag(&options, "tap", &["strict", "tap"])?;
-        let strict = flag(&options, "strict", &["strict", "tap"])?;
-        check_size(spec)?;
-        let parsed: PipelineSpec =
-            shipote_config::parse(spec, "pipeline").map_err(|e| Error::InvalidSpec(format!("run pipeline: {e}")))?;
-        let pipeline =
-            parsed.validate(&variables).map_err(|e| Error::InvalidSpec(format!("run pipeline: pipeline: {e}")))?;
-        let workspace = if workspace.is_empty() { parsed.workspace.unwrap_or_default() } else { workspace };
-        let target = target(workspace, "")?;
-        let stdio = three(stdio)?;
-        if let Target::Existing(name) = &target {
-            self.doors.may_use_workspace(&header, caller, name).await?;
-        }
-        if pipeline.nodes.iter().any(|node| node.foreign.as_ref().is_some_and(|f| f.machine().is_some())) {
-            // the machines service is asked by us, so whether its caller may is for us to say
-            self.doors.authority.check(&header, ACTION_MACHINES).await.map_err(Error::from)?;
-        }
-        let (completed, completion) = pipe()?;
-        let id = Ulid::generate();
-        let label = pipeline.label.clone();
-        let handed = Handed { stdio, completion: Some(completion) };
-        let call = Call::RunPipeline { target, strict, uid: caller.uid, tap, pipeline: Box::new(pipeline), id, handed };
-        audited(&self.doors, Event::PipelineRun, &label, caller, call).await?;
-        let pids = self
-            .doors
-            .actor
-            .ask(move |state, _| {
-                let nodes = state.pipelines.get(&id).map(|p| node_list(state, p)).unwrap_or_default();
-                nodes.into_iter().map(|(label, _, pid)| (label, pid)).collect()
-            })
-            .await?;
-        Ok((convert::object_path("pipeline", id), id.to_string(), pids, vec![completed.into()]))
+        let how = (flag(&options, "tap", &["strict", "tap"])?, flag(&options, "strict", &["strict", "tap"])?);
+        Ok(self.start_pipeline((&header, caller), workspace, (spec, &variables), how, stdio).await?)
     }
 
     /// Ends every node of a pipeline (SIGTERM, then SIGKILL after `grace_ms` milliseconds; 0: at
@@ -510,31 +385,7 @@ impl Manager {
     ) -> Result<zbus::OwnedFd, WorkspacesError> {
         let wake = options.is_empty() || flag(&options, "wake", &["wake"])?;
         self.doors.authority.check(&header, ACTION_CONNECT).await.map_err(Error::from)?;
-        let name = workspace.to_owned();
-        let id = self.doors.actor.ask(move |state, _| {
-            let found = state.find_workspace(&name)?;
-            if !found.spec.publish.contains(&port) {
-                return Err(Error::InvalidArgument(format!(
-                    "workspace {name:?} does not publish port {port}; name it in `publish` of its spec, or by `shipote \
-                     workspace publish`"
-                )));
-            }
-            if found.sleep.asleep && !wake {
-                return Err(Error::Asleep(name));
-            }
-            Ok(found.id)
-        });
-        let id = id.await??;
-        // One that sleeps is woken first; while it is, whoever asked is held.
-        self.doors.actor.call(Call::Wake { workspace: id.to_string() }).await?;
-        let Some(door) = self.doors.actor.ask(move |_, flows| flows.door(id)).await? else {
-            return Err(Error::WrongState(format!("workspace {workspace:?} does not stand yet, or ends")).into());
-        };
-        let unreached = |error: SandboxError| match error {
-            SandboxError::Ended => Error::WrongState(format!("workspace {workspace:?}: {error}")),
-            _ => Error::Connect { name: workspace.to_owned(), port, reason: error.to_string() },
-        };
-        Ok(door.connect(port).await.map_err(unreached)?.into())
+        Ok(self.connect_to(workspace, port, wake).await?)
     }
 
     /// Runs a program that a workspace lists under `serve` of its spec, for a request that came to somebody else (CGI): as
@@ -551,28 +402,7 @@ impl Manager {
         stdio: Vec<zbus::OwnedFd>,
     ) -> Result<(OwnedObjectPath, String, Vec<zbus::OwnedFd>), WorkspacesError> {
         let caller = self.doors.authority.check(&header, ACTION_CONNECT).await.map_err(Error::from)?;
-        let RunOptions { env, cwd, soma, timeout_ms, .. } = options.clone();
-        if options != (RunOptions { env, cwd, soma, timeout_ms, ..RunOptions::default() }) || timeout_ms.is_none() {
-            let text = "serve: needs the option timeout_ms, and takes env, cwd and soma besides";
-            return Err(Error::InvalidArgument(text.to_owned()).into());
-        }
-        let command = new_command(argv, &options)?;
-        let Some(stdio) = three(stdio)? else {
-            let text = "serve: hand over three descriptors (input, output, error)";
-            return Err(Error::InvalidArgument(text.to_owned()).into());
-        };
-        let program = command.command.exec.clone();
-        let id = self.doors.actor.ask(move |state, _| {
-            let found = state.find_workspace(&workspace)?;
-            if !found.spec.serve.iter().any(|listed| listed.as_os_str() == program.as_str()) {
-                return Err(Error::InvalidArgument(format!(
-                    "workspace {workspace:?} does not serve {program:?}; name it in `serve` of its spec"
-                )));
-            }
-            Ok(found.id)
-        });
-        let target = Target::Existing(id.await??.to_string());
-        Ok(self.start(caller, (target, false), command, Some(stdio)).await?)
+        Ok(self.serve_program(caller, workspace, argv, options, stdio).await?)
     }
 
     /// Every mechanism of isolation with what this host allows: name, `enforced`, `degraded` or
@@ -583,39 +413,7 @@ impl Manager {
     }
 }
 
-impl Manager {
-    /// Starts a command that its caller may run there.
-    async fn start(
-        &self,
-        caller: Caller,
-        (target, strict): (Target, bool),
-        command: NewCommand,
-        stdio: Option<[OwnedFd; 3]>,
-    ) -> Result<(OwnedObjectPath, String, Vec<zbus::OwnedFd>), Error> {
-        let (completed, completion) = pipe()?;
-        let object = command.command.exec.clone();
-        let handed = Handed { stdio, completion: Some(completion) };
-        let call = Call::Run { target, strict, uid: caller.uid, command: Box::new(command), handed };
-        let done = audited(&self.doors, Event::CommandRun, &object, caller, call).await?;
-        let Outcome::Started(id) = done.outcome else { return Err(unexpected()) };
-        let descriptors = [Some(completed), done.terminal].into_iter().flatten().map(Into::into).collect();
-        Ok((convert::object_path("command", id), id.to_string(), descriptors))
-    }
-
-    /// A command that lives.
-    async fn living(&self, command: &str) -> Result<Ulid, Error> {
-        let name = command.to_owned();
-        let found = self.doors.actor.ask(move |state, _| state.find_command(&name).map(|c| (c.what.id, c.phase)));
-        match found.await?? {
-            (_, CommandPhase::Ended) => Err(Error::WrongState(format!(
-                "attach to command {command}: it has ended; `shipote logs` has its output"
-            ))),
-            (id, _) => Ok(id),
-        }
-    }
-}
-
-fn not_explained() -> Error {
+pub(super) fn not_explained() -> Error {
     Error::WrongState(
         "explain: the workspace does not explain refusals; set `explain = true` in its spec, or run the command in \
          one of its own with `shipote run --explain`"

@@ -6,8 +6,10 @@ mod egress;
 mod figures;
 mod manager;
 mod objects;
+mod output;
 mod parse;
 mod publisher;
+mod running;
 mod saved;
 
 pub(crate) use doors::Doors;

@@ -20,11 +20,10 @@
 //! exactly once for each command and pipeline; an ephemeral workspace does not outlive its
 //! last command; the records of all steps make the same state again.
 
+mod changes;
 mod commands;
-mod egress;
 mod persist;
 mod pipelines;
-mod publish;
 mod restart;
 mod share;
 mod sleep;
@@ -39,9 +38,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use ulid::Ulid;
 
 use crate::error::Error;
-pub(crate) use egress::EgressChange;
+pub(crate) use changes::{EgressChange, PublishChange};
 pub(crate) use persist::{Key, Record};
-pub(crate) use publish::PublishChange;
 pub(crate) use share::manages;
 pub(crate) use sleep::Sleep;
 pub(crate) use types::*;

@@ -10,9 +10,8 @@ use shipote_bus::spec::{
 use shipote_confinement::Mechanism;
 use ulid::Ulid;
 
-use super::egress::EgressChange;
+use super::changes::{EgressChange, PublishChange};
 use super::persist;
-use super::publish::PublishChange;
 use super::restart::Restarts;
 use super::sleep::Sleep;
 use crate::error::Error;
