@@ -283,9 +283,9 @@ impl<E: Effects> Actor<E> {
     }
 
     fn step(&mut self, input: Input) {
-        let ended = match &input {
-            Input::Exited { command, .. } => Some(*command),
-            _ => None,
+        let mut ended = match &input {
+            Input::Exited { command, .. } => vec![*command],
+            _ => Vec::new(),
         };
         let effects = self.state.handle(input, now());
         // before anything comes of it: what was begun must be known to whoever has to go on with it
@@ -293,9 +293,15 @@ impl<E: Effects> Actor<E> {
             self.effects.rewrite(&self.state.all_records());
         }
         for effect in effects {
+            // those that waited for a launch that will not be, too
+            if let Effect::Complete { id, .. } = &effect
+                && !ended.contains(id)
+            {
+                ended.push(*id);
+            }
             self.perform(effect);
         }
-        if let Some(command) = ended {
+        for command in ended {
             self.effects.exit_recorded(command, self.state.commands.get(&command));
         }
     }

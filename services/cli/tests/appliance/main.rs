@@ -23,6 +23,7 @@ mod permissions;
 mod pipelines;
 mod plugins;
 mod refusals;
+mod restarts;
 mod saved;
 mod sessions;
 mod sleep;

@@ -32,7 +32,13 @@ impl Live {
         let id = command.what.id;
         let again = command.what.restart.is_some();
         let owner = numbers::owner(command, again);
-        let mut own = self.nodes.remove(&id).unwrap_or_default();
+        let joined = self.nodes.remove(&id);
+        if joined.is_some() {
+            // anew, with its whole pipeline: the ends of the launch before lead nowhere
+            self.kept_stdio.remove(&id);
+            self.kept_further.remove(&id);
+        }
+        let mut own = joined.unwrap_or_default();
         let handed = match self.kept_stdio.get(&id) {
             Some(kept) => clone_all(kept)?,
             None => match self.handed.get_mut(&id).and_then(|h| h.stdio.take()) {

@@ -350,12 +350,19 @@ impl Effects for Live {
         let Some((keeper, _)) = self.kept(command.workspace) else { return };
         let again = command.what.restart.is_some();
         let ended = command.phase == CommandPhase::Ended;
+        // The next launch of one that waits with its whole pipeline is joined by new pipes; the others wait for the end
+        // of these.
+        let rests = command.phase == CommandPhase::Waiting && command.restarts.due.is_none();
+        if rests {
+            self.kept_stdio.remove(&id);
+            self.kept_further.remove(&id);
+        }
         let number = numbers::launch(id, command.relaunches);
         let owner = numbers::owner(command, again);
         let drained = self.logs.drained(id);
         tokio::spawn(async move {
             // what the caller waits for must come to its end, though a child of the command may write on
-            if ended && owner != number {
+            if (ended || rests) && owner != number {
                 let _ = keeper.acknowledge(owner).await;
             }
             if let Some(mut open) = drained {
