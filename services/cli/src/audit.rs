@@ -12,7 +12,10 @@ use crate::output;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  shipote audit --since 10m\n  shipote audit --action 'workspace.*' --user 1000 --json"
+    after_help = "Examples:\n  shipote audit --since 10m\n  shipote audit --action 'workspace.*' --user 1000 --json\n\n\
+    It looks in this host's journal, and in the record files of an embedded appliance, which its services\n\
+    write where the host has no journal: STATE/SERVICE/audit.jsonl. In the journal root and the group\n\
+    systemd-journal see every record, others their own."
 )]
 pub(crate) struct AuditArgs {
     /// Only what this user (uid) asked for
@@ -30,7 +33,7 @@ pub(crate) struct AuditArgs {
     /// Only the newest N
     #[arg(short = 'n', long, value_name = "N")]
     limit: Option<usize>,
-    /// State folder of the embedded appliance
+    /// State folder of the embedded appliance; without it that of the one that runs, else where it would be
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Print one JSON object a record
@@ -68,10 +71,12 @@ fn read(args: &AuditArgs) -> anyhow::Result<ExitCode> {
     let mut entries = Vec::new();
     let units = Service::ALL.iter().map(|s| format!("{}.service", s.binary())).collect();
     let from_units = Query { units, ..query.clone() };
-    for source in sources(args.state.as_deref()) {
+    let state = args.state.clone().unwrap_or_else(embedded_state);
+    let sources = sources(&state);
+    for source in &sources {
         // anybody may send the journal a record that looks like ours: it knows itself which unit one came from
         let query = if matches!(source, Destination::Journal) { &from_units } else { &query };
-        for entry in shipote_audit::read(&source, query).context("read audit records")? {
+        for entry in shipote_audit::read(source, query).context("read audit records")? {
             entries.push(entry.context("read audit records")?);
         }
     }
@@ -79,19 +84,20 @@ fn read(args: &AuditArgs) -> anyhow::Result<ExitCode> {
     if let Some(limit) = args.limit {
         entries.drain(..entries.len().saturating_sub(limit));
     }
-    if args.json {
+    if entries.is_empty() {
+        eprintln!("no audit record fits; looked {}", looked(&sources, &state));
+    } else if args.json {
         entries.iter().try_for_each(output::json)?;
     } else {
         let head = &["TIME", "UID", "ACTION", "OBJECT", "RESULT", "DOOR"];
-        output::print_table(head, entries.iter().map(row).collect(), "no audit record fits");
+        output::print_table(head, entries.iter().map(row).collect(), "");
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Where records are: the journal where the host has one, and the files of the services of
 /// an embedded appliance, which write there where there is none.
-fn sources(state: Option<&Path>) -> Vec<Destination> {
-    let state = state.map_or_else(embedded_state, Path::to_path_buf);
+fn sources(state: &Path) -> Vec<Destination> {
     let mut all: Vec<Destination> = Service::ALL
         .iter()
         .map(|s| state.join(s.name()).join("audit.jsonl"))
@@ -102,6 +108,24 @@ fn sources(state: Option<&Path>) -> Vec<Destination> {
         all.push(Destination::Journal);
     }
     all
+}
+
+/// Where was looked, and how to have it looked elsewhere.
+fn looked(sources: &[Destination], state: &Path) -> String {
+    let mut places: Vec<String> = sources
+        .iter()
+        .map(|source| match source {
+            Destination::Journal => "in this host's journal (shipote-*.service)".to_owned(),
+            Destination::File(file) => format!("in {}", file.display()),
+        })
+        .collect();
+    if !sources.iter().any(|source| matches!(source, Destination::File(_))) {
+        places.push(format!(
+            "for {}/*/audit.jsonl, of which there is none; --state names another appliance's folder",
+            state.display()
+        ));
+    }
+    places.join(", ")
 }
 
 /// The running appliance says where its state is; else where it would be.
@@ -127,6 +151,16 @@ fn row(entry: &Entry) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_answer_says_where_was_looked() {
+        let state = Path::new("/s");
+        let file = Destination::File("/s/proxy/audit.jsonl".into());
+        let both = looked(&[file, Destination::Journal], state);
+        assert_eq!(both, "in /s/proxy/audit.jsonl, in this host's journal (shipote-*.service)");
+        let none = looked(&[], state);
+        assert!(none.starts_with("for /s/*/audit.jsonl, of which there is none; --state"), "{none}");
+    }
 
     #[test]
     fn spans_of_time() {

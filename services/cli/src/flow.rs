@@ -131,17 +131,20 @@ async fn whole(socket: &Path) -> anyhow::Result<()> {
 
 pub(crate) const HEAD: &[&str] = &["EDGE", "STATE", "TYPE", "MIME", "LENS", "CONFIDENCE", "BYTES", "PER SECOND"];
 
-pub(crate) fn row(flow: &FlowInfo) -> Vec<String> {
-    let output = if matches!(flow.from_output.as_str(), "" | "stdout") {
-        String::new()
-    } else {
-        format!(".{}", flow.from_output)
+/// Where a flow comes from and where it goes: `list.errors -> sort`. What is everybody's output or input has no name.
+pub(crate) fn edge(flow: &FlowInfo) -> String {
+    let end = |node: &str, name: &str, usual: &str| match name {
+        "" => node.to_owned(),
+        name if name == usual => node.to_owned(),
+        name => format!("{node}.{name}"),
     };
+    format!("{} -> {}", end(&flow.from, &flow.from_output, "stdout"), end(&flow.to, &flow.to_input, "stdin"))
+}
+
+pub(crate) fn row(flow: &FlowInfo) -> Vec<String> {
     let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
-    let input =
-        if matches!(flow.to_input.as_str(), "" | "stdin") { String::new() } else { format!(".{}", flow.to_input) };
     vec![
-        format!("{}{output} -> {}{input}", flow.from, flow.to),
+        edge(flow),
         flow.state.clone(),
         or_dash(&flow.ty),
         or_dash(&flow.mime),

@@ -11,6 +11,7 @@ use shipote_bus::workspaces::{FlowInfo, WorkspaceStats};
 use super::beside::{self, Beside};
 use super::model::{Model, POINTS, Trail};
 use crate::figures::{bytes, percent};
+use crate::flow::edge;
 use crate::output;
 
 /// Width of the words before a sparkline.
@@ -131,7 +132,7 @@ fn workspace(stats: &WorkspaceStats, mark: &str) -> String {
 
 fn flow(info: &FlowInfo) -> String {
     let end = info.pipeline.len().saturating_sub(6);
-    let name = format!("{} {} -> {}", info.pipeline.get(end..).unwrap_or_default(), info.from, info.to);
+    let name = format!("{} {}", info.pipeline.get(end..).unwrap_or_default(), edge(info));
     format!(
         "{} {:<9}{:>11} {:>11}/s {:>4} ",
         fit(&name, 39),
@@ -192,6 +193,16 @@ mod tests {
         assert!(lines[4].starts_with("FLOW"), "{text}");
         assert!(lines[5].contains("list -> sort") && lines[5].contains("100.0 KiB/s"), "{text}");
         assert!(lines[5].trim_end().ends_with("\u{2584}\u{2588}"), "{text}");
+    }
+
+    #[test]
+    fn flows_of_one_node_are_told_apart_by_its_outputs() {
+        let mut model = Model::default();
+        let further =
+            FlowInfo { from_output: "errors".to_owned(), to_input: "left".to_owned(), ..flow_info(1, 0.0, "ended") };
+        model.take(vec![], vec![flow_info(0, 0.0, "ended"), further]);
+        let text = text(&model, 110).unwrap();
+        assert!(text.contains("list -> sort ") && text.contains("list.errors -> sort.left "), "{text}");
     }
 
     #[test]

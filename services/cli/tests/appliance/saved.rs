@@ -39,6 +39,11 @@ fn a_pipeline_is_saved_run_with_variables_and_dropped() {
     }
     let audit = shipote.ok(&["audit", "--state", shipote.path("state").to_str().unwrap(), "--json"]);
     assert!(audit.contains("pipeline.save") && audit.contains("pipeline.drop"), "{audit}");
+    // where nothing is found it is said where that was
+    let state = shipote.path("state");
+    let none = shipote.run(&["audit", "--state", state.to_str().unwrap(), "--object", "no-such-thing"]);
+    let file = state.join("workspaces/audit.jsonl").display().to_string();
+    assert!(text(&none.stderr).contains(&file) && none.stdout.is_empty(), "{}", text(&none.stderr));
 }
 
 #[test]
