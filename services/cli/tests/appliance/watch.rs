@@ -26,6 +26,20 @@ fn events_tell_what_comes_changes_and_goes() {
     assert_eq!(added["service"], "workspaces");
     assert_eq!(added["detail"]["Name"], "seen", "{added}");
 
+    // all that has become of an object is told at once
+    let run = ["run", "-w", "seen", "--", "sh", "-c", "exit 3"];
+    assert_eq!(appliance.shipote(&run).status().unwrap().code(), Some(3));
+    let changed = loop {
+        let event = next();
+        if event["event"] == "changed" && event["object"].as_str().unwrap().contains("/command/") {
+            break event;
+        }
+    };
+    let told = &changed["detail"];
+    let how = (&told["State"], &told["ExitStatus"], &told["Reason"]);
+    assert_eq!(how, (&"ended".into(), &3.into(), &"exited".into()), "{changed}");
+    assert!(told["Pid"].is_i64(), "{changed}");
+
     assert!(appliance.shipote(&["workspace", "stop", "seen"]).status().unwrap().success());
     let removed = loop {
         let event = next();

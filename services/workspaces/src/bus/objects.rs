@@ -21,6 +21,11 @@ fn read<T, R>(shared: &Shared<T>, get: impl FnOnce(&T) -> R) -> R {
     get(&shared.read().unwrap_or_else(PoisonError::into_inner))
 }
 
+/// As the property `ExitStatus` has it.
+pub(super) fn exit_status(known: Option<i32>) -> i32 {
+    known.unwrap_or(-1)
+}
+
 /// What a workspace's object shows.
 pub(super) struct WorkspaceView {
     pub(super) id: String,
@@ -171,7 +176,7 @@ impl CommandObject {
     /// Exit code, or 128 + signal; -1 while it lives.
     #[zbus(property)]
     fn exit_status(&self) -> i32 {
-        read(&self.info, |i| i.exit_status.unwrap_or(-1))
+        read(&self.info, |i| exit_status(i.exit_status))
     }
 
     /// `exited`, `signalled`, `timeout`, `stopped`, `out-of-memory` (the kernel ended it for want of memory),
@@ -241,7 +246,7 @@ impl PipelineObject {
     /// Exit status of the first node that failed, 0 where none did; -1 while it lives.
     #[zbus(property)]
     fn exit_status(&self) -> i32 {
-        read(&self.info, |i| i.exit_status.unwrap_or(-1))
+        read(&self.info, |i| exit_status(i.exit_status))
     }
 
     /// Label, command id and process id of each node.

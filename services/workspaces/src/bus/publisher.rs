@@ -1,6 +1,7 @@
 //! Keeps the objects on the bus in step with the state: the actor says what changed, this
 //! task adds, changes and removes objects, in the same order.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -10,13 +11,14 @@ use shipote_bus::workspaces::{CommandInfo, FlowInfo, PipelineInfo};
 use shipote_service::mechanism_info;
 use tokio::sync::mpsc;
 use ulid::Ulid;
-use zbus::ObjectServer;
-use zbus::object_server::SignalEmitter;
+use zbus::fdo::Properties;
+use zbus::object_server::{Interface, SignalEmitter};
+use zbus::{ObjectPath, ObjectServer, Variant};
 
 use super::convert;
 use super::doors::Doors;
 use super::egress::{Egress, goes_out};
-use super::objects::{CommandObject, FlowObject, PipelineObject, Shared, WorkspaceObject, WorkspaceView};
+use super::objects::{CommandObject, FlowObject, PipelineObject, Shared, WorkspaceObject, WorkspaceView, exit_status};
 use crate::actor::Change;
 use crate::state::{Command, CommandPhase, Pipeline, Workspace};
 
@@ -94,6 +96,16 @@ impl Publisher {
         }
     }
 
+    /// Says what has become of an object, in one signal: whoever hears of one property has the others with it.
+    async fn changed<I: Interface>(
+        &self,
+        path: &ObjectPath<'_>,
+        properties: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<()> {
+        let emitter = SignalEmitter::new(&self.connection, path)?;
+        Properties::properties_changed(&emitter, I::name(), properties, Cow::Borrowed(&[])).await
+    }
+
     /// Tells whoever serves the doors to look again.
     async fn egress_changed(&self, id: Ulid) -> zbus::Result<()> {
         let emitter = SignalEmitter::new(&self.connection, Service::Workspaces.path())?;
@@ -132,9 +144,9 @@ impl Publisher {
             if slept != workspace.sleep.asleep {
                 self.record_sleep(workspace);
             }
+            let properties = HashMap::from([("State", view.state.clone().into())]);
             write(shared, view);
-            let object = self.server().interface::<_, WorkspaceObject>(&path).await?;
-            object.get().await.state_changed(object.signal_emitter()).await
+            self.changed::<WorkspaceObject>(&path, properties).await
         } else {
             let shared = Arc::new(RwLock::new(view));
             self.workspaces.insert(workspace.id, Arc::clone(&shared));
@@ -148,13 +160,14 @@ impl Publisher {
         let path = convert::object_path("command", id);
         let info = convert::command(command, None);
         if let Some(shared) = self.commands.get(&id) {
+            let properties = HashMap::from([
+                ("Pid", info.pid.into()),
+                ("State", info.state.clone().into()),
+                ("ExitStatus", exit_status(info.exit_status).into()),
+                ("Reason", info.reason.clone().into()),
+            ]);
             write(shared, info);
-            let object = self.server().interface::<_, CommandObject>(&path).await?;
-            let (object, emitter) = (object.get().await, object.signal_emitter());
-            // the state last: whoever waits for it then reads the rest
-            object.exit_status_changed(emitter).await?;
-            object.reason_changed(emitter).await?;
-            object.state_changed(emitter).await
+            self.changed::<CommandObject>(&path, properties).await
         } else if command.phase == CommandPhase::Ended {
             // it never ran: nobody has been told of an object
             Ok(())
@@ -171,11 +184,12 @@ impl Publisher {
         let path = convert::object_path("pipeline", id);
         let info = convert::pipeline(pipeline, nodes);
         if let Some(shared) = self.pipelines.get(&id) {
+            let properties = HashMap::from([
+                ("State", info.state.clone().into()),
+                ("ExitStatus", exit_status(info.exit_status).into()),
+            ]);
             write(shared, info);
-            let object = self.server().interface::<_, PipelineObject>(&path).await?;
-            let (object, emitter) = (object.get().await, object.signal_emitter());
-            object.exit_status_changed(emitter).await?;
-            object.state_changed(emitter).await
+            self.changed::<PipelineObject>(&path, properties).await
         } else if pipeline.exit_status.is_some() {
             Ok(())
         } else {
@@ -189,11 +203,9 @@ impl Publisher {
     async fn flow(&mut self, pipeline: Ulid, edge: usize, info: FlowInfo) -> zbus::Result<()> {
         let path = convert::flow_path(pipeline, edge);
         if let Some(shared) = self.flows.get(&(pipeline, edge)) {
+            let properties = HashMap::from([("Ty", info.ty.clone().into()), ("State", info.state.clone().into())]);
             write(shared, info);
-            let object = self.server().interface::<_, FlowObject>(&path).await?;
-            let (object, emitter) = (object.get().await, object.signal_emitter());
-            object.ty_changed(emitter).await?;
-            object.state_changed(emitter).await
+            self.changed::<FlowObject>(&path, properties).await
         } else {
             let shared = Arc::new(RwLock::new(info));
             self.flows.insert((pipeline, edge), Arc::clone(&shared));
