@@ -25,7 +25,8 @@ from = "sort"
 to = "count"
 "#;
 
-fn spec(shipote: &Appliance, text: &str) -> String {
+/// A file with the spec of a pipeline.
+pub(crate) fn spec(shipote: &Appliance, text: &str) -> String {
     let file = shipote.path("pipeline.toml");
     std::fs::write(&file, text).unwrap();
     file.display().to_string()

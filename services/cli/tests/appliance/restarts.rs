@@ -6,6 +6,7 @@ use std::process::Stdio;
 use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::process::{Signal, kill_process};
 
+use crate::pipelines::spec;
 use crate::support::{Appliance, eventually, text};
 
 /// A node that is launched again by itself, in a pipeline that is launched again as a whole.
@@ -31,12 +32,6 @@ restart = { initial_ms = 10 }
 from = "a"
 to = "b"
 "#;
-
-fn spec(shipote: &Appliance, text: &str) -> String {
-    let file = shipote.path("pipeline.toml");
-    std::fs::write(&file, text).unwrap();
-    file.display().to_string()
-}
 
 #[test]
 fn a_node_that_is_launched_again_alone_has_the_pipes_of_its_pipelines_last_launch() {
