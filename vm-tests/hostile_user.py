@@ -78,6 +78,7 @@ CALLS = [
     (MACHINES, "Manager.DeleteSnapshot", "sa{sv} victim 0", MACHINES_MANAGE),
     (MACHINES, "Manager.Capabilities", "", OPEN),
     (MACHINES, "Manager.Console", "sa{sv} victim 0", MACHINES_MANAGE),
+    (MACHINES, "Manager.SetMemory", "sta{sv} victim 0 0", MACHINES_MANAGE),
     (MACHINES, "Manager.Publish", "sasasa{sv} victim 1 80 0 0", MACHINES_MANAGE),
     (MACHINES, "Egress.Change", "sasasa{sv} victim 1 example.com 0 0", MACHINES_EGRESS),
     (MACHINES, "Egress.List", "a{sv} 0", OPEN),

@@ -5,12 +5,14 @@ mod expiry;
 mod handle;
 mod life;
 mod machine;
+mod memory;
 mod publish;
 mod sleep;
 mod snapshot;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use shipote_confinement::Mechanism;
@@ -124,6 +126,8 @@ enum Message {
     ChangeEgress(String, Vec<String>, Vec<String>, Reply<Vec<String>>),
     /// It publishes more, and less.
     ChangePublished(String, Vec<String>, Vec<String>, Reply<Vec<String>>),
+    /// Its guest is to make do with so many bytes of its memory; 0: it may have all.
+    SetMemory(String, u64, Reply<u64>),
     /// Those that go out.
     Ways(oneshot::Sender<Vec<GoesOut>>),
     /// Of the machine's `n`th life.
@@ -145,6 +149,8 @@ pub struct Inspected {
     pub shown: Shown,
     /// The monitor's process and the vsock device's; none where it doesn't run.
     pub pids: Vec<i32>,
+    /// Memory that its guest has, bytes; 0 where it doesn't run.
+    pub guest_memory: u64,
     /// What limits them, where anything does.
     pub group: Option<Group>,
     /// How they are confined.
@@ -211,6 +217,7 @@ impl<L: Launcher> Actor<L> {
             Message::Inspect(name, reply) => drop(reply.send(self.get(&name).map(|machine| Inspected {
                 shown: machine.show(&name),
                 pids: machine.pids.clone(),
+                guest_memory: machine.memory.as_ref().map_or(0, |bytes| bytes.load(Ordering::Relaxed)),
                 group: machine.group.clone(),
                 confinement: machine.confinement.clone(),
                 up: machine.guest.as_ref().map(|_| machine.ready.elapsed()),
@@ -235,6 +242,7 @@ impl<L: Launcher> Actor<L> {
             Message::ChangePublished(name, add, remove, reply) => {
                 drop(reply.send(self.change_published(&name, add, &remove)));
             }
+            Message::SetMemory(name, bytes, reply) => drop(reply.send(self.set_memory(&name, bytes))),
             Message::Ways(reply) => drop(reply.send(self.ways())),
             Message::Told(name, life, report) => self.told(&name, life, report),
             Message::Expired(name, timer) => {

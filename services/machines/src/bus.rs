@@ -119,9 +119,9 @@ async fn audited<T>(
 
 #[zbus::interface(name = "org.shipote.Machines1.Manager")]
 impl Manager {
-    /// Defines a machine. `spec` is TOML (`memory_mib`, `cpus`, `board`, `disk_mib`, `egress`, `egress_ask`, `ssh_agent`,
-    /// `publish`, `volumes`, `restart`, `expires_unix`, `labels`, `run`, `idle`, `health`), empty for the defaults. Option
-    /// `from` (string): the snapshot that it begins as; `spec` then says what is otherwise.
+    /// Defines a machine. `spec` is TOML (`memory_mib`, `memory_target_mib`, `cpus`, `board`, `disk_mib`, `egress`, `egress_ask`,
+    /// `ssh_agent`, `publish`, `volumes`, `restart`, `expires_unix`, `labels`, `run`, `idle`, `health`), empty for the
+    /// defaults. Option `from` (string): the snapshot that it begins as; `spec` then says what is otherwise.
     async fn create(
         &self,
         #[zbus(header)] header: Header<'_>,
@@ -207,6 +207,8 @@ impl Manager {
             state: inspected.shown.word().to_owned(),
             pids: inspected.pids,
             memory_bytes: stats.memory_bytes,
+            guest_memory_bytes: inspected.guest_memory,
+            guest_memory_target_bytes: u64::from(inspected.shown.spec.memory_now_mib()) << 20,
             cpu_usec: stats.cpu_usec,
             confinement: confinement.map(|m| (m.name, m.state.to_string(), m.reason)).collect(),
         })
@@ -356,6 +358,21 @@ impl Manager {
         let caller = self.authorise(&header, &options).await?;
         let event = if add.is_empty() { Event::MachineUnpublish } else { Event::MachinePublish };
         self.audited(event, name, caller, self.actor.change_published(name, add, remove)).await
+    }
+
+    /// Asks the guest of a machine to make do with `bytes` of its memory (whole MiB; 0: it may have all), in this life and
+    /// the next ones: the rest goes back to the host. A guest does that in its own time; `Inspect` says what it has.
+    /// Returns what it is to have. No options yet.
+    #[zbus(out_args("target"))]
+    async fn set_memory(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        name: &str,
+        bytes: u64,
+        options: Options,
+    ) -> Result<u64, MachinesError> {
+        let caller = self.authorise(&header, &options).await?;
+        self.audited(Event::MachineChange, name, caller, self.actor.set_memory(name, bytes)).await
     }
 
     /// What a connection to a running machine's workload ports (5000 and 5001) begins with: the `token` of `Auth`. No
@@ -520,6 +537,7 @@ fn info(shown: Shown) -> MachineInfo {
         name: shown.name,
         reason: shown.reason,
         memory_mib: shown.spec.memory_mib,
+        memory_target_mib: shown.spec.memory_now_mib(),
         cpus: shown.spec.cpus.into(),
         disk_mib: shown.spec.disk_mib,
         publish: shown.spec.publish,

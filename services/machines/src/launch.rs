@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -57,6 +58,8 @@ pub enum Order {
     Resume,
     /// Stop them for a moment, or have them go on unless they are stopped otherwise.
     Hold(bool),
+    /// Have its guest make do with so many MiB of its memory.
+    Memory(u32),
     /// Let it go on by itself: the service ends and will be back.
     Leave,
 }
@@ -66,6 +69,8 @@ pub enum Order {
 pub enum Report {
     /// Its processes, how they are confined, and what limits them.
     Started(Box<Hello>, Option<Group>),
+    /// Where it is always to be seen how many bytes of its memory its guest has.
+    Memory(Arc<AtomicU64>),
     /// It goes out this way.
     GoesOut(Arc<Way>),
     /// The agent answers.
@@ -385,7 +390,10 @@ impl<R: Fn(Report)> Life<'_, R> {
         };
         let mut is_ready = hello.ready;
         let mut paused = hello.paused;
-        let holds = hello.holds;
+        let (holds, balloons) = (hello.holds, hello.balloons);
+        let all = u64::from(self.place.spec.memory_mib) << 20;
+        let memory = Arc::new(AtomicU64::new(hello.memory.unwrap_or(all).min(all)));
+        (self.report)(Report::Memory(Arc::clone(&memory)));
         hello.confinement.push(match &self.place.group {
             Some(group) => group.mechanism(),
             None => Mechanism::missing("cgroup", "this host gives the service none"),
@@ -410,6 +418,10 @@ impl<R: Fn(Report)> Life<'_, R> {
         if paused {
             (self.report)(Report::Paused(true));
         }
+        // One that was taken over may never have been told of the last change.
+        if balloons && (self.adopted || self.place.spec.memory_target_mib.is_some()) {
+            order(&mut self.link, &wire::Order::Memory { mib: self.place.spec.memory_now_mib() }).await;
+        }
         let _offers = self.offers();
         // Its own handle, so that the loop below may say something meanwhile.
         let knocked = self.knocked;
@@ -433,6 +445,7 @@ impl<R: Fn(Report)> Life<'_, R> {
                         (self.report)(Report::Paused(paused));
                     }
                     Some(Event::Held { held }) => (self.report)(Report::Held(held)),
+                    Some(Event::Memory { bytes }) => memory.store(bytes.unwrap_or(all).min(all), Ordering::Relaxed),
                     Some(Event::Paused { .. } | Event::Hello(_)) => {}
                     Some(Event::Ended { clean, reason }) => break Some((clean, reason)),
                     None => break Some((false, "its keeper was killed".to_owned())),
@@ -465,6 +478,10 @@ impl<R: Fn(Report)> Life<'_, R> {
                     Some(Order::Resume) => order(&mut self.link, &wire::Order::Pause { paused: false }).await,
                     Some(Order::Hold(held)) if holds => order(&mut self.link, &wire::Order::Hold { held }).await,
                     Some(Order::Hold(_)) => (self.report)(Report::Held(false)),
+                    Some(Order::Memory(mib)) if balloons => {
+                        order(&mut self.link, &wire::Order::Memory { mib }).await;
+                    }
+                    Some(Order::Memory(_)) => {}
                     Some(Order::Kill) => order(&mut self.link, &wire::Order::Kill).await,
                     // The keeper sees the connection end, and its lease begins.
                     Some(Order::Leave) | None => break None,

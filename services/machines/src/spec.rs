@@ -2,6 +2,7 @@
 //!
 //! ```toml
 //! memory_mib = 256
+//! memory_target_mib = 128  # what it is asked to make do with for now; all of it by default
 //! cpus = 1
 //! cpu_percent = 50     # of one processor of the host, for all of its processes together; 100 for each of `cpus` by default
 //! board = "q35"        # or "microvm", the default, which starts sooner and has no PCI
@@ -44,6 +45,8 @@ use crate::volumes::{VOLUMES_MAX, Volume};
 /// Longest name: it is the guest's host name (RFC 1123) and part of socket paths.
 pub const NAME_MAX: usize = 48;
 
+/// Least memory of a machine, MiB.
+const MEMORY_MIN_MIB: u32 = 96;
 /// Most labels, and most bytes of a label's name and of its value.
 const LABELS_MAX: usize = 64;
 const LABEL_MAX: usize = 256;
@@ -54,6 +57,10 @@ const LABEL_MAX: usize = 256;
 pub struct Spec {
     /// Memory in MiB, 96 to 65,536: below 80 the guest's first root does not fit.
     pub memory_mib: u32,
+    /// What of it the guest is asked to make do with for now, MiB: [`Self::memory_floor_mib`] at least. All of it where
+    /// this is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_target_mib: Option<u32>,
     /// Processors, 1 to 64.
     pub cpus: u8,
     /// Processor time of the host that all of its processes may take, in percent of one processor: 1 to 6,400, or 100
@@ -130,6 +137,7 @@ impl Default for Spec {
     fn default() -> Self {
         Self {
             memory_mib: 256,
+            memory_target_mib: None,
             cpus: 1,
             cpu_percent: None,
             board: Board::default(),
@@ -168,8 +176,15 @@ impl Spec {
     pub fn checked(self, name: &str) -> Result<Self, Error> {
         let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
         let spec = self;
-        if !(96..=65_536).contains(&spec.memory_mib) {
+        if !(MEMORY_MIN_MIB..=65_536).contains(&spec.memory_mib) {
             return Err(invalid(format!("memory_mib = {}: give 96 to 65536", spec.memory_mib)));
+        }
+        let may_have = spec.memory_floor_mib()..=spec.memory_mib;
+        if let Some(target) = spec.memory_target_mib.filter(|target| !may_have.contains(target)) {
+            let (least, most) = may_have.into_inner();
+            return Err(invalid(format!(
+                "memory_target_mib = {target}: give {least} (its guest needs so much) to {most} (memory_mib), or leave it out"
+            )));
         }
         if !(1..=64).contains(&spec.cpus) {
             return Err(invalid(format!("cpus = {}: give 1 to 64", spec.cpus)));
@@ -221,6 +236,19 @@ impl Spec {
             return Err(invalid(format!("ssh_agent = {:?}: give an absolute path", socket.display().to_string())));
         }
         Ok(spec)
+    }
+
+    /// The least that its guest can be asked to make do with, MiB: what the smallest machine has, and what the guest's
+    /// kernel keeps to manage the rest (64 bytes for each page of 4 KiB, and tables that grow with it).
+    #[must_use]
+    pub fn memory_floor_mib(&self) -> u32 {
+        (MEMORY_MIN_MIB + self.memory_mib / 32).min(self.memory_mib)
+    }
+
+    /// What its guest is to make do with now, MiB.
+    #[must_use]
+    pub fn memory_now_mib(&self) -> u32 {
+        self.memory_target_mib.unwrap_or(self.memory_mib)
     }
 
     /// Whether it has a way out at all.
@@ -281,6 +309,8 @@ mod tests {
         );
         for bad in [
             "memory_mib = 95",
+            "memory_target_mib = 103",
+            "memory_target_mib = 257",
             "cpus = 0",
             "cpus = 65",
             "cpu_percent = 0",
@@ -307,5 +337,13 @@ mod tests {
         ] {
             assert!(matches!(Spec::parse("a", bad), Err(Error::InvalidSpec { .. })), "{bad}");
         }
+    }
+    #[test]
+    fn a_guest_keeps_what_it_needs_whatever_its_size() {
+        for (memory_mib, floor) in [(96, 96), (98, 98), (256, 104), (65_536, 2144)] {
+            assert_eq!(Spec { memory_mib, ..Spec::default() }.memory_floor_mib(), floor);
+        }
+        let spec = Spec::parse("a", "memory_target_mib = 104").unwrap();
+        assert_eq!((spec.memory_now_mib(), Spec::default().memory_now_mib()), (104, 256));
     }
 }

@@ -114,12 +114,13 @@ impl Drop for Unfinished {
     }
 }
 
-/// A spec with some keys given otherwise. When a machine ends and what it is called are its own, not the next one's.
+/// A spec with some keys given otherwise. When a machine ends, what it is called and what
+/// memory it makes do with for now are its own, not the next one's.
 fn changed(name: &str, spec: &Spec, text: &str) -> Result<Spec, Error> {
     let invalid = |problem: String| Error::InvalidSpec { name: name.to_owned(), problem };
     let mut table = toml::Table::try_from(spec).map_err(|error| invalid(error.to_string()))?;
     let changes: toml::Table = toml::from_str(text).map_err(|error| invalid(format!("the spec: {error}")))?;
-    for own in ["expires_unix", "labels"] {
+    for own in ["expires_unix", "labels", "memory_target_mib"] {
         table.remove(own);
     }
     table.extend(changes);

@@ -4,6 +4,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ struct Pretended {
     deaf: bool,
     /// They don't say by themselves that they stand still.
     slow: bool,
+    /// What their guests were to make do with, MiB.
+    memory: Arc<Mutex<Vec<u32>>>,
 }
 
 impl Launcher for Pretended {
@@ -42,11 +45,13 @@ impl Launcher for Pretended {
         console.push(b"booting\n");
         let tell: Tell = report.into();
         self.lives.lock().unwrap().push(Arc::clone(&tell));
-        let (deaf, slow) = (self.deaf, self.slow);
+        let (deaf, slow, memory) = (self.deaf, self.slow, Arc::clone(&self.memory));
         let (orders, mut received) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(order) = received.recv().await {
-                if let Order::Pause | Order::Resume = order {
+                if let Order::Memory(mib) = order {
+                    memory.lock().unwrap().push(mib);
+                } else if let Order::Pause | Order::Resume = order {
                     if !slow || order == Order::Resume {
                         tell(Report::Paused(order == Order::Pause));
                     }
@@ -67,6 +72,16 @@ impl Launcher for Pretended {
     ) -> Option<mpsc::UnboundedSender<Order>> {
         None
     }
+}
+
+/// What a machine with these processes tells first, whose keeper knows how to change its memory, or not.
+fn started(pids: Vec<i32>, balloons: bool) -> Report {
+    let (version, secret, confinement) = (VERSION, String::new(), Vec::new());
+    let (ready, paused, holds, memory) = (false, false, false, None);
+    Report::Started(
+        Box::new(Hello { version, secret, ready, paused, holds, balloons, memory, pids, confinement }),
+        None,
+    )
 }
 
 struct Trial {
@@ -103,9 +118,7 @@ impl Trial {
         let spec = Spec { idle: Some(Rule { after_s: 1, then }), ..Spec::default() };
         self.handle.create("a", spec).await.unwrap();
         self.handle.start_machine("a").await.unwrap();
-        let (version, secret, confinement) = (VERSION, String::new(), Vec::new());
-        let hello = Hello { version, secret, ready: false, paused: false, holds: false, pids, confinement };
-        self.tell(0, Report::Started(Box::new(hello), None));
+        self.tell(0, started(pids, false));
         self.tell(0, Report::Ready(guest()));
     }
 
@@ -536,4 +549,48 @@ async fn what_a_machine_publishes_changes_while_it_lives() {
     }
     let stored = Store::new(trial.dir.path()).load().unwrap();
     assert_eq!(stored[0].1.publish, list(&["81", "8081:81", "82"]));
+}
+
+#[tokio::test]
+async fn what_memory_a_guest_makes_do_with_changes_while_it_lives_within_bounds() {
+    let mut trial = trial();
+    let set = |handle: &Handle, mib: u64| {
+        let handle = handle.clone();
+        async move { handle.set_memory("a", mib << 20).await }
+    };
+    assert!(matches!(set(&trial.handle, 128).await, Err(Error::NoSuchMachine(_))));
+    trial.handle.create("a", Spec::default()).await.unwrap();
+    // Less than the guest needs, more than it has, no whole MiB: told what could be given, and nothing changes.
+    for bytes in [103 << 20, 257 << 20, (128 << 20) + 1, 1, u64::MAX, u64::MAX << 20] {
+        let refused = trial.handle.set_memory("a", bytes).await.unwrap_err().to_string();
+        assert!(refused.contains("give 104 MiB") && refused.contains("to 256 MiB"), "{refused}");
+    }
+    let stored = |trial: &Trial| Store::new(trial.dir.path()).load().unwrap().remove(0).1.memory_target_mib;
+    assert_eq!(stored(&trial), None);
+
+    // For its next life,
+    assert_eq!(set(&trial.handle, 104).await.unwrap(), 104 << 20);
+    assert_eq!(stored(&trial), Some(104));
+    trial.handle.start_machine("a").await.unwrap();
+    trial.tell(0, started(vec![], true));
+    let has = Arc::new(AtomicU64::new(200 << 20));
+    trial.tell(0, Report::Memory(Arc::clone(&has)));
+    trial.tell(0, Report::Ready(guest()));
+    trial.until("running").await;
+    // and while it runs.
+    set(&trial.handle, 200).await.unwrap();
+    assert_eq!((set(&trial.handle, 0).await.unwrap(), stored(&trial)), (256 << 20, None));
+    assert_eq!(set(&trial.handle, 256).await.unwrap(), 256 << 20);
+    assert_eq!(*trial.machines.memory.lock().unwrap(), [200, 256, 256]);
+    let inspected = trial.handle.inspect("a").await.unwrap();
+    assert_eq!((inspected.guest_memory, inspected.shown.spec.memory_now_mib()), (200 << 20, 256));
+
+    // One that has ended has none.
+    trial.tell(0, Report::Exited { clean: false, reason: String::new() });
+    assert_eq!(trial.handle.inspect("a").await.unwrap().guest_memory, 0);
+    // A keeper that an earlier release started cannot.
+    trial.handle.start_machine("a").await.unwrap();
+    trial.tell(1, started(vec![], false));
+    assert!(matches!(set(&trial.handle, 128).await, Err(Error::WrongState { .. })));
+    assert_eq!(stored(&trial), None);
 }

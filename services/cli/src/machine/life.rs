@@ -260,13 +260,35 @@ pub(super) async fn pause(name: &str, paused: bool, json: bool) -> anyhow::Resul
     bail!("machine {name}: the bus closed the connection")
 }
 
+/// Bytes of a size, or 0 for `all`.
+pub(super) fn memory(text: &str) -> Result<u64, String> {
+    match crate::run::limits::bytes(text) {
+        _ if text == "all" => Ok(0),
+        Ok(0) => Err("no machine lives without memory".to_owned()),
+        other => other.map_err(|problem| format!("{problem}, or `all`")),
+    }
+}
+
+pub(super) async fn set_memory(name: &str, bytes: u64, json: bool) -> anyhow::Result<()> {
+    let target = machines().await?.set_memory(name, bytes, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    if json {
+        return output::json(&json!({"name": name, "memory_target_bytes": target}));
+    }
+    println!("{name} is to make do with {} MiB", target >> 20);
+    Ok(())
+}
+
 pub(super) async fn stats(name: &str, json: bool) -> anyhow::Result<()> {
     let details = machines().await?.inspect(name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
     if json {
         return output::json(&details);
     }
     println!("{} is {}", details.name, details.state);
-    println!("memory     {} MiB", details.memory_bytes / (1024 * 1024));
+    println!("memory     {} MiB", details.memory_bytes >> 20);
+    let (has, target) = (details.guest_memory_bytes >> 20, details.guest_memory_target_bytes >> 20);
+    if has > 0 {
+        println!("guest      {has} MiB{}", if has == target { String::new() } else { format!(", to be {target} MiB") });
+    }
     println!("processor  {}.{:03} s", details.cpu_usec / 1_000_000, details.cpu_usec / 1000 % 1000);
     for (mechanism, state, reason) in &details.confinement {
         println!("{mechanism:<18} {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
@@ -281,7 +303,9 @@ pub(super) async fn list(json: bool) -> anyhow::Result<()> {
     }
     let row = |machine: shipote_bus::machines::MachineInfo| {
         let disk = if machine.disk_mib > 0 { format!(", {} MiB disk", machine.disk_mib) } else { String::new() };
-        let size = format!("{} MiB, {} cpu{disk}", machine.memory_mib, machine.cpus);
+        let less = machine.memory_target_mib < machine.memory_mib;
+        let target = if less { format!("{} of ", machine.memory_target_mib) } else { String::new() };
+        let size = format!("{target}{} MiB, {} cpu{disk}", machine.memory_mib, machine.cpus);
         let state = match machine.health.as_str() {
             "" => machine.state,
             health => format!("{} ({health})", machine.state),

@@ -101,6 +101,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have a machine's guest make do with less of its memory, or give it more of that again
+    #[command(after_help = "Examples:\n  shipote machine memory web 128M\n  shipote machine memory web all\n\n\
+        What the guest gives up is this host's again, as soon as the guest has freed it; `shipote machine stats NAME` says\n\
+        what it has. It holds for the machine's next starts, too.")]
+    Memory {
+        /// Name
+        name: String,
+        /// Size with a unit, in whole MiB: 128M, 2G (of 1024); or `all` of what the machine was made with
+        #[arg(value_name = "SIZE", value_parser = life::memory)]
+        size: u64,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Publish more ports of a machine, or fewer
     #[command(
         after_help = "Examples:\n  shipote machine publish web 8080\n  shipote machine publish web --remove 8080\n\n\
@@ -171,6 +185,7 @@ pub(crate) async fn run(args: MachineArgs) -> anyhow::Result<ExitCode> {
             let spec = life::spec(file.as_deref(), &size, &run)?;
             life::create(&name, from.as_deref(), &spec, json).await?;
         }
+        Command::Memory { name, size, json } => life::set_memory(&name, size, json).await?,
         Command::Publish(args) => crate::publish::in_machine(&args).await?,
         Command::Snapshot(args) => snapshot::run(args).await?,
         Command::Start { name, json } => life::start(&name, json).await?,

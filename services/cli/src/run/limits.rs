@@ -57,7 +57,7 @@ impl LimitArgs {
 }
 
 /// Bytes, with one of the units K, M, G and T (of 1024) or without.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let bad = || format!("{text:?} is no size; write a number and K, M, G or T");
     let plain = text.trim_end_matches(['B', 'b']).trim_end_matches('i');
     let (number, shift) = match plain.char_indices().next_back() {

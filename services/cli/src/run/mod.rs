@@ -1,7 +1,7 @@
 //! `shipote run`: one command in a workspace. Standard input, output and error are handed
 //! over as descriptors, so not a byte goes through us or over the bus.
 
-mod limits;
+pub(crate) mod limits;
 pub(crate) mod terminal;
 
 use std::collections::BTreeMap;

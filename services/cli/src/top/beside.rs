@@ -142,6 +142,7 @@ pub(super) mod tests {
             state: state.to_owned(),
             reason: String::new(),
             memory_mib: 128,
+            memory_target_mib: 128,
             cpus: 1,
             disk_mib: 0,
             publish: vec![],

@@ -117,6 +117,30 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
     assert_eq!(shipote.ok(&["machine", "publish", "m", "--remove", "8080"]), "m publishes nothing\n");
     eventually("it is reached no more", || get(listen).is_some_and(|(status, _)| status == 503));
 
+    // Less of its memory, and all of it.
+    for (size, status, what) in [
+        ("much", 2, "or `all`"),
+        ("0", 2, "without memory"),
+        ("100M", 1, "give 101 MiB"),
+        ("161M", 1, "to 160 MiB"),
+        ("120000000", 1, "whole MiB"),
+    ] {
+        let (found, said) = code(&shipote, &["machine", "memory", "m", size]);
+        assert!(found == Some(status) && said.contains(what), "{size}: {said}");
+    }
+    assert_eq!(shipote.ok(&["machine", "memory", "m", "128M"]), "m is to make do with 128 MiB\n");
+    eventually("the guest does", || {
+        let stats = shipote.json(&["machine", "stats", "m", "--json"]);
+        stats["guest_memory_bytes"] == 128 << 20 && stats["guest_memory_target_bytes"] == 128 << 20
+    });
+    assert!(shipote.ok(&["machine", "stats", "m"]).contains("\nguest      128 MiB\n"));
+    assert!(shipote.ok(&["machine", "ls"]).contains("128 of 160 MiB, 1 cpu, 64 MiB disk"));
+    assert_eq!(shipote.json(&["machine", "memory", "m", "all", "--json"])["memory_target_bytes"], 160 << 20);
+    let state = at("state");
+    let audit = shipote.ok(&["audit", "--json", "--state", &state, "--action", "machine.change"]);
+    let results = |what: &str| audit.lines().filter(|line| line.contains(what)).count();
+    assert_eq!((results("\"ok\""), results("whole MiB")), (2, 3), "{audit}");
+
     // What it takes and how it is confined.
     let stats = shipote.json(&["machine", "stats", "m", "--json"]);
     assert!(stats["memory_bytes"].as_u64().unwrap() > 16 << 20 && stats["cpu_usec"].as_u64().unwrap() > 0, "{stats}");

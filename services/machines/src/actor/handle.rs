@@ -191,6 +191,16 @@ impl Handle {
         self.ask(|reply| Message::ChangePublished(name.to_owned(), add, remove, reply)).await
     }
 
+    /// Has a machine's guest make do with so many bytes of its memory, in this life and the next ones; 0: it may have all.
+    /// What it is to have now; what it has, [`Self::inspect`] tells.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchMachine`], [`Error::InvalidSpec`] for more than it has or less than it needs, [`Error::WrongState`]
+    /// where its keeper cannot.
+    pub async fn set_memory(&self, name: &str, bytes: u64) -> Result<u64, Error> {
+        self.ask(|reply| Message::SetMemory(name.to_owned(), bytes, reply)).await
+    }
+
     /// The machines that go out, by name.
     ///
     /// # Errors

@@ -95,8 +95,13 @@ impl<L: Launcher> Actor<L> {
             Report::Started(hello, group) => {
                 machine.group = group;
                 machine.pids = hello.pids;
+                machine.fixed_memory = !hello.balloons;
                 machine.confinement = hello.confinement;
                 machine.sleep.stands_still = hello.paused;
+                return;
+            }
+            Report::Memory(memory) => {
+                machine.memory = Some(memory);
                 return;
             }
             Report::GoesOut(way) => return self.goes_out(name, Some(way)),
@@ -123,6 +128,7 @@ impl<L: Launcher> Actor<L> {
                 machine.guest = None;
                 machine.orders = None;
                 machine.pids.clear();
+                (machine.memory, machine.fixed_memory) = (None, false);
                 machine.group = None;
                 machine.powered_off = clean;
                 // One that has ended stands still.

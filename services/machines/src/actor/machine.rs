@@ -1,6 +1,7 @@
 //! A machine, as the actor keeps it and as it is shown.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use shipote_confinement::Mechanism;
@@ -68,6 +69,10 @@ pub(super) struct Machine {
     pub(super) holding: Option<Reply<()>>,
     pub(super) health: Option<Health>,
     pub(super) pids: Vec<i32>,
+    /// Where it is to be seen how many bytes of its memory its guest has; `None` where it doesn't run.
+    pub(super) memory: Option<Arc<AtomicU64>>,
+    /// Its keeper is of a release that could not change that yet.
+    pub(super) fixed_memory: bool,
     pub(super) group: Option<Group>,
     /// How it goes out while it runs, if it does.
     pub(super) way: Option<Arc<Way>>,
@@ -101,6 +106,8 @@ impl Machine {
             holding: None,
             health: None,
             pids,
+            memory: None,
+            fixed_memory: false,
             group: None,
             way: None,
             confinement,

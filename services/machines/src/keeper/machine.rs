@@ -37,6 +37,8 @@ pub(super) struct Machine {
     pub(super) qmp: Option<Qmp>,
     pub(super) console: Console,
     pub(super) confinement: Vec<Mechanism>,
+    /// Memory that the guest has, bytes, as its monitor said last; all of it until it says anything.
+    pub(super) memory: Option<u64>,
     /// Why the guest ended, as its monitor said.
     shutdown: Option<String>,
     /// Until the guest has unpacked it.
@@ -110,8 +112,8 @@ impl Machine {
             found: sockets.join(qemu::VSOCK_SOCKET),
             user: own_user(launch),
         };
-        let (console, initramfs) = (Console::default(), Some(initramfs));
-        Ok(Self { qemu, device, volumes, qmp, console, confinement, shutdown: None, initramfs, dialled })
+        let (console, initramfs, memory) = (Console::default(), Some(initramfs), None);
+        Ok(Self { qemu, device, volumes, qmp, console, confinement, memory, shutdown: None, initramfs, dialled })
     }
 
     /// The guest has unpacked its initramfs: of the secret in it there is no copy any more but the monitor's.
@@ -148,6 +150,25 @@ impl Machine {
         self.qemu.signal(if paused { Signal::STOP } else { Signal::CONT });
         if paused {
             self.qemu.has_stopped();
+        }
+    }
+
+    /// Has the guest make do with so much memory: it gives the rest back in its own time, or takes it again.
+    pub(super) fn make_do_with(&mut self, mib: u32) -> std::io::Result<()> {
+        let gone = || std::io::Error::other("its monitor says nothing that could be understood any more");
+        self.qmp.as_mut().ok_or_else(gone)?.give(u64::from(mib) << 20)
+    }
+
+    /// What the monitor tells; one that talks nonsense is not listened to any more.
+    pub(super) fn monitor(&mut self) {
+        let Some(qmp) = &mut self.qmp else { return };
+        let understood = qmp.listen();
+        self.memory = qmp.memory;
+        if let Some(problem) = qmp.refused.take() {
+            eprintln!("shipote-machines: keeper: change a guest's memory: {problem}");
+        }
+        if understood.is_err() {
+            self.mute();
         }
     }
 

@@ -1,4 +1,5 @@
-//! The monitor's own control connection (QEMU's docs/interop/qmp-spec.rst), as far as it is needed: why a guest ended.
+//! The monitor's own control connection (QEMU's docs/interop/qmp-spec.rst), as far as it is needed: why a guest
+//! ended, and how much memory it has.
 //!
 //! Pausing is not done through it: it would stop the vsock device too, which (vhost-device-vsock 0.3.0) does not take its
 //! connections up again. The monitor's process is stopped instead.
@@ -20,12 +21,22 @@ const LINE_MAX: usize = 64 * 1024;
 struct Line {
     event: Option<String>,
     data: Data,
+    /// Of the command that this answers.
+    id: Option<String>,
+    error: Option<Refusal>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Data {
     reason: Option<String>,
+    actual: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Refusal {
+    desc: String,
 }
 
 /// The connection.
@@ -34,15 +45,50 @@ pub(super) struct Qmp {
     input: Vec<u8>,
     /// Why the guest ended, once it has: `guest-shutdown`, `guest-reset`, `guest-panic`, …
     pub(super) shutdown: Option<String>,
+    /// Memory that the guest has, bytes, once its balloon has said anything.
+    pub(super) memory: Option<u64>,
+    /// Why the monitor did not have the guest make do with what it was to, last.
+    pub(super) refused: Option<String>,
+    /// Memory that the guest is to have, bytes, which the monitor has not been told yet.
+    wanted: Option<u64>,
+    /// The monitor has not answered yet what it was told of that.
+    waits: bool,
 }
+
+/// What commands about the balloon are known by.
+const BALLOON: &str = "balloon";
+/// Longest refusal that is passed on.
+const REFUSAL_MAX: usize = 200;
 
 impl Qmp {
     pub(super) fn new(stream: UnixStream) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
-        let mut qmp = Self { stream, input: Vec::new(), shutdown: None };
+        let input = Vec::new();
+        let mut qmp = Self { stream, input, shutdown: None, memory: None, refused: None, wanted: None, waits: false };
         // Without this the monitor tells nothing. It fits into any socket's buffer.
         qmp.stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
         Ok(qmp)
+    }
+
+    /// Has the guest make do with so many bytes of memory, and give the rest back. One command waits for its answer at a
+    /// time, however long a monitor that stands still lets it: of what is wanted meanwhile the newest counts.
+    ///
+    /// # Errors
+    /// The monitor is gone.
+    pub(super) fn give(&mut self, bytes: u64) -> std::io::Result<()> {
+        self.wanted = Some(bytes);
+        self.tell()
+    }
+
+    fn tell(&mut self) -> std::io::Result<()> {
+        if self.waits {
+            return Ok(());
+        }
+        let Some(bytes) = self.wanted.take() else { return Ok(()) };
+        self.waits = true;
+        // Beside the first command it is the only one that is under way: it fits as well.
+        let command = format!("{{\"execute\":\"balloon\",\"arguments\":{{\"value\":{bytes}}},\"id\":\"{BALLOON}\"}}\n");
+        self.stream.write_all(command.as_bytes())
     }
 
     /// Takes in what came. An error ends the connection: it is of no further use.
@@ -67,8 +113,17 @@ impl Qmp {
         while let Some(end) = self.input.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.input.drain(..=end).collect();
             let line: Line = serde_json::from_slice(&line).map_err(std::io::Error::other)?;
-            if line.event.as_deref() == Some("SHUTDOWN") {
-                self.shutdown = line.data.reason;
+            match line.event.as_deref() {
+                Some("SHUTDOWN") => self.shutdown = line.data.reason,
+                Some("BALLOON_CHANGE") => self.memory = line.data.actual,
+                _ => {}
+            }
+            if line.id.as_deref() == Some(BALLOON) {
+                self.waits = false;
+                if let Some(Refusal { desc }) = line.error {
+                    self.refused = Some(desc.escape_debug().take(REFUSAL_MAX).collect());
+                }
+                self.tell()?;
             }
         }
         if ended {
@@ -103,6 +158,32 @@ mod tests {
         assert_eq!(qmp.shutdown.as_deref(), Some("guest-reset"));
         theirs.write_all(b"rubbish\n").unwrap();
         assert!(qmp.listen().is_err());
+    }
+
+    #[test]
+    fn of_the_memory_that_is_wanted_the_newest_counts_and_what_the_guest_has_is_known() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut qmp = Qmp::new(ours).unwrap();
+        let said = |theirs: &mut UnixStream| {
+            let mut text = vec![0; 4096];
+            let n = theirs.read(&mut text).unwrap();
+            String::from_utf8(text[..n].to_vec()).unwrap()
+        };
+        // While the monitor stands still.
+        for bytes in 0..100_000 {
+            qmp.give(bytes).unwrap();
+        }
+        assert_eq!(said(&mut theirs).matches("balloon").count(), 2, "a command and its id");
+        theirs.write_all(b"{\"return\": {}}\n{\"return\": {}, \"id\": \"balloon\"}\n").unwrap();
+        qmp.listen().unwrap();
+        assert!(said(&mut theirs).contains("\"value\":99999"));
+        assert_eq!((qmp.memory, qmp.refused.take()), (None, None));
+        theirs.write_all(b"{\"event\": \"BALLOON_CHANGE\", \"data\": {\"actual\": 7340032}}\n").unwrap();
+        theirs.write_all(b"{\"id\": \"balloon\", \"error\": {\"class\": \"x\", \"desc\": \"no\\u001b\"}}\n").unwrap();
+        qmp.listen().unwrap();
+        assert_eq!((qmp.memory, qmp.refused.as_deref()), (Some(7 << 20), Some("no\\u{1b}")));
+        qmp.give(1).unwrap();
+        assert!(said(&mut theirs).contains("\"value\":1}"));
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(super) struct Watch<'a> {
     shown: Position,
     ready: bool,
     paused: bool,
+    /// What the present service was told that the guest has of its memory.
+    told: Option<u64>,
     /// As long as the present service wants it.
     held: bool,
     /// How the machine ended, and until when somebody may ask.
@@ -68,6 +70,7 @@ impl<'a> Watch<'a> {
             shown: Position::default(),
             ready: false,
             paused: false,
+            told: None,
             held: false,
             ended: None,
             deadline: None,
@@ -102,7 +105,7 @@ impl<'a> Watch<'a> {
                 self.machine.listen();
             }
             if awake.qmp {
-                self.monitor();
+                self.machine.monitor();
             }
             if awake.connects {
                 self.machine.connect();
@@ -143,12 +146,15 @@ impl<'a> Watch<'a> {
 
     /// A service, the first or a later one: the newest is the one that counts.
     fn greet(&mut self, mut link: Link) {
+        self.told = self.machine.memory;
         link.say(&Event::Hello(Hello {
             version: VERSION,
             secret: self.launch.secret.clone(),
             ready: self.ready,
             paused: self.paused,
             holds: true,
+            balloons: true,
+            memory: self.told,
             pids: self.machine.processes().map(Process::pid).collect(),
             confinement: self.machine.confinement.clone(),
         }));
@@ -178,11 +184,15 @@ impl<'a> Watch<'a> {
     /// Sends what waits, and more of the console once all of that was taken.
     fn pass_on(&mut self) {
         let Some(link) = &mut self.link else { return };
-        if link.is_flushed()
-            && self.ended.is_none()
-            && let Some(data) = self.machine.console.after(&mut self.shown)
-        {
-            link.say(&Event::Console { data });
+        // Of what changes often only the newest, once what was said before has been taken.
+        if link.is_flushed() && self.ended.is_none() {
+            if self.told != self.machine.memory {
+                self.told = self.machine.memory;
+                link.say(&Event::Memory { bytes: self.told });
+            }
+            if let Some(data) = self.machine.console.after(&mut self.shown) {
+                link.say(&Event::Console { data });
+            }
         }
         if link.flush().is_err() {
             self.lose_service();
@@ -247,15 +257,6 @@ impl<'a> Watch<'a> {
         })
     }
 
-    /// What the monitor tells; one that talks nonsense is not listened to any more.
-    fn monitor(&mut self) {
-        if let Some(qmp) = &mut self.machine.qmp
-            && qmp.listen().is_err()
-        {
-            self.machine.mute();
-        }
-    }
-
     /// Does what the service orders; `false` when it has gone.
     fn heed(&mut self) -> bool {
         loop {
@@ -270,6 +271,11 @@ impl<'a> Watch<'a> {
                     self.paused = paused;
                     self.machine.pause(paused || self.held);
                     link.say(&Event::Paused { paused });
+                }
+                Ok(Some(Order::Memory { mib })) => {
+                    if let Err(error) = self.machine.make_do_with(mib) {
+                        eprintln!("shipote-machines: keeper of {}: give it {mib} MiB: {error}", self.launch.name);
+                    }
                 }
                 Ok(Some(Order::Hold { held })) => {
                     link.say(&Event::Held { held });

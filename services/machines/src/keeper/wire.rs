@@ -72,6 +72,11 @@ pub enum Order {
         /// Which.
         paused: bool,
     },
+    /// Have its guest make do with so much memory; [`Event::Memory`] tells what it then has.
+    Memory {
+        /// MiB
+        mib: u32,
+    },
     /// Stop its processors for as long as the service wants them to stand still and its connection lasts; they go on by
     /// themselves where it ends.
     Hold {
@@ -102,6 +107,11 @@ pub enum Event {
         /// Which.
         held: bool,
     },
+    /// Memory that the guest has now, as its balloon says.
+    Memory {
+        /// Bytes
+        bytes: Option<u64>,
+    },
     /// All processes have ended; it is the last.
     Ended {
         /// The guest powered off.
@@ -125,6 +135,12 @@ pub struct Hello {
     /// It knows [`Order::Hold`].
     #[serde(default)]
     pub holds: bool,
+    /// It knows [`Order::Memory`].
+    #[serde(default)]
+    pub balloons: bool,
+    /// Memory that the guest has, bytes, as its balloon said last; all of it where it said nothing.
+    #[serde(default)]
+    pub memory: Option<u64>,
     /// The processes of the monitor, the vsock device and what serves volumes.
     pub pids: Vec<i32>,
     /// How the processes are confined.

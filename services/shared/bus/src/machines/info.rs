@@ -16,6 +16,8 @@ pub struct MachineInfo {
     pub reason: String,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// What of it its guest is asked to make do with now, MiB.
+    pub memory_target_mib: u32,
     /// Processors.
     pub cpus: u32,
     /// Disk in MiB; 0: none.
@@ -52,6 +54,10 @@ pub struct MachineDetails {
     pub pids: Vec<i32>,
     /// Memory of the processes, bytes: as their control group counts it, else resident.
     pub memory_bytes: u64,
+    /// Memory that its guest has now, bytes, as its balloon says; 0 where it doesn't run.
+    pub guest_memory_bytes: u64,
+    /// What it is asked to make do with, bytes.
+    pub guest_memory_target_bytes: u64,
     /// Processor time of the processes, microseconds.
     pub cpu_usec: u64,
     /// How the processes are confined: mechanism, `enforced`, `degraded` or `missing`, reason.

@@ -54,6 +54,8 @@ pub trait Machines {
         options: Options<'_>,
     ) -> Result<Vec<String>, MachinesError>;
     /// See the interface.
+    fn set_memory(&self, name: &str, bytes: u64, options: Options<'_>) -> Result<u64, MachinesError>;
+    /// See the interface.
     fn workload_token(&self, name: &str, options: Options<'_>) -> Result<String, MachinesError>;
     /// See the interface.
     fn console(&self, name: &str, options: Options<'_>) -> Result<OwnedFd, MachinesError>;
