@@ -13,6 +13,7 @@ use crate::actor::Launcher;
 use crate::console::Console;
 use crate::groups::Groups;
 use crate::image::Image;
+use crate::kept::KeptWays;
 use crate::launch::{self, Order, Place, Plan, Report};
 use crate::lifeline::Lifeline;
 use crate::spec::{Spec, check_name};
@@ -40,6 +41,8 @@ pub struct Qemu {
     pub lease: Duration,
     /// What keepers watch beside the service's own connection.
     pub lifeline: Option<Arc<Lifeline>>,
+    /// Ways out that outlast this service.
+    pub ways: KeptWays,
     /// Folders beneath which those lie that machines may have as volumes.
     pub shared: Vec<PathBuf>,
     /// Control groups for machines.
@@ -66,6 +69,8 @@ impl Qemu {
             token: self.state.join(name).join(TOKEN),
             group: None,
             proxy: self.proxy.clone(),
+            way: None,
+            ways: self.ways.clone(),
         }
     }
 
@@ -131,6 +136,11 @@ impl Launcher for Qemu {
             return None;
         };
         tracing::info!("machine {name} runs: it is taken over");
+        // Told before anybody can ask: a proxy that missed it would end its connections.
+        place.way = self.ways.take(name).map(Arc::new);
+        if let Some(way) = &place.way {
+            report(Report::GoesOut(Arc::clone(way)));
+        }
         let (orders, received) = mpsc::unbounded_channel();
         tokio::spawn(launch::adopt(link, place, received, report));
         Some(orders)
@@ -167,5 +177,6 @@ impl Launcher for Qemu {
             });
         }
         self.groups.clear_except(&others);
+        self.ways.forget_the_rest();
     }
 }

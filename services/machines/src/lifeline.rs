@@ -7,6 +7,7 @@
 //!
 //! Without such a manager there is no lifeline of ours, and the service ends its machines itself.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use shipote_service::FdStore;
@@ -25,20 +26,11 @@ pub struct Lifeline {
 impl Lifeline {
     /// The one that an earlier instance had kept, or a new one; `None` where nobody keeps it.
     #[must_use]
-    pub fn hold(store: &FdStore) -> Option<Self> {
+    pub fn hold(store: &FdStore, inherited: &mut BTreeMap<String, OwnedFd>) -> Option<Self> {
         if !store.is_available() {
             return None;
         }
-        let (mut reading, mut writing) = (None, None);
-        for (name, descriptor) in store.take_inherited() {
-            match name.as_str() {
-                READING => reading = Some(descriptor),
-                WRITING => writing = Some(descriptor),
-                // Closed here; what nobody knows need not be kept either.
-                _ => store.forget(&name),
-            }
-        }
-        if let (Some(reading), Some(writing)) = (reading, writing) {
+        if let (Some(reading), Some(writing)) = (inherited.remove(READING), inherited.remove(WRITING)) {
             return Some(Self { reading, writing });
         }
         let lifeline = Self::new().inspect_err(|error| tracing::error!("make a lifeline: {error}")).ok()?;

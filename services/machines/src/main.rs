@@ -14,6 +14,7 @@ use shipote_bus::Service;
 use shipote_bus::paths::{self, ServicePaths};
 use shipote_machines::actor::{Handle, Shown};
 use shipote_machines::groups::Groups;
+use shipote_machines::kept::KeptWays;
 use shipote_machines::launcher::{LEASE, Qemu};
 use shipote_machines::lifeline::Lifeline;
 use shipote_machines::snapshots::Snapshots;
@@ -59,7 +60,11 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Machines> {
     let snapshots = Snapshots::new(&context.paths.state);
     snapshots.tidy();
     take::tidy(&context.paths.state);
-    let lifeline = Lifeline::hold(&context.store).map(Arc::new);
+    let mut inherited = context.store.take_inherited().into_iter().collect();
+    let ways = KeptWays::new(&context.store, &mut inherited);
+    let lifeline = Lifeline::hold(&context.store, &mut inherited).map(Arc::new);
+    // What nobody knows need not be kept either.
+    inherited.keys().for_each(|name| context.store.forget(name));
     let leaves = lifeline.is_some();
     let start_time = early.section.start_time();
     let launcher = Qemu {
@@ -70,6 +75,7 @@ async fn start(context: Context, early: Early) -> anyhow::Result<Machines> {
         program: "/proc/self/exe".into(),
         lease: LEASE,
         lifeline,
+        ways,
         shared: early.section.volumes,
         groups: early.groups,
         users: Users::find(),

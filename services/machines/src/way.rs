@@ -5,7 +5,7 @@
 //!
 //! Invariant: a guest that has a way out gets an answer on it, from the proxy or that it is away, and never waits for ever.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener as Listener;
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +45,18 @@ impl Way {
     /// They cannot be made in this folder.
     pub(crate) fn open(folder: &Path) -> std::io::Result<Self> {
         let listen = |port| crate::launch::listener(folder, port)?.into_std();
-        let (proxy, names) = (listen(ports::EGRESS)?, listen(ports::DNS_FILTER)?);
+        Self::of(listen(ports::EGRESS)?, listen(ports::DNS_FILTER)?)
+    }
+
+    /// The sockets of an earlier service, which lie where they lay.
+    ///
+    /// # Errors
+    /// They are no sockets.
+    pub(crate) fn inherited(proxy: OwnedFd, names: OwnedFd) -> std::io::Result<Self> {
+        Self::of(proxy.into(), names.into())
+    }
+
+    fn of(proxy: Listener, names: Listener) -> std::io::Result<Self> {
         // No two sockets that anybody has open have the same number.
         let id = rustix::fs::fstat(&proxy)?.st_ino.to_string();
         Ok(Self { id, proxy, names })
@@ -60,6 +71,11 @@ impl Way {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The sockets, as they are kept: for connections, and for queries.
+    pub(crate) fn sockets(&self) -> [BorrowedFd<'_>; 2] {
+        [self.proxy.as_fd(), self.names.as_fd()]
     }
 
     /// The sockets for whoever serves them: for connections, and for queries, which come one a connection.

@@ -1,5 +1,8 @@
 //! The way out of a machine that really boots: what its list says, through the proxy, and nothing else.
 
+use std::io::Write as _;
+use std::net::TcpListener;
+
 use serde_json::Value;
 
 use crate::egress::{page, redirect, restart};
@@ -129,6 +132,26 @@ fn a_machine_reaches_what_its_list_says_and_nothing_else() {
     let denied = client(&shipote, "machine:m").unwrap()["denied"].as_u64().unwrap();
     assert!(denied >= 2 + 3 + 12, "every refusal was counted: {denied}");
 
+    // What is open goes on while the machines service is killed and comes back.
+    let slow = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = slow.local_addr().unwrap().to_string();
+    shipote.ok(&["egress", "allow", "machine:m", &place]);
+    eventually("it may go there", || client(&shipote, "machine:m").unwrap()["allow"].to_string().contains(&place));
+    std::thread::scope(|scope| {
+        let shipote = &shipote;
+        let request = format!(r"CONNECT {place} HTTP/1.1\r\n\r\nGET / HTTP/1.0\r\n\r\n");
+        let script = format!("printf '{request}' | nc -w 300 127.0.0.1 3128");
+        let open = scope.spawn(move || text(&shipote.run(&["machine", "exec", "m", "--", "sh", "-c", &script]).stdout));
+        let (mut stream, _) = slow.accept().unwrap();
+        restart(shipote, "machines");
+        // The proxy has asked the new one for its lists.
+        eventually("it goes out again", || tunnel(shipote, "m", &address).ends_with("the page"));
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nstill there").unwrap();
+        drop(stream);
+        let said = open.join().unwrap();
+        assert!(said.ends_with("still there"), "{said}");
+    });
+
     // Either service may be killed; a machine that has ended is served no more, and keeps its list for its next life.
     for service in ["proxy", "machines"] {
         restart(&shipote, service);
@@ -140,7 +163,7 @@ fn a_machine_reaches_what_its_list_says_and_nothing_else() {
     let state = shipote.path("state").display().to_string();
     let audit = shipote.ok(&["audit", "--json", "--state", &state, "--action", "egress.change"]);
     let of_it = |line: &&str| line.contains("machine:m\"") && line.contains("\"ok\"");
-    assert_eq!(audit.lines().filter(of_it).count(), 5, "{audit}");
+    assert_eq!(audit.lines().filter(of_it).count(), 6, "{audit}");
 }
 
 #[test]

@@ -163,16 +163,13 @@ impl<R: Fn(Report)> Life<'_, R> {
     fn offers(&self) -> Vec<Task> {
         let Place { name, folder, spec, proxy, .. } = self.place;
         let mut tasks = Vec::new();
-        // One that was taken over goes out as it did, whatever its list has become.
-        if spec.goes_out() || self.adopted && Way::was_in(folder) {
-            match Way::open(folder).map(Arc::new) {
-                Ok(way) => {
-                    (self.report)(Report::GoesOut(Arc::clone(&way)));
-                    let standing_in = way::stand_in(way, name.clone(), proxy.clone(), way::AWAY);
-                    tasks.push(Task(tokio::spawn(standing_in)));
-                }
-                Err(error) => tracing::error!("machine {name}: open its way out: {error}"),
+        match self.way() {
+            Ok(Some(way)) => {
+                let standing_in = way::stand_in(way, name.clone(), proxy.clone(), way::AWAY);
+                tasks.push(Task(tokio::spawn(standing_in)));
             }
+            Ok(None) => {}
+            Err(error) => tracing::error!("machine {name}: open its way out: {error}"),
         }
         if let Some(socket) = &spec.ssh_agent {
             match listener(folder, ports::SSH_AGENT) {
@@ -183,6 +180,22 @@ impl<R: Fn(Report)> Life<'_, R> {
             }
         }
         tasks
+    }
+
+    /// How it goes out, if it does. One that was taken over goes out as it did, whatever its list has become.
+    fn way(&self) -> std::io::Result<Option<Arc<Way>>> {
+        let Place { name, folder, spec, way, ways, .. } = self.place;
+        // The actor has had this one from the beginning.
+        if let Some(way) = way {
+            return Ok(Some(Arc::clone(way)));
+        }
+        if !spec.goes_out() && !(self.adopted && Way::was_in(folder)) {
+            return Ok(None);
+        }
+        let way = Arc::new(Way::open(folder)?);
+        ways.keep(name, &way);
+        (self.report)(Report::GoesOut(Arc::clone(&way)));
+        Ok(Some(way))
     }
 
     async fn hello(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<Hello, String> {

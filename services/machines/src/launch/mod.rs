@@ -21,6 +21,7 @@ use crate::guest::Guest;
 use crate::health::Health;
 use crate::image::Image;
 use crate::keeper::wire::{self, Hello};
+use crate::kept::KeptWays;
 use crate::lifeline::Lifeline;
 use crate::published::Door;
 use crate::spec::Spec;
@@ -130,6 +131,10 @@ pub struct Place {
     pub group: Option<Group>,
     /// Whether the proxy is there, which lets it out.
     pub proxy: watch::Receiver<bool>,
+    /// How it went out before it was taken over, where that was kept.
+    pub way: Option<Arc<Way>>,
+    /// Ways out that outlast this service.
+    pub ways: KeptWays,
 }
 
 /// Starts a machine and follows it to its end, or until it is left. There is at most one [`Report::Exited`], and it is
@@ -198,6 +203,7 @@ async fn follow(
         Err(error) => Some((false, error.to_string())),
     };
     let Some((clean, mut reason)) = end else { return };
+    place.ways.forget(&place.name);
     if let Some(breach) = place.group.as_ref().filter(|_| !clean).and_then(Group::breach) {
         reason = format!("{breach} ({reason})");
     }

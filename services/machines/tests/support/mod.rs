@@ -10,6 +10,7 @@ use std::time::Duration;
 use shipote_agent_protocol::{read_message, write_message};
 use shipote_machines::actor::{Change, Handle, Shown};
 use shipote_machines::groups::Groups;
+use shipote_machines::kept::KeptWays;
 use shipote_machines::launcher::Qemu;
 use shipote_machines::lifeline::Lifeline;
 use shipote_machines::state::State;
@@ -79,6 +80,7 @@ pub(crate) fn machines_with(image: PathBuf, dir: &Path, lease: Duration, lifelin
         trial,
         host,
         proxy,
+        ways: KeptWays::default(),
     };
     Machines { handle: Handle::start(Store::new(&state), launcher, sender).unwrap(), changes, dir: None }
 }
