@@ -14,7 +14,10 @@ let
   unit = name: workspace: {
     description = "Shipote workspace ${name}";
     documentation = [ "man:shipote(1)" ];
-    wantedBy = [ "shipote-workspaces.service" ];
+    wantedBy = [
+      "shipote-workspaces.service"
+    ]
+    ++ lib.optional (!cfg.services.workspaces.atBoot) "multi-user.target";
     # Workspaces end with the service, so they follow it when it restarts.
     partOf = [ "shipote-workspaces.service" ];
     requires = [ "shipote-workspaces.service" ];

@@ -2,6 +2,9 @@
 
 import json
 
+# What has something to do at boot; the others start with the first call to their name, or connection to their socket.
+AT_BOOT = ("proxy",)
+SOCKET = "/run/shipote/workspaces/shipote.sock"
 SERVICES = {
     "plugins": "org.shipote.Plugins1",
     "workspaces": "org.shipote.Workspaces1",
@@ -22,13 +25,34 @@ def main_pid(service):
     return machine.succeed(f"systemctl show -P MainPID shipote-{service}.service").strip()
 
 
+def state(service):
+    """What `shipote status` has of it, which starts nothing."""
+    return next(s for s in json.loads(machine.succeed("shipote status --json"))["services"] if s["name"] == service)
+
+
 start_all()
 machine.wait_for_unit("multi-user.target")
+machine.wait_for_unit("shipote-workspaces.socket")
+
+with subtest("what nobody has called yet does not run, and a call starts it"):
+    for service, bus_name in SERVICES.items():
+        if service in AT_BOOT:
+            machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
+            continue
+        machine.require_unit_state(f"shipote-{service}.service", "inactive")
+        found = state(service)
+        assert (found["state"], found["pid"]) == ("stopped", None) and "first call" in found["status"], found
+        if service == "workspaces":
+            # nothing that speaks its protocol, and a connection all the same
+            machine.execute(f"curl -sS --max-time 20 --unix-socket {SOCKET} http://shipote/")
+            machine.wait_for_unit("shipote-workspaces.service", timeout=120)
+        assert "running" in health(bus_name)
+        assert state(service)["state"] == "running"
 
 for service, bus_name in SERVICES.items():
     unit = f"shipote-{service}.service"
     with subtest(f"{unit} is active"):
-        machine.wait_for_unit(unit, timeout=120)
+        machine.require_unit_state(unit)
 
     with subtest(f"{unit} says in the journal that it serves"):
         machine.succeed(f"journalctl -q -b -u {unit} --grep 'serves {bus_name}' | grep -q serves")
@@ -76,11 +100,12 @@ with subtest("nobody but a service's user may own its name"):
         refusal = machine.fail(f"busctl call {call} {bus_name} 0 2>&1")
         assert "not allowed" in refusal.lower() or "denied" in refusal.lower(), refusal
 
-with subtest("a service is started by the first call to its name"):
-    machine.succeed("systemctl stop shipote-plugins.service")
-    machine.require_unit_state("shipote-plugins.service", "inactive")
-    assert "running" in health("org.shipote.Plugins1")
-    machine.require_unit_state("shipote-plugins.service")
+with subtest("each service is started by a call to its name"):
+    for service, bus_name in SERVICES.items():
+        machine.succeed(f"systemctl stop shipote-{service}.service")
+        machine.require_unit_state(f"shipote-{service}.service", "inactive")
+        assert "running" in health(bus_name)
+        machine.require_unit_state(f"shipote-{service}.service")
 
 with subtest("a killed service is back, and nothing of the former one is left"):
     for service, bus_name in SERVICES.items():
@@ -98,6 +123,14 @@ with subtest("a killed service is back, and nothing of the former one is left"):
             # what was made ahead ends by itself
             machine.wait_until_fails(f"test -e /proc/{pid}", timeout=60)
 
+with subtest("who connects while the workspaces' service is stopped waits for it, and who may is the unit's to say"):
+    machine.succeed("systemctl stop shipote-workspaces.service")
+    assert machine.succeed(f"stat -c '%U:%G %a' {SOCKET}").strip() == "shipote-workspaces:shipote 660"
+    assert machine.succeed(f"stat -c '%U:%G %a' $(dirname {SOCKET})").strip() == "shipote-workspaces:shipote-workspaces 755"
+    machine.execute(f"curl -sS --max-time 20 --unix-socket {SOCKET} http://shipote/")
+    machine.wait_for_unit("shipote-workspaces.service", timeout=120)
+    assert machine.succeed(f"stat -c '%U:%G %a' {SOCKET}").strip() == "shipote-workspaces:shipote 660"
+
 with subtest("a reload is announced and answered"):
     for service in SERVICES:
         machine.succeed(f"systemctl reload shipote-{service}.service", timeout=60)
@@ -107,11 +140,12 @@ with subtest("a service that hangs is ended by the watchdog's limit, not before"
     for service in SERVICES:
         assert machine.get_unit_property(f"shipote-{service}.service", "WatchdogUSec") == "1min"
 
-with subtest("after a reboot all services run again"):
+with subtest("after a reboot all services are there again"):
     machine.shutdown()
     machine.start()
     machine.wait_for_unit("multi-user.target")
     for service, bus_name in SERVICES.items():
-        machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
+        if service in AT_BOOT:
+            machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
         assert "running" in health(bus_name)
     assert machine.succeed("systemctl --failed --no-legend --plain").strip() == ""

@@ -40,7 +40,6 @@ def curl(url, *arguments):
 
 start_all()
 machine.wait_for_unit("multi-user.target")
-machine.wait_for_unit("shipote-workspaces.service", timeout=120)
 machine.wait_for_unit("shipote-proxy.service", timeout=120)
 machine.succeed("getent passwd mallory || useradd --create-home mallory")
 machine.succeed(

@@ -44,7 +44,7 @@ def more_requests():
 start_all()
 machine.wait_for_unit("multi-user.target")
 for service in SERVICES:
-    machine.wait_for_unit(f"shipote-{service}.service", timeout=240)
+    machine.succeed(f"systemctl start shipote-{service}.service", timeout=240)
 machine.succeed(
     f"mkdir -p /etc/shipote/proxy/rules && cat > /etc/shipote/proxy/rules/killed.json <<'EOF'\n{json.dumps(RULES)}\nEOF",
     f"cat > /run/systemd/system/shipote-proxy.socket <<'EOF'\n{SOCKET}EOF",

@@ -50,7 +50,7 @@ def names(command, key):
 def up():
     machine.wait_for_unit("multi-user.target")
     for service in SERVICES:
-        machine.wait_for_unit(f"shipote-{service}.service", timeout=240)
+        machine.succeed(f"systemctl start shipote-{service}.service", timeout=240)
 
 
 start_all()

@@ -18,9 +18,12 @@ in
   plain = {
     config = on { };
     holds = config: {
-      "every service starts at boot" = lib.all (name: wanted config "shipote-${name}.service") (
-        import ../names.nix
-      );
+      "the proxy starts at boot, the others with the first call to their name" = lib.all (
+        name:
+        wanted config "shipote-${name}.service" == (name == "proxy") && !masked config "shipote-${name}.service"
+      ) (import ../names.nix);
+      "the workspaces' socket waits for whoever connects" =
+        lib.elem "sockets.target" config.systemd.units."shipote-workspaces.socket".wantedBy;
       "the units are the package's, with drop-ins" =
         config.systemd.units."shipote-proxy.service".overrideStrategy == "asDropinIfExists"
         && !lib.hasInfix "ExecStart" (text config "shipote-proxy.service");
@@ -43,12 +46,15 @@ in
     config = on {
       services.proxy.enable = false;
       services.plugins.enable = false;
+      services.machines.atBoot = true;
     };
     holds = config: {
       "what is off is masked" =
         masked config "shipote-proxy.service" && masked config "shipote-plugins.service";
       "the others are not" =
-        wanted config "shipote-workspaces.service" && wanted config "shipote-machines.service";
+        !(masked config "shipote-workspaces.service" || masked config "shipote-workspaces.socket");
+      "they start when they are told to" =
+        wanted config "shipote-machines.service" && !wanted config "shipote-workspaces.service";
     };
   };
 

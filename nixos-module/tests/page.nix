@@ -9,11 +9,11 @@ let
     name:
     let
       own = lib.removePrefix prefix (lib.replaceStrings [ "<name>" ] [ "NAME" ] name);
-      enable = builtins.match "services\\.[a-z]+\\.enable" own;
+      each = builtins.match "services\\.[a-z]+\\.(enable|atBoot)" own;
       landlock = builtins.match "policies\\.landlock\\.[a-z]+" own;
     in
-    if enable != null then
-      "services.{${services}}.enable"
+    if each != null then
+      "services.{${services}}.${lib.head each}"
     else if landlock != null then
       "policies.landlock.SERVICE"
     else

@@ -5,8 +5,10 @@ import json
 
 SERVICES = ("workspaces", "machines", "proxy", "plugins")
 PACKAGE = "/mnt/host/shipote.deb"
-# Those that an administrator leaves on.
-RUNNING = ("workspaces", "proxy", "plugins")
+# Those that are running when the upgrade comes.
+RUNNING = ("workspaces", "plugins")
+# Those that an installation has start at boot; the others start with the first call to their name.
+AT_BOOT = ("workspaces.socket", "proxy.service")
 COUNT = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
 PIPELINE = """label = "p"
 [[nodes]]
@@ -27,8 +29,8 @@ def commands():
 
 start_all()
 machine.wait_for_unit("multi-user.target")
-for service in SERVICES:
-    machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
+for unit in AT_BOOT:
+    machine.wait_for_unit(f"shipote-{unit}", timeout=120)
 
 with subtest("manual pages, completions and the libraries it names are there"):
     files = machine.succeed("dpkg -L shipote").splitlines()
@@ -51,10 +53,11 @@ with subtest("what machines are started with is a package of its own, and where 
     assert machine.succeed("dpkg -S /usr/lib/shipote/machine/vmlinux").startswith("shipote-machine:")
     assert "/usr/share/doc/shipote-machine/copyright" in machine.succeed("dpkg -L shipote-machine").splitlines()
 
-with subtest("the units are sound and start at boot"):
-    machine.succeed("systemd-analyze verify --man=no /usr/lib/systemd/system/shipote-*.service")
-    for service in SERVICES:
-        assert machine.succeed(f"systemctl is-enabled shipote-{service}.service").strip() == "enabled"
+with subtest("the units are sound, and those that have something to do then start at boot"):
+    machine.succeed("systemd-analyze verify --man=no /usr/lib/systemd/system/shipote-*.{service,socket,timer}")
+    for unit in [f"{service}.service" for service in SERVICES] + ["workspaces.socket"]:
+        found = machine.execute(f"systemctl is-enabled shipote-{unit}")[1].strip()
+        assert found == ("enabled" if unit in AT_BOOT else "disabled"), f"{unit}: {found}"
 
 with subtest("an upgrade leaves work that runs, state and an administrator's choice alone"):
     machine.succeed(
@@ -66,7 +69,7 @@ with subtest("an upgrade leaves work that runs, state and an administrator's cho
         " pipeline run --tap /tmp/pipeline.toml",
     )
     id = machine.succeed(f"shipote run -w kept --detach -- sh -c '{COUNT}'").strip()
-    machine.succeed("systemctl disable --now shipote-machines.service")
+    machine.succeed("systemctl disable --now shipote-proxy.service", "systemctl enable shipote-machines.service")
     before = {service: machine.succeed(f"systemctl show -P MainPID shipote-{service}.service") for service in RUNNING}
     command = commands()[id]
     machine.succeed(f"dpkg --force-unsafe-io -i {PACKAGE}")
@@ -74,7 +77,10 @@ with subtest("an upgrade leaves work that runs, state and an administrator's cho
         machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
         after = machine.succeed(f"systemctl show -P MainPID shipote-{service}.service")
         assert after != before[service], f"the new {service} was not started"
-    machine.fail("systemctl is-enabled shipote-machines.service")
+    machine.fail("systemctl is-enabled shipote-proxy.service")
+    machine.succeed("systemctl is-enabled shipote-machines.service")
+    # not enabled and not running: an upgrade starts it no more than a boot does
+    machine.require_unit_state("shipote-proxy.service", "inactive")
     machine.wait_until_succeeds("shipote run -w kept -- grep -x kept /work/file", timeout=60)
     machine.succeed("shipote plugin list | grep -w redact")
     assert commands()[id] == command, "another process"
@@ -84,7 +90,7 @@ with subtest("an upgrade leaves work that runs, state and an administrator's cho
     assert len(lines) > 10 and lines == list(range(1, len(lines) + 1)), lines
     machine.wait_until_succeeds("test -s /tmp/sum", timeout=240)
     assert machine.succeed("cat /tmp/sum") == machine.succeed("seq 20000 | sha256sum")
-    machine.succeed("systemctl enable shipote-machines.service")
+    machine.succeed("systemctl enable shipote-proxy.service", "systemctl disable shipote-machines.service")
 
 with subtest("after a removal nothing runs, and configuration and state are kept"):
     machine.succeed("echo '# mine' > /etc/shipote/shipote.toml")
@@ -99,7 +105,7 @@ with subtest("after a removal nothing runs, and configuration and state are kept
 
 with subtest("it can be installed again, and works"):
     machine.succeed(f"dpkg --force-unsafe-io -i {PACKAGE}")
-    machine.wait_for_unit("shipote-workspaces.service", timeout=120)
+    machine.wait_for_unit("shipote-workspaces.socket", timeout=120)
     assert machine.succeed("echo hello | shipote run -- tr a-z A-Z").strip() == "HELLO"
 
 with subtest("a purge leaves nothing"):

@@ -9,7 +9,7 @@ FSTAB = ["/dev/nvme0n1 / ext4 ro 0 0", "tmpfs /var tmpfs mode=0755,nosuid,nodev 
 def up():
     machine.wait_for_unit("multi-user.target")
     for service in SERVICES:
-        machine.wait_for_unit(f"shipote-{service}.service", timeout=240)
+        machine.succeed(f"systemctl start shipote-{service}.service", timeout=240)
 
 
 start_all()

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use shipote_bus::Service;
-use shipote_bus::paths::BUS_ADDRESS_ENV;
+use shipote_bus::paths::{BUS_ADDRESS_ENV, SOCKET_NAME};
 use shipote_confinement::Mechanism;
 use shipote_metrics::Bound;
 use shipote_sandbox::{Spawner, SpawnerConfig};
@@ -101,7 +101,8 @@ struct Early {
 async fn start(context: Context, early: Early) -> anyhow::Result<Workspaces> {
     let embedded = std::env::var_os(BUS_ADDRESS_ENV).is_some();
     // first: what follows clears away what an earlier instance left, which must not be a living one's
-    let mut socket = Taken::take(&context.paths.runtime, embedded).context("take the workspace socket")?;
+    let handed = context.store.take_listener(SOCKET_NAME);
+    let mut socket = Taken::take(&context.paths.runtime, embedded, handed).context("take the workspace socket")?;
     let saved = Saved::open(&context.paths.state).context("open the saved pipelines")?;
     let logs = LogStore::open(&context.paths.state).context("open the folder of the commands' logs")?;
     let (inputs, inputs_received) = mpsc::unbounded_channel();

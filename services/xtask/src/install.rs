@@ -20,6 +20,7 @@ const BINARIES: &[&str] =
 /// Folder in the source tree, ending of the file names, folder in the installation.
 const DATA: &[(&str, &str, &str)] = &[
     ("services/workspaces", ".service", "usr/lib/systemd/system"),
+    ("services/workspaces", ".socket", "usr/lib/systemd/system"),
     ("services/machines", ".service", "usr/lib/systemd/system"),
     ("services/proxy", ".service", "usr/lib/systemd/system"),
     ("services/proxy", ".timer", "usr/lib/systemd/system"),

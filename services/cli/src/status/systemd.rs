@@ -45,7 +45,8 @@ pub(super) async fn services(bus: &Connection) -> Result<Vec<ServiceLine>> {
         let unit = UnitProxy::builder(bus).path(path.clone()).cache_properties(CacheProperties::No).build().await?;
         let detail = ServiceUnitProxy::builder(bus).path(path).cache_properties(CacheProperties::No).build().await?;
         let mut line = ServiceLine { name: service.name().to_owned(), ..ServiceLine::default() };
-        if unit.load_state().await? == "not-found" {
+        let load = unit.load_state().await?;
+        if load == "not-found" {
             line.state = "stopped".to_owned();
             line.status = format!("{name} is not installed");
         } else {
@@ -53,12 +54,24 @@ pub(super) async fn services(bus: &Connection) -> Result<Vec<ServiceLine>> {
             line.since = moment(unit.state_change_timestamp().await?);
             line.pid = Some(detail.main_pid().await?).filter(|pid| *pid != 0);
             line.restarts = detail.restarts().await?;
-            line.status = detail.status_text().await?;
+            line.status = match line.state.as_str() {
+                "stopped" => stopped(&name, &load),
+                _ => detail.status_text().await?,
+            };
         }
         lines.push(line);
     }
     lines.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(lines)
+}
+
+/// What starts a service that is stopped, by its unit's `LoadState`.
+fn stopped(unit: &str, load: &str) -> String {
+    match load {
+        "loaded" => "the first call to its name starts it".to_owned(),
+        "masked" => format!("{unit} is masked: nothing starts it"),
+        other => format!("{unit} is {other}: see systemctl status {unit}"),
+    }
 }
 
 /// `ActiveState` in the words that the embedded supervisor uses.
@@ -69,5 +82,17 @@ fn state(active: &str) -> &'static str {
         "deactivating" => "stopping",
         "failed" => "failed",
         _ => "stopped",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_is_stopped_says_what_starts_it() {
+        assert_eq!(stopped("a.service", "loaded"), "the first call to its name starts it");
+        assert_eq!(stopped("a.service", "masked"), "a.service is masked: nothing starts it");
+        assert_eq!(stopped("a.service", "bad-setting"), "a.service is bad-setting: see systemctl status a.service");
     }
 }

@@ -68,6 +68,15 @@ impl FdStore {
         std::mem::take(&mut self.inner().inherited)
     }
 
+    /// What a socket unit of the service listens on under this name, if there is one: handed to each instance, never stored.
+    #[must_use]
+    pub fn take_listener(&self, name: &str) -> Option<OwnedFd> {
+        let mut inner = self.inner();
+        let place = inner.inherited.iter().position(|(known, _)| known == name)?;
+        inner.names.remove(name);
+        Some(inner.inherited.swap_remove(place).1)
+    }
+
     /// Has the manager keep a duplicate under `name` (at most 255 printable characters, no colon), for the next
     /// instance. False: it has no store, or the store is full.
     #[must_use]

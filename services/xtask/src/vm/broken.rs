@@ -108,10 +108,10 @@ mod tests {
 
     #[test]
     fn rows_are_chosen_by_their_own_name_or_by_the_scenarios() {
-        assert_eq!(chosen(&["wakes-twice-a-second".to_owned()]).unwrap().len(), 1);
+        assert_eq!(chosen(&["wakes-every-second".to_owned()]).unwrap().len(), 1);
         let of_boot = chosen(&["boot".to_owned()]).unwrap();
         assert!(of_boot.len() > 1 && of_boot.iter().all(|row| row.path.ends_with("vm-tests/boot.py")), "{of_boot:?}");
-        assert!(chosen(&["nothing".to_owned()]).unwrap_err().to_string().contains("wakes-twice-a-second"));
+        assert!(chosen(&["nothing".to_owned()]).unwrap_err().to_string().contains("wakes-every-second"));
     }
 
     #[test]
