@@ -147,5 +147,7 @@ with subtest("after a reboot all services are there again"):
     for service, bus_name in SERVICES.items():
         if service in AT_BOOT:
             machine.wait_for_unit(f"shipote-{service}.service", timeout=120)
+        else:
+            machine.require_unit_state(f"shipote-{service}.service", "inactive")
         assert "running" in health(bus_name)
     assert machine.succeed("systemctl --failed --no-legend --plain").strip() == ""

@@ -55,7 +55,7 @@ with subtest("what machines are started with is a package of its own, and where 
 
 with subtest("the units are sound, and those that have something to do then start at boot"):
     machine.succeed("systemd-analyze verify --man=no /usr/lib/systemd/system/shipote-*.{service,socket,timer}")
-    for unit in [f"{service}.service" for service in SERVICES] + ["workspaces.socket"]:
+    for unit in [f"{service}.service" for service in SERVICES] + ["workspaces.socket", "acme.timer"]:
         found = machine.execute(f"systemctl is-enabled shipote-{unit}")[1].strip()
         assert found == ("enabled" if unit in AT_BOOT else "disabled"), f"{unit}: {found}"
 
