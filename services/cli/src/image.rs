@@ -127,7 +127,7 @@ pub(crate) async fn pull(
             }
             Some(AgentResponse::Progress { message, percent, .. }) => {
                 bar.set_position(percent.unwrap_or(0).into());
-                bar.set_message(message);
+                bar.set_message(output::readable(&message));
             }
             Some(AgentResponse::Ok { data: Some(data) }) => {
                 bar.finish_and_clear();

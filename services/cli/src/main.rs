@@ -150,11 +150,11 @@ fn main() -> ExitCode {
 
 /// An error with its causes; a cause that the text before already tells is not told again.
 fn one_line(error: &anyhow::Error) -> String {
-    error
+    let text = error
         .chain()
         .map(ToString::to_string)
-        .reduce(|text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
-        .unwrap_or_default()
+        .reduce(|text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") });
+    output::readable(&text.unwrap_or_default())
 }
 
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {

@@ -81,6 +81,11 @@ pub(crate) fn refusal(error: &WorkspacesError) -> anyhow::Error {
     }
 }
 
+/// Text that may come from a guest or from further away, without what a terminal would act on.
+pub(crate) fn readable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+}
+
 /// Seconds as a person reads them: `12s`, `3m05s`, `2h10m`, `4d3h`.
 pub(crate) fn duration(seconds: u64) -> String {
     match seconds {
@@ -106,6 +111,11 @@ pub(crate) fn bytes(count: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_terminal_acts_on_what_others_say() {
+        assert_eq!(readable("a\u{1b}[2J\r\u{9b}b\tç\n"), "a [2J  b ç\n");
+    }
 
     #[test]
     fn figures_for_people() {

@@ -16,6 +16,7 @@ mod overlay;
 mod pieces;
 mod pull;
 mod reference;
+mod refusal;
 mod registry;
 mod retry;
 mod run;

@@ -132,7 +132,7 @@ impl Registry {
                     asked = true;
                     self.authorization = Some(self.answer(&response)?);
                 }
-                _ => return Err(Failure::of_status(&response)),
+                _ => return Err(Failure::of_status(response)),
             }
         }
     }
@@ -186,7 +186,7 @@ impl Registry {
         }
         let response = request.call().map_err(Failure::of)?;
         if response.status() != StatusCode::OK {
-            return Err(Failure::of_status(&response));
+            return Err(Failure::of_status(response));
         }
         let mut bytes = Vec::new();
         let mut body = response.into_body().into_reader().take(TOKEN_MAX);

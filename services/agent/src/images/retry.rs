@@ -6,6 +6,8 @@ use std::time::Duration;
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
 
+use super::refusal;
+
 /// First pause; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest pause of our own choice.
@@ -59,16 +61,16 @@ impl Failure {
     }
 
     /// Of an answer that is a refusal.
-    pub(super) fn of_status(response: &Response<Body>) -> Self {
+    pub(super) fn of_status(response: Response<Body>) -> Self {
         let status = response.status();
         let after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let passes = status.is_server_error()
             || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY);
-        Self {
-            reason: format!("the registry answers {status}"),
-            permanent: !passes,
-            after: after.map(Duration::from_secs),
+        let mut reason = format!("the registry answers {status}");
+        if let Some(words) = refusal::words(response.into_body().into_reader()) {
+            reason += &format!(": {words}");
         }
+        Self { reason, permanent: !passes, after: after.map(Duration::from_secs) }
     }
 }
 

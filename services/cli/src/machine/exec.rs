@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::image::Source;
 use super::life::{Size, begin, end};
 use super::{machines, open, refusal};
+use crate::output;
 use crate::spec::key_value;
 
 /// How long a machine that was made for one command may take to power off.
@@ -117,7 +118,7 @@ async fn run_in_new(args: &RunArgs) -> anyhow::Result<u8> {
 /// Leaves at once: tokio would wait for the thread that reads standard input.
 fn leave(outcome: anyhow::Result<u8>) -> ExitCode {
     let status = outcome.unwrap_or_else(|error| {
-        eprintln!("shipote: {error:#}");
+        eprintln!("shipote: {}", output::readable(&format!("{error:#}")));
         STATUS_FAILED
     });
     let _ = std::io::stdout().flush();
@@ -149,7 +150,7 @@ async fn attend(stream: UnixStream, request: &AgentRequest) -> anyhow::Result<u8
     match read_message(&mut reader).await? {
         Some(AgentResponse::Started) => {}
         Some(AgentResponse::Error { message, code }) => {
-            eprintln!("shipote: {message}");
+            eprintln!("shipote: {}", output::readable(&message));
             return Ok(session::status_of_refusal(code.as_deref(), &message));
         }
         _ => bail!("exec: the machine's agent went away"),

@@ -141,7 +141,7 @@ fn serve(mut stream: TcpStream, content: &Mutex<Content>, port: u16) {
             Some("Basic dXNlcjpyaWdodA==") if path.contains("scope=repository%3A") => {
                 answer("200 OK", "", br#"{"token": "let-me-in"}"#);
             }
-            _ => answer("401 Unauthorized", "", b""),
+            _ => answer("401 Unauthorized", "", br#"{"details": "incorrect username or password"}"#),
         };
     }
     let repository = path.split('/').nth(2).unwrap_or_default();
@@ -153,7 +153,12 @@ fn serve(mut stream: TcpStream, content: &Mutex<Content>, port: u16) {
         );
         return answer("401 Unauthorized", &challenge, b"");
     }
-    let Some((bytes, manner)) = content.files.get_mut(&path) else { return answer("404 Not Found", "", b"{}") };
+    let Some((bytes, manner)) = content.files.get_mut(&path) else {
+        // As distribution has it, with something for terminals in it.
+        let unknown =
+            br#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest\u001b[2J unknown", "detail": {}}]}"#;
+        return answer("404 Not Found", "", unknown);
+    };
     let served = std::mem::replace(manner, if *manner == Manner::Corrupt { Manner::Corrupt } else { Manner::Well });
     let from = range.unwrap_or(0);
     let status = if range.is_some() { "206 Partial Content" } else { "200 OK" };
