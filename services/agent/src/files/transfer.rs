@@ -1,14 +1,16 @@
 //! Port 6006: one file a connection, its bytes as they are ([`shipote_agent_protocol::transfer`]).
 
+use std::io::Read as _;
+use std::os::unix::net::UnixStream as Plain;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use shipote_agent_protocol::transfer::{Piece, Transfer};
+use shipote_agent_protocol::transfer::{PIECE_MAX, Piece, Transfer};
 use shipote_agent_protocol::{AgentResponse, FILE_TOTAL_MAX, codes, read_body, read_length, write_message};
 use tokio::net::UnixStream;
 
 use super::path::Tree;
-use super::{FileError, blocking, read, write};
+use super::{FileError, Upload, blocking, read, write};
 use crate::agent::Agent;
 use crate::connection::greeted;
 use crate::outbox::{Gone, WRITE_MAX};
@@ -27,13 +29,14 @@ pub(crate) async fn serve(mut host: UnixStream, agent: Arc<Agent>) {
         return;
     }
     let Ok(_turn) = agent.transfers.acquire().await else { return };
-    let answer = match tokio::time::timeout(WISH_TIME, wish(&mut host)).await {
-        Ok(Ok(Transfer::Write { path, mode })) => take(&mut host, &agent.tree, path, mode).await,
-        Ok(Ok(Transfer::Read { path })) => give(&mut host, &agent.tree, path).await,
-        Ok(Err(reason)) => Ok(AgentResponse::error(codes::INVALID_REQUEST, reason)),
-        Err(_) => Ok(AgentResponse::error(codes::INVALID_REQUEST, "what is wanted was not said")),
+    let refused = |reason: &str| AgentResponse::error(codes::INVALID_REQUEST, reason);
+    let done = match tokio::time::timeout(WISH_TIME, wish(&mut host)).await {
+        Ok(Ok(Transfer::Write { path, mode })) => take(host, &agent.tree, path, mode).await,
+        Ok(Ok(Transfer::Read { path })) => give(&mut host, &agent.tree, path).await.map(|answer| (host, answer)),
+        Ok(Err(reason)) => Ok((host, refused(&reason))),
+        Err(_) => Ok((host, refused("what is wanted was not said"))),
     };
-    let Ok(answer) = answer else { return };
+    let Ok((mut host, answer)) = done else { return };
     if let Ok(Ok(())) = tokio::time::timeout(STALL, write_message(&mut host, &answer)).await {
         // The host closes first; what it still sends after a refusal is dropped, so that it can send and then read.
         let _ = tokio::time::timeout(FAREWELL, tokio::io::copy(&mut host, &mut tokio::io::sink())).await;
@@ -60,38 +63,74 @@ async fn send(host: &mut UnixStream, piece: &Piece) -> Result<(), Gone> {
 }
 
 /// Counts a piece of a file, which may have no more than the limit.
-fn count(sum: &mut u64, piece: &Piece, path: &str) -> Result<(), FileError> {
-    *sum += piece.bytes().len() as u64;
+fn count(sum: &mut u64, bytes: usize, path: &str) -> Result<(), FileError> {
+    *sum += bytes as u64;
     if *sum <= FILE_TOTAL_MAX {
         return Ok(());
     }
     Err(FileError::invalid(path, format!("longer than {FILE_TOTAL_MAX} bytes, the most that is copied; split it")))
 }
 
-/// A file from the host.
-async fn take(host: &mut UnixStream, tree: &Arc<Tree>, path: String, mode: Option<u32>) -> Result<AgentResponse, Gone> {
-    let mut upload = match write::begin(tree, path.clone(), mode, FILE_TOTAL_MAX).await {
+/// A file from the host; the connection comes back with the answer to be given on it.
+///
+/// One thread waits for the pieces and writes them: handing each of a thousand to a thread and back would cost an emulated
+/// guest a good part of what the file itself does.
+async fn take(
+    mut host: UnixStream,
+    tree: &Arc<Tree>,
+    path: String,
+    mode: Option<u32>,
+) -> Result<(UnixStream, AgentResponse), Gone> {
+    let upload = match write::begin(tree, path.clone(), mode, FILE_TOTAL_MAX).await {
         Ok(upload) => upload,
-        Err(error) => return Ok(error.into()),
+        Err(error) => return Ok((host, error.into())),
     };
-    go_ahead(host).await?;
-    let (mut piece, mut sum) = (Piece::default(), 0);
+    go_ahead(&mut host).await?;
+    let plain = host.into_std().map_err(|_| Gone)?;
+    let receiving = tokio::task::spawn_blocking(move || {
+        plain.set_nonblocking(false)?;
+        plain.set_read_timeout(Some(STALL))?;
+        let received = receive(&plain, upload, &path)?;
+        plain.set_nonblocking(true)?;
+        std::io::Result::Ok((plain, received))
+    });
+    // Cut or stalled: the file stays as it was.
+    let (plain, received) = receiving.await.map_err(|_| Gone)?.map_err(|_| Gone)?;
+    let host = UnixStream::from_std(plain).map_err(|_| Gone)?;
+    Ok((host, received.map_or_else(AgentResponse::from, |()| AgentResponse::ok())))
+}
+
+/// Writes the pieces up to the empty one, and puts the file in its place. An error of the connection is one that nobody
+/// can be told of.
+fn receive(host: &Plain, mut upload: Upload, path: &str) -> std::io::Result<Result<(), FileError>> {
+    let (mut room, mut sum) = (vec![0; PIECE_MAX], 0);
     loop {
-        // Cut or stalled: the file stays as it was.
-        tokio::time::timeout(STALL, piece.receive(host)).await.map_err(|_| Gone)?.map_err(|_| Gone)?;
-        if piece.bytes().is_empty() {
-            let placed = blocking(&path, move || upload.finish_as_is()).await;
-            return Ok(placed.map_or_else(AgentResponse::from, |()| AgentResponse::ok()));
+        let begun = Instant::now();
+        let mut length = [0; 4];
+        fill(host, &mut length, begun)?;
+        let length = u32::from_be_bytes(length) as usize;
+        let too_long = || std::io::Error::other(format!("a piece of {length} bytes; the limit is {PIECE_MAX}"));
+        let piece = room.get_mut(..length).ok_or_else(too_long)?;
+        if piece.is_empty() {
+            return Ok(upload.finish_as_is());
         }
-        if let Err(error) = count(&mut sum, &piece, &path) {
-            return Ok(error.into());
-        }
-        let written = blocking(&path, move || upload.append(piece.bytes()).map(|()| (upload, piece))).await;
-        match written {
-            Ok(left) => (upload, piece) = left,
-            Err(error) => return Ok(error.into()),
+        fill(host, piece, begun)?;
+        if let Err(error) = count(&mut sum, piece.len(), path).and_then(|()| upload.append(piece)) {
+            return Ok(Err(error));
         }
     }
+}
+
+/// Reads as many bytes as there is room for; one who lets them come singly may not take longer than one who stalls.
+fn fill(mut host: &Plain, mut room: &mut [u8], begun: Instant) -> std::io::Result<()> {
+    while !room.is_empty() {
+        let n = host.read(room)?;
+        if n == 0 || begun.elapsed() > STALL {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        room = &mut room[n..];
+    }
+    Ok(())
 }
 
 /// A file to the host.
@@ -109,7 +148,8 @@ async fn give(host: &mut UnixStream, tree: &Arc<Tree>, path: String) -> Result<A
             piece.fill(&mut file).map_err(|error| FileError::from_io("read", &named, error))?;
             Ok((piece, file))
         });
-        let read = filled.await.and_then(|(piece, file)| count(&mut sum, &piece, &path).map(|()| (piece, file)));
+        let read =
+            filled.await.and_then(|(piece, file)| count(&mut sum, piece.bytes().len(), &path).map(|()| (piece, file)));
         match read {
             Ok(read) => (piece, file) = read,
             Err(error) => {
