@@ -85,8 +85,8 @@ impl<R: Fn(Report)> Life<'_, R> {
             (self.report)(Report::Paused(true));
         }
         // One that was taken over may never have been told of the last change.
-        if balloons && (self.adopted || self.place.spec.memory_target_mib.is_some()) {
-            order(&mut self.link, &wire::Order::Memory { mib: self.place.spec.memory_now_mib() }).await;
+        if balloons && self.adopted || place.spec.memory_target_mib.is_some() {
+            make_do_with(&mut self.link, &place.name, balloons, place.spec.memory_now_mib()).await;
         }
         let _offers = self.offers();
         // Its own handle, so that the loop below may say something meanwhile.
@@ -144,10 +144,7 @@ impl<R: Fn(Report)> Life<'_, R> {
                     Some(Order::Resume) => order(&mut self.link, &wire::Order::Pause { paused: false }).await,
                     Some(Order::Hold(held)) if holds => order(&mut self.link, &wire::Order::Hold { held }).await,
                     Some(Order::Hold(_)) => (self.report)(Report::Held(false)),
-                    Some(Order::Memory(mib)) if balloons => {
-                        order(&mut self.link, &wire::Order::Memory { mib }).await;
-                    }
-                    Some(Order::Memory(_)) => {}
+                    Some(Order::Memory(mib)) => make_do_with(&mut self.link, &place.name, balloons, mib).await,
                     Some(Order::Kill) => order(&mut self.link, &wire::Order::Kill).await,
                     // The keeper sees the connection end, and its lease begins.
                     Some(Order::Leave) | None => break None,
@@ -236,6 +233,17 @@ impl Drop for Task {
 async fn order(link: &mut OwnedWriteHalf, order: &wire::Order) {
     if let Err(error) = write_message(link, order).await {
         tracing::debug!("order a keeper: {error}");
+    }
+}
+
+/// Has the keeper ask the guest to make do with so many MiB, if it can.
+async fn make_do_with(link: &mut OwnedWriteHalf, machine: &str, balloons: bool, mib: u32) {
+    if balloons {
+        order(link, &wire::Order::Memory { mib }).await;
+    } else {
+        tracing::warn!(
+            "machine {machine}: its keeper is of an earlier release; it has {mib} MiB from its next start on"
+        );
     }
 }
 
