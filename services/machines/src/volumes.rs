@@ -10,7 +10,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, openat, statat};
 use rustix::process::{getegid, geteuid};
 use serde::{Deserialize, Serialize};
 
@@ -87,14 +87,22 @@ impl Volume {
     /// # Errors
     /// It isn't there, is no folder, or a link is on the way.
     pub fn open(&self) -> Result<OwnedFd, Error> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat2(CWD, &self.host, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).map_err(|error| {
-            let source = match error {
-                rustix::io::Errno::LOOP => std::io::Error::other("a link is on the way; name the folder itself"),
-                error => error.into(),
-            };
-            Error::io("share the folder", self.host.display())(source)
-        })
+        let failed = |source| Error::io("share the folder", self.host.display())(source);
+        // By the step, not by openat2(2): systemd's RestrictSUIDSGID= answers that with ENOSYS, since no filter sees its mode.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut folder = openat(CWD, "/", flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        for name in self.host.components().filter(|part| matches!(part, Component::Normal(_))) {
+            folder = openat(&folder, name.as_os_str(), flags, Mode::empty()).map_err(|error| {
+                let found = statat(&folder, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
+                let is_link = found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_symlink());
+                failed(if is_link {
+                    std::io::Error::other("a link is on the way; name the folder itself")
+                } else {
+                    error.into()
+                })
+            })?;
+        }
+        Ok(folder)
     }
 
     /// Who is to serve it.

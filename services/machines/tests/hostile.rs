@@ -16,6 +16,7 @@ use std::time::Duration;
 use shipote_agent_protocol::ports;
 use shipote_machines::actor::Handle;
 use shipote_machines::groups::Groups;
+use shipote_machines::kept::KeptWays;
 use shipote_machines::launcher::Qemu;
 use shipote_machines::spec::Spec;
 use shipote_machines::state::State;
@@ -173,6 +174,7 @@ async fn a_guest_that_owns_a_process_of_its_machine_gets_nothing_more() {
         trial: Duration::from_secs(1),
         host: Arc::new(OnceCell::new_with(Some(host))),
         proxy: tokio::sync::watch::channel(true).1,
+        ways: KeptWays::default(),
     };
     let (sender, changes) = mpsc::unbounded_channel();
     let handle = Handle::start(Store::new(&state), launcher, sender).unwrap();

@@ -186,7 +186,8 @@ impl<R: Fn(Report)> Life<'_, R> {
         if let Some(way) = way {
             return Ok(Some(Arc::clone(way)));
         }
-        if !spec.goes_out() && !(self.adopted && Way::was_in(folder)) {
+        let went_out = self.adopted && Way::was_in(folder);
+        if !spec.goes_out() && !went_out {
             return Ok(None);
         }
         let way = Arc::new(Way::open(folder)?);
