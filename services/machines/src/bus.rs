@@ -1,5 +1,7 @@
 //! `org.shipote.Machines1.Manager`, at the root object: authorise, convert, one message to the actor.
 
+mod changes;
+mod convert;
 mod egress;
 
 use std::collections::HashMap;
@@ -10,24 +12,23 @@ use std::time::Duration;
 
 use shipote_agent_protocol::Reach;
 use shipote_audit::{Audit, Door, Event, Record};
-use shipote_bus::Service;
 use shipote_bus::machines::{MachineDetails, MachineInfo, MachinesError, SnapshotInfo};
 use shipote_bus::service::MechanismInfo;
 use shipote_machines::Error;
-use shipote_machines::actor::{Change, Handle, Shown};
-use shipote_machines::health::Health;
-use shipote_machines::idle::How;
+use shipote_machines::actor::Handle;
 use shipote_machines::launcher::Qemu;
 use shipote_machines::published::{self, Published};
-use shipote_machines::snapshots::{Snapshot, Snapshots};
+use shipote_machines::snapshots::Snapshots;
 use shipote_machines::spec::Spec;
-use shipote_machines::{stats, take};
+use shipote_machines::take;
 use shipote_service::{Authority, Caller, mechanism_info};
-use tokio::sync::mpsc;
 use zbus::OwnedVariant;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 
+use convert::{details, info, refusal, snapshot_info};
+
+pub(crate) use changes::publish;
 pub(crate) use egress::Egress;
 
 /// polkit: everything about machines.
@@ -200,18 +201,7 @@ impl Manager {
     async fn inspect(&self, name: &str, options: Options) -> Result<MachineDetails, MachinesError> {
         known(&options, None)?;
         let inspected = self.actor.inspect(name).await.map_err(refusal)?;
-        let stats = stats::of_machine(&inspected.pids, inspected.group.as_ref());
-        let confinement = inspected.confinement.into_iter();
-        Ok(MachineDetails {
-            name: name.to_owned(),
-            state: inspected.shown.word().to_owned(),
-            pids: inspected.pids,
-            memory_bytes: stats.memory_bytes,
-            guest_memory_bytes: inspected.guest_memory,
-            guest_memory_target_bytes: u64::from(inspected.shown.spec.memory_now_mib()) << 20,
-            cpu_usec: stats.cpu_usec,
-            confinement: confinement.map(|m| (m.name, m.state.to_string(), m.reason)).collect(),
-        })
+        Ok(details(name, inspected))
     }
 
     /// Removes a machine that does not run. No options yet.
@@ -431,135 +421,11 @@ impl Manager {
     ) -> zbus::Result<()>;
 }
 
-/// Passes changes on to the bus, and those that are nobody's doing to the record, for as long as the actor lives.
-pub(crate) async fn publish(
-    connection: zbus::Connection,
-    audit: Arc<Audit>,
-    mut changes: mpsc::UnboundedReceiver<Change>,
-) {
-    while let Some(change) = changes.recv().await {
-        let (shown, health) = match change {
-            Change::State(shown) => (shown, false),
-            Change::Health(shown) => (shown, true),
-            Change::Egress(id) => {
-                let told =
-                    async { Egress::changed(&SignalEmitter::new(&connection, Service::Machines.path())?, &id).await };
-                if let Err(error) = told.await {
-                    tracing::warn!("tell the bus that a machine goes out otherwise than before: {error}");
-                }
-                continue;
-            }
-            Change::Expired { name, outcome } => {
-                record(&audit, Event::MachineDelete, &name, &outcome);
-                if let Err(error) = removed(&connection, name).await {
-                    tracing::warn!("tell the bus of a machine's end: {error}");
-                }
-                continue;
-            }
-            Change::Sleep { name, how, asleep, outcome } => {
-                record_sleep(&audit, &name, (how, asleep), &outcome);
-                continue;
-            }
-        };
-        let (word, reason) = match &shown.health {
-            Some(health_is) if health => (health_is.as_str(), health_is.reason()),
-            _ => (shown.word(), shown.reason.as_str()),
-        };
-        tracing::info!("machine {} is {word}{}{reason}", shown.name, if reason.is_empty() { "" } else { ": " });
-        let (name, word, reason) = (shown.name.clone(), word.to_owned(), reason.to_owned());
-        let told = async {
-            let emitter = SignalEmitter::new(&connection, Service::Machines.path())?;
-            if health {
-                Manager::health_changed(&emitter, name, word, reason).await
-            } else {
-                Manager::state_changed(&emitter, name, word, reason).await
-            }
-        };
-        if let Err(error) = told.await {
-            tracing::warn!("tell the bus of a machine's state: {error}");
-        }
-    }
-}
-
-fn snapshot_info(snapshots: &Snapshots, name: String, snapshot: Snapshot) -> SnapshotInfo {
-    SnapshotInfo {
-        bytes: snapshots.size(&name),
-        name,
-        machine: snapshot.machine,
-        created: snapshot.created,
-        consistency: snapshot.consistency.as_str().to_owned(),
-        disk_mib: snapshot.spec.disk_mib,
-    }
-}
-
-/// A machine falls asleep and is woken by what it is asked for: nobody's mutation, but one.
-fn record_sleep(audit: &Audit, name: &str, (how, asleep): (How, bool), outcome: &Result<(), String>) {
-    let event = match (how, asleep) {
-        (How::Pause, true) => Event::MachinePause,
-        (How::Pause, false) => Event::MachineResume,
-        (How::Stop, true) => Event::MachineStop,
-        (How::Stop, false) => Event::MachineStart,
-    };
-    record(audit, event, name, outcome);
-}
-
-fn record(audit: &Audit, event: Event, name: &str, outcome: &Result<(), String>) {
-    let own = rustix::process::getuid().as_raw();
-    if let Err(error) = audit.record(&Record::new(event, name, own, Door::Itself).outcome(outcome)) {
-        tracing::error!("record {event:?} of {name}: {error}");
-    }
-}
-
-/// Tells that a machine whose time was over is no more.
-async fn removed(connection: &zbus::Connection, name: String) -> zbus::Result<()> {
-    let emitter = SignalEmitter::new(connection, Service::Machines.path())?;
-    Manager::state_changed(&emitter, name, "removed".to_owned(), "its time was over".to_owned()).await
-}
-
 /// Refuses options other than this one.
 fn known(options: &Options, only: Option<&str>) -> Result<(), MachinesError> {
     match (options.keys().find(|name| Some(name.as_str()) != only), only) {
         (None, _) => Ok(()),
         (Some(name), None) => Err(MachinesError::InvalidArgument(format!("option {name}: there is none of this name"))),
         (Some(name), Some(only)) => Err(MachinesError::InvalidArgument(format!("option {name}: there is only {only}"))),
-    }
-}
-
-fn info(shown: Shown) -> MachineInfo {
-    MachineInfo {
-        state: shown.word().to_owned(),
-        labels: shown.spec.labels.clone(),
-        expires_unix: shown.spec.expires_unix.unwrap_or(0),
-        idle_s: shown.spec.idle.as_ref().map_or(0, |rule| rule.after_s),
-        sleeps: shown.slept.times,
-        wake_usec: shown.slept.wake_usec,
-        memory_given_back: shown.slept.given_back,
-        name: shown.name,
-        reason: shown.reason,
-        memory_mib: shown.spec.memory_mib,
-        memory_target_mib: shown.spec.memory_now_mib(),
-        cpus: shown.spec.cpus.into(),
-        disk_mib: shown.spec.disk_mib,
-        publish: shown.spec.publish,
-        health: shown.health.as_ref().map_or("", Health::as_str).to_owned(),
-        health_reason: shown.health.as_ref().map_or("", Health::reason).to_owned(),
-    }
-}
-
-/// The one place where errors become the bus's.
-#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-fn refusal(error: Error) -> MachinesError {
-    let text = error.to_string();
-    match error {
-        Error::NoSuchMachine(_) => MachinesError::NoSuchMachine(text),
-        Error::NameTaken(_) | Error::SnapshotTaken(_) => MachinesError::NameTaken(text),
-        Error::NoSuchSnapshot(_) => MachinesError::NoSuchSnapshot(text),
-        Error::InvalidSpec { .. } | Error::NotShared(_) => MachinesError::InvalidSpec(text),
-        Error::WrongState { .. } => MachinesError::WrongState(text),
-        Error::LimitReached { .. } => MachinesError::LimitReached(text),
-        Error::Connect { .. } => MachinesError::ConnectFailed(text),
-        Error::Asleep(_) => MachinesError::Asleep(text),
-        Error::Wake { .. } => MachinesError::WakeFailed(text),
-        Error::NoImage(_) | Error::Io { .. } | Error::Stopping => MachinesError::Failed(text),
     }
 }
