@@ -43,16 +43,19 @@ impl Cgroup {
     /// # Errors
     /// The kernel refuses; there may be one of that name already.
     pub fn child(&self, name: &str) -> Result<Cgroup, Error> {
-        let path = self.path.join(name);
-        fs::create_dir(&path).map_err(Error::io("make", &path))?;
-        Ok(Cgroup { path, controllers: Controllers::default() })
+        let group = self.below(name);
+        fs::create_dir(&group.path).map_err(Error::io("make", &group.path))?;
+        Ok(group)
+    }
+
+    fn below(&self, name: &str) -> Cgroup {
+        Cgroup { path: self.path.join(name), controllers: Controllers::default() }
     }
 
     /// A group below it that is there.
     #[must_use]
     pub fn existing(&self, name: &str) -> Option<Cgroup> {
-        let path = self.path.join(name);
-        path.is_dir().then(|| Cgroup { path, controllers: Controllers::default() })
+        Some(self.below(name)).filter(|group| group.path.is_dir())
     }
 
     /// Names of the groups below it.
@@ -161,18 +164,17 @@ impl Cgroup {
     /// # Errors
     /// The kernel refuses for another reason.
     pub fn remove(&self) -> Result<bool, Error> {
-        for name in self.children() {
-            if let Some(child) = self.existing(&name)
-                && !child.remove()?
-            {
+        // nearly all are leaves
+        if self.discard()? {
+            return Ok(true);
+        }
+        let below = self.children();
+        for name in &below {
+            if !self.below(name).remove()? {
                 return Ok(false);
             }
         }
-        match rustix::fs::rmdir(&self.path) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(true),
-            Err(rustix::io::Errno::BUSY) => Ok(false),
-            Err(error) => Err(Error::io("remove", &self.path)(error.into())),
-        }
+        if below.is_empty() { Ok(false) } else { self.discard() }
     }
 
     /// Removes it alone, where it has neither processes nor groups below it; false: it has.

@@ -102,7 +102,8 @@ impl Tree {
     /// The kernel refuses; there may be a group of that name already.
     pub fn group(&self, share: &Cgroup, name: &str) -> Result<Cgroup, Error> {
         let group = share.child(name)?;
-        let (controllers, _) = enable(group.path());
+        // It is new: it has what the share gives, and gives nothing yet.
+        let (controllers, _) = give(group.path(), share.controllers(), Controllers::default());
         Ok(Cgroup::at(group.path().to_owned(), controllers))
     }
 
@@ -156,7 +157,12 @@ fn make(path: &Path) -> Result<(), Error> {
 /// Gives every controller that a group has to the groups below it: which they are, and why another is not.
 fn enable(group: &Path) -> (Controllers, Option<String>) {
     let read = |name: &str| Controllers::parse(&fs::read_to_string(group.join(name)).unwrap_or_default());
-    let (has, mut given, mut refused) = (read("cgroup.controllers"), read("cgroup.subtree_control"), None);
+    give(group, read("cgroup.controllers"), read("cgroup.subtree_control"))
+}
+
+/// The same for a group that has and gives these.
+fn give(group: &Path, has: Controllers, mut given: Controllers) -> (Controllers, Option<String>) {
+    let mut refused = None;
     let wanted: Vec<Controller> = has.iter().filter(|c| !given.has(*c)).collect();
     if wanted.is_empty() {
         return (given, None);

@@ -160,7 +160,10 @@ impl Cgroups {
         let (share, cgroup) = {
             // one that has just been left empty is not removed in between
             let _shares = self.0.shares.lock().unwrap_or_else(PoisonError::into_inner);
-            let share = self.share(tree, uid)?;
+            // it stands as long as a group is in it
+            let known =
+                self.lock().values().find_map(|group| group.share.as_ref().filter(|share| share.uid == uid).cloned());
+            let share = known.map_or_else(|| self.share(tree, uid), Ok)?;
             let cgroup = tree.group(&share.cgroup, &workspace.to_string())?;
             (Some(share), cgroup)
         };
@@ -363,7 +366,9 @@ impl Cgroups {
                 tracing::warn!("the workspace {workspace} has ended: {error}");
             }
             let _shares = it.0.shares.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(Err(error)) = group.share.map(|share| share.cgroup.discard()) {
+            let others =
+                |share: &Share| it.lock().values().any(|g| g.share.as_ref().is_some_and(|s| s.uid == share.uid));
+            if let Some(Err(error)) = group.share.filter(|share| !others(share)).map(|share| share.cgroup.discard()) {
                 tracing::warn!("the last workspace of a user has ended: {error}");
             }
         }))
