@@ -84,7 +84,7 @@ for service, bus_name in SERVICES.items():
             assert f'"{mechanism}" "enforced"' in report, report
 
     with subtest(f"{unit} has a low exposure, and says why what it has is not lower"):
-        limit = 26 if service == "workspaces" else 15
+        limit = 22 if service == "workspaces" else 15
         file = machine.succeed(f"systemctl show -P FragmentPath {unit}").strip()
         analyze = "systemd-analyze security --no-pager --offline=true"
         machine.succeed(f"{analyze} --threshold={limit} {file} > /tmp/security")
