@@ -80,7 +80,10 @@ impl Reaper {
     /// Kills a command with everything it started; nothing happens if it has been reaped.
     pub(crate) fn kill(&self, pid: i32) {
         if let Some(entry) = self.children().get(&pid) {
-            kill_all(pid, entry.cgroup.as_deref());
+            kill_group(pid);
+            if let Some(cgroup) = &entry.cgroup {
+                cgroup.kill();
+            }
         }
     }
 
@@ -105,7 +108,10 @@ impl Reaper {
         while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) = waitid(Id::All, look) {
             let entry = self.children().remove(&pid.as_raw());
             if let Some(Entry { cgroup, whole_group: true, .. }) = &entry {
-                kill_all(pid.as_raw(), cgroup.as_deref());
+                kill_group(pid.as_raw());
+                if let Some(cgroup) = cgroup {
+                    cgroup.end();
+                }
             }
             let exit = match waitpid(pid, None) {
                 Ok(WaitStatus::Exited(_, code)) => Exit { code, signal: None },
@@ -123,10 +129,7 @@ impl Reaper {
     }
 }
 
-fn kill_all(leader: i32, cgroup: Option<&Cgroup>) {
-    // The group may have ended already; the cgroup holds those that left it.
+/// The group may have ended already; the cgroup holds those that left it.
+fn kill_group(leader: i32) {
     let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
-    if let Some(cgroup) = cgroup {
-        cgroup.kill();
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags, open};
@@ -15,9 +15,10 @@ pub(crate) struct Cgroups {
     ended: Arc<Mutex<Vec<PathBuf>>>,
 }
 
-/// A command's cgroup; removed when dropped, or as soon after as its last member has died.
+/// A command's cgroup; removed when the command has ended or it is dropped, or as soon after as its last member has died.
 pub(crate) struct Cgroup {
     path: PathBuf,
+    removed: AtomicBool,
     ended: Arc<Mutex<Vec<PathBuf>>>,
 }
 
@@ -40,13 +41,22 @@ impl Cgroups {
         drop(ended);
         let path = root.join(format!("exec-{}", self.next.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir(&path)?;
-        let cgroup = Cgroup { path, ended: Arc::clone(&self.ended) };
+        let cgroup = Cgroup { path, removed: AtomicBool::new(false), ended: Arc::clone(&self.ended) };
         let folder = open(&cgroup.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Some((Arc::new(cgroup), folder)))
     }
 }
 
 impl Cgroup {
+    /// Removes it, which the kernel does only where nothing lives in it, and else kills every member. Nearly always the
+    /// command was the only one.
+    pub(crate) fn end(&self) {
+        match std::fs::remove_dir(&self.path) {
+            Ok(()) => self.removed.store(true, Ordering::Relaxed),
+            Err(_) => self.kill(),
+        }
+    }
+
     /// Kills every member.
     pub(crate) fn kill(&self) {
         if let Err(error) = std::fs::write(self.path.join("cgroup.kill"), "1") {
@@ -57,7 +67,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if std::fs::remove_dir(&self.path).is_err() {
+        if !*self.removed.get_mut() && std::fs::remove_dir(&self.path).is_err() {
             let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
             ended.push(std::mem::take(&mut self.path));
         }
