@@ -30,7 +30,7 @@ pub(crate) struct Args {
     /// Credentials, as `docker login` and `skopeo login` write them
     #[arg(long, value_name = "FILE")]
     auth: Option<PathBuf>,
-    /// oci://REGISTRY/REPOSITORY[:TAG|@DIGEST]
+    /// oci://REGISTRY/REPOSITORY:TAG, or with @DIGEST for :TAG
     reference: String,
 }
 
