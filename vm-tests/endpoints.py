@@ -59,13 +59,14 @@ with subtest("a program in a workspace answers a request, as a user of the works
     assert method == "GET", method
     assert user == machine.succeed("shipote run -w app -- id -u").strip(), user
     # one that the workspace does not list is not run
-    refused = RULES["rules"][1] | {"terminate": RULES["rules"][1]["terminate"] | {"command": ["/usr/bin/id"]}}
+    refused = json.loads(json.dumps(RULES["rules"][1]))
+    refused["terminate"]["command"] = ["/usr/bin/id"]
     machine.succeed(
         f"cat > /etc/shipote/proxy/rules/web.json <<'EOF'\n{json.dumps({'rules': [RULES['rules'][0], refused]})}\nEOF",
         "shipote proxy reload",
     )
-    status = machine.succeed("curl -sS --max-time 60 -o /tmp/refused -w '%{http_code}' http://127.0.0.1:8001/")
-    assert status != "200" and "uid=" not in machine.succeed("cat /tmp/refused"), status
+    answered = machine.succeed("curl -sS --max-time 60 -o /tmp/refused -w '%{http_code}' http://127.0.0.1:8001/")
+    assert answered != "200" and "uid=" not in machine.succeed("cat /tmp/refused"), answered
 
 with subtest("a flow is a record of the journal, with a field for each thing, where that is asked for"):
     machine.succeed(

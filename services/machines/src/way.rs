@@ -22,6 +22,9 @@ pub(crate) const AWAY: Duration = Duration::from_secs(10);
 const TOLD: usize = 64;
 /// How long one may take to hear it.
 const TELL_TIME: Duration = Duration::from_secs(5);
+/// What a guest asks ends with this, or is longer than is waited for.
+const HEAD_END: &[u8] = b"\r\n\r\n";
+const HEAD_MAX: usize = 16 * 1024;
 /// After a connection could not be accepted: out of descriptors, mostly.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -144,9 +147,14 @@ async fn refuse(way: &Way) -> std::io::Error {
 }
 
 async fn tell(mut guest: UnixStream) -> std::io::Result<()> {
-    // It speaks first: a connection that is shut before it does is one that broke, for whatever passes its bytes on. What
-    // it says is thrown away.
-    let _some = guest.read(&mut [0; 4096]).await?;
+    // It speaks first, and to the end: a connection that is shut before is one that broke, for whatever passes its bytes
+    // on. What it says is thrown away.
+    let mut head = Vec::new();
+    while head.len() < HEAD_MAX && !head.windows(HEAD_END.len()).any(|end| end == HEAD_END) {
+        if guest.read_buf(&mut head).await? == 0 {
+            break;
+        }
+    }
     guest.write_all(ANSWER.as_bytes()).await?;
     guest.shutdown().await?;
     tokio::io::copy(&mut guest.take(64 * 1024), &mut tokio::io::sink()).await.map(drop)
@@ -191,6 +199,12 @@ mod tests {
             let said = asked(dir.path()).await;
             assert!(said.starts_with("HTTP/1.1 503 ") && said.contains("x-reason: the proxy"), "{said}");
         }
+        let mut slow = UnixStream::connect(dialled(dir.path(), ports::EGRESS)).await.unwrap();
+        slow.write_all(b"CONNECT a.example:443 HTTP/1.1\r\n").await.unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(100), slow.read(&mut [0])).await;
+        assert!(early.is_err(), "it has not asked yet: {early:?}");
+        slow.write_all(b"\r\n").await.unwrap();
+        assert_eq!(slow.read(&mut [0]).await.unwrap(), 1);
         let mut query = UnixStream::connect(dialled(dir.path(), ports::DNS_FILTER)).await.unwrap();
         assert_eq!(query.read(&mut [0]).await.unwrap(), 0, "a query has no answer");
         proxy.send(true).unwrap();
