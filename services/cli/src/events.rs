@@ -54,11 +54,12 @@ pub(crate) async fn run(args: EventsArgs) -> anyhow::Result<ExitCode> {
         Service::ALL.into_iter().filter(|s| args.service.is_none_or(|only| *s == only)).collect();
     let mut signals = SelectAll::new();
     for service in &services {
-        // The bus lets through what the owner of the name sent: nobody else can tell a story here.
+        // The bus lets through what the owner of the name sent: nobody else can tell a story here. Whose it is the path
+        // says: a client does not know names' owners, so each of these streams gets what the bus sends for any of them.
         let rule = MatchRule::builder()
             .msg_type(Type::Signal)
             .sender(service.bus_name())
-            .path_namespace("/org/shipote")
+            .path_namespace(service.path())
             .build()?;
         let stream =
             MessageStream::for_match_rule(rule, &connection, NonZero::new(1024)).await.context("listen on the bus")?;

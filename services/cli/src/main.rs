@@ -131,6 +131,7 @@ fn parse() -> Command {
 }
 
 fn main() -> ExitCode {
+    leave_when_nobody_reads();
     let command = parse();
     // One thread for everything: the parent-death signal of the appliance's children follows the thread that
     // started them, and the command line itself only waits for answers.
@@ -146,6 +147,20 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A reader of standard output that went away (`shipote … | head -1`) has what it wanted: no panic, and no error either.
+fn leave_when_nobody_reads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        // Of `println!`, and of the library that writes completions.
+        let print = said.starts_with("failed printing to stdout") && said.contains("Broken pipe");
+        if print || said.starts_with("failed to write completion file") && said.contains("BrokenPipe") {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }
 
 /// An error with its causes; a cause that the text before already tells is not told again.

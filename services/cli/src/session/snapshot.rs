@@ -43,6 +43,7 @@ pub(super) async fn write(manager: &ManagerProxy<'_>, name: &str, spec: &str, pa
 pub(super) fn open(path: &Path) -> anyhow::Result<(String, File)> {
     let shown = path.display();
     let mut file = File::open(path).with_context(|| format!("read snapshot {shown}"))?;
+    let whole = is_whole(&mut file).with_context(|| format!("read snapshot {shown}"))?;
     let mut spec = String::new();
     let size = {
         let mut archive = tar::Archive::new(&file);
@@ -57,9 +58,22 @@ pub(super) fn open(path: &Path) -> anyhow::Result<(String, File)> {
         first.read_to_string(&mut spec).with_context(|| format!("read snapshot {shown}"))?;
         size
     };
+    ensure!(whole, "read snapshot {shown}: its end is missing; copy it again from where it was written");
     file.seek(SeekFrom::Start(BLOCK + size.next_multiple_of(BLOCK)))
         .with_context(|| format!("read snapshot {shown}"))?;
     Ok((spec, file))
+}
+
+/// Whether an archive ends as archives do, in two blocks of zeros (POSIX, pax, "ustar Interchange Format"). Between two of its
+/// entries tar takes any end for the end.
+fn is_whole(file: &mut File) -> std::io::Result<bool> {
+    let length = file.metadata()?.len();
+    let mut end = [0; 2 * BLOCK as usize];
+    let Some(start) = length.checked_sub(2 * BLOCK) else { return Ok(false) };
+    file.seek(SeekFrom::Start(start))?;
+    file.read_exact(&mut end)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(end.iter().all(|byte| *byte == 0))
 }
 
 /// Puts the files of a snapshot into a session that has just begun.

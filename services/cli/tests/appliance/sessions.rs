@@ -101,12 +101,15 @@ fn a_snapshot_goes_on_under_its_own_name_and_under_others() {
     assert_eq!(ok(&shipote, &["exec", "second", "--", "cat", "/work/a"]), "kept\n");
     let cut = shipote.path("cut.tar");
     let bytes = std::fs::read(&file).unwrap();
-    // in the middle of a file; a whole archive ends in blocks of zeros that may be missing
-    let middle = bytes.windows(4).position(|window| window == b"kept").unwrap() + 2;
-    std::fs::write(&cut, &bytes[..middle]).unwrap();
-    let output = session(&shipote, &["create", "third", "-f", cut.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
-    assert!(!shipote.ok(&["workspace", "list", "--json"]).contains("third"), "half a session is none");
+    // in the middle of a file, and between two of them
+    let content = bytes.windows(4).position(|window| window == b"kept").unwrap();
+    for at in [content + 2, content - 512, content + 512] {
+        std::fs::write(&cut, &bytes[..at]).unwrap();
+        let output = session(&shipote, &["create", "third", "-f", cut.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{at}: {}", text(&output.stdout));
+        assert!(text(&output.stderr).contains("its end is missing"), "{}", text(&output.stderr));
+        assert!(!shipote.ok(&["workspace", "list", "--json"]).contains("third"), "half a session is none");
+    }
 }
 
 #[test]

@@ -10,10 +10,13 @@ use crate::support::Appliance;
 #[test]
 fn events_tell_what_comes_changes_and_goes() {
     let appliance = Appliance::start();
-    let mut following =
-        appliance.shipote(&["events", "--json", "--service", "workspaces"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut following = appliance.shipote(&["events", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
-    let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap();
+    let mut all = Vec::new();
+    let mut next = || {
+        all.push(serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap());
+        all.last().unwrap().clone()
+    };
     assert_eq!(next()["event"], "listening");
 
     assert!(appliance.shipote(&["workspace", "create", "seen"]).status().unwrap().success());
@@ -54,6 +57,8 @@ fn events_tell_what_comes_changes_and_goes() {
     for wanted in ["stopped", "started"] {
         while next()["event"] != wanted {}
     }
+    let once = all.iter().filter(|event| event["event"] == "added" && event["object"] == added["object"]).count();
+    assert_eq!(once, 1, "each thing is told once, by whom it is: {all:?}");
     following.kill().unwrap();
     following.wait().unwrap();
 }
@@ -101,4 +106,16 @@ fn doctor_works_where_nothing_runs() {
     let findings = report["findings"].as_array().unwrap();
     assert!(findings.iter().any(|f| f["subject"] == "bus" && f["state"] == "failed"), "{report}");
     assert!(findings.iter().any(|f| f["subject"] == "kernel"), "{report}");
+}
+
+#[test]
+fn a_reader_that_goes_away_has_what_it_wanted() {
+    let appliance = Appliance::start_only("plugins");
+    for words in [&["completions", "bash"][..], &["status"], &["plugin", "ls"]] {
+        let (gone, theirs) = std::io::pipe().unwrap();
+        drop(gone);
+        let output = appliance.shipote(words).stdout(theirs).stderr(Stdio::piped()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && !said.contains("panic"), "{words:?}: {}: {said}", output.status);
+    }
 }

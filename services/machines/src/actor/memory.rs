@@ -20,7 +20,7 @@ impl<L: Launcher> Actor<L> {
             _ => {
                 let problem = format!(
                     "have it make do with {bytes} bytes of memory: give {least} MiB (its guest needs so much) to {most} MiB \
-                     (it has no more), in whole MiB, or 0 for all"
+                     (it has no more), in whole MiB, or all of it"
                 );
                 return Err(Error::InvalidSpec { name: name.to_owned(), problem });
             }
