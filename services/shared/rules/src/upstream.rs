@@ -165,7 +165,8 @@ impl UpstreamTls {
 
 fn host_port(rest: &str, default: Option<u16>, whole: &str, path: &str) -> Result<(String, u16), Problem> {
     let wrong = |why: &str| {
-        Problem::new(path, format!("{whole:?} is no upstream ({why}); write \"host:port\" or \"unix:/path\""))
+        let forms = r#""host:port", "unix:/path", "workspace:NAME:PORT" or "machine:NAME:PORT""#;
+        Problem::new(path, format!("{whole:?} is no upstream ({why}); write {forms}"))
     };
     if let Some(v6) = rest.strip_prefix('[') {
         let (host, after) = v6.split_once(']').ok_or_else(|| wrong("a bracket is open"))?;
