@@ -281,7 +281,7 @@ with subtest("who floods the bus leaves others alone, and is not shut out for it
 with subtest("each refusal is on record, with who was refused"):
     refused_uid = machine.succeed("id -u mallory").strip()
     refused = machine.succeed(f"journalctl -q -b -o cat --output-fields=SHIPOTE_OBJECT SHIPOTE_ACTION=access.refused SHIPOTE_UID={refused_uid}").split()
-    for service, method, _, action in CALLS:
+    for service, method, arguments, action in CALLS:
         interface, member = method.split(".")
         assert action is OPEN or f"{interface_of(service, interface)}.{member}" in refused, f"{service}.{method}:\n{refused}"
     explained = machine.succeed(f"journalctl -q -b -x -n 3 SHIPOTE_ACTION=access.refused SHIPOTE_UID={refused_uid}")

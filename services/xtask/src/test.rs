@@ -37,7 +37,7 @@ const TOOLS: &[(&str, &str)] = &[
 const ASYNC_FUNCTIONS: &str = "shipote-link/async-functions";
 
 /// GB of the disk that a run from a clean clone takes, as measured with `CARGO_INCREMENTAL=0`.
-const FROM_EMPTY: u64 = 20;
+const FROM_EMPTY: u64 = 12;
 
 /// Arguments of `cargo xtask test`.
 #[derive(Debug, Parser)]
