@@ -32,7 +32,7 @@ impl Exit {
 /// A command: its process group and, in a machine, its cgroup.
 struct Entry {
     exited: oneshot::Sender<Exit>,
-    cgroup: Option<Arc<Cgroup>>,
+    cgroup: Option<Cgroup>,
     /// Whether the rest of the group ends with its leader.
     whole_group: bool,
     /// What must stay for as long as the command lives.
@@ -68,7 +68,7 @@ impl Reaper {
     pub(crate) fn adopt(
         &self,
         pid: i32,
-        cgroup: Option<Arc<Cgroup>>,
+        cgroup: Option<Cgroup>,
         whole_group: bool,
         keep: Option<Arc<dyn Any + Send + Sync>>,
     ) -> oneshot::Receiver<Exit> {
@@ -106,10 +106,10 @@ impl Reaper {
     fn reap(&self) {
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) = waitid(Id::All, look) {
-            let entry = self.children().remove(&pid.as_raw());
-            if let Some(Entry { cgroup, whole_group: true, .. }) = &entry {
+            let mut entry = self.children().remove(&pid.as_raw());
+            if let Some(Entry { cgroup, whole_group: true, .. }) = &mut entry {
                 kill_group(pid.as_raw());
-                if let Some(cgroup) = cgroup {
+                if let Some(cgroup) = cgroup.take() {
                     cgroup.end();
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags, open};
@@ -18,7 +18,7 @@ pub(crate) struct Cgroups {
 /// A command's cgroup; removed when the command has ended or it is dropped, or as soon after as its last member has died.
 pub(crate) struct Cgroup {
     path: PathBuf,
-    removed: AtomicBool,
+    removed: bool,
     ended: Arc<Mutex<Vec<PathBuf>>>,
 }
 
@@ -34,26 +34,26 @@ impl Cgroups {
     }
 
     /// A new cgroup, and its folder, by which a process is made in it.
-    pub(crate) fn create(&self) -> std::io::Result<Option<(Arc<Cgroup>, OwnedFd)>> {
+    pub(crate) fn create(&self) -> std::io::Result<Option<(Cgroup, OwnedFd)>> {
         let Some(root) = &self.root else { return Ok(None) };
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.retain(|path| std::fs::remove_dir(path).is_err());
         drop(ended);
         let path = root.join(format!("exec-{}", self.next.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir(&path)?;
-        let cgroup = Cgroup { path, removed: AtomicBool::new(false), ended: Arc::clone(&self.ended) };
+        let cgroup = Cgroup { path, removed: false, ended: Arc::clone(&self.ended) };
         let folder = open(&cgroup.path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Some((Arc::new(cgroup), folder)))
+        Ok(Some((cgroup, folder)))
     }
 }
 
 impl Cgroup {
     /// Removes it, which the kernel does only where nothing lives in it, and else kills every member. Nearly always the
     /// command was the only one.
-    pub(crate) fn end(&self) {
-        match std::fs::remove_dir(&self.path) {
-            Ok(()) => self.removed.store(true, Ordering::Relaxed),
-            Err(_) => self.kill(),
+    pub(crate) fn end(mut self) {
+        self.removed = std::fs::remove_dir(&self.path).is_ok();
+        if !self.removed {
+            self.kill();
         }
     }
 
@@ -67,7 +67,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        if !*self.removed.get_mut() && std::fs::remove_dir(&self.path).is_err() {
+        if !self.removed && std::fs::remove_dir(&self.path).is_err() {
             let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
             ended.push(std::mem::take(&mut self.path));
         }
