@@ -106,11 +106,9 @@ fn receive(host: &Plain, mut upload: Upload, path: &str) -> std::io::Result<Resu
     let (mut room, mut sum) = (vec![0; PIECE_MAX], 0);
     loop {
         let begun = Instant::now();
-        let mut length = [0; 4];
-        fill(host, &mut length, begun)?;
-        let length = u32::from_be_bytes(length) as usize;
-        let too_long = || std::io::Error::other(format!("a piece of {length} bytes; the limit is {PIECE_MAX}"));
-        let piece = room.get_mut(..length).ok_or_else(too_long)?;
+        let mut header = [0; 4];
+        fill(host, &mut header, begun)?;
+        let piece = &mut room[..Piece::length(header)?];
         if piece.is_empty() {
             return Ok(upload.finish_as_is());
         }

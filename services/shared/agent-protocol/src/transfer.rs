@@ -75,6 +75,18 @@ impl Piece {
         to.flush().await
     }
 
+    /// How many bytes come after the first four of a piece.
+    ///
+    /// # Errors
+    /// They are over [`PIECE_MAX`].
+    pub fn length(header: [u8; LENGTH]) -> std::io::Result<usize> {
+        let length = u32::from_be_bytes(header) as usize;
+        if length > PIECE_MAX {
+            return Err(std::io::Error::other(format!("a piece of {length} bytes; the limit is {PIECE_MAX}")));
+        }
+        Ok(length)
+    }
+
     /// The next piece of a stream.
     ///
     /// # Errors
@@ -82,11 +94,7 @@ impl Piece {
     pub async fn receive(&mut self, from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<()> {
         self.0.truncate(LENGTH);
         from.read_exact(&mut self.0).await?;
-        let header: [u8; LENGTH] = self.0[..LENGTH].try_into().map_err(std::io::Error::other)?;
-        let length = u32::from_be_bytes(header) as usize;
-        if length > PIECE_MAX {
-            return Err(std::io::Error::other(format!("a piece of {length} bytes; the limit is {PIECE_MAX}")));
-        }
+        let length = Self::length(self.0[..LENGTH].try_into().map_err(std::io::Error::other)?)?;
         // Memory grows with what arrives, not with what was announced.
         let mut left = from.take(length as u64);
         left.read_to_end(&mut self.0).await?;
