@@ -23,30 +23,54 @@ from suite import Suite, install_once, new_machines, wants
 
 # From so many machines on, installing on a disk that all begin with is the shorter way.
 SEVERAL_MACHINES = 3
+# More scenarios than that do not fail by accident.
+ACCIDENTS = 2
 
 
 def test(arguments):
     suite = Suite()
-    machine = None
     texts = []
     for path in arguments.scenarios:
         with open(path) as file:
             texts.append(file.read())
+    scenarios = list(zip(arguments.scenarios, texts))
     try:
         if 1 + sum(len(several) or fresh for several, fresh in map(wants, texts)) > SEVERAL_MACHINES:
             install_once(arguments.machine)
-        for path, text in zip(arguments.scenarios, texts):
+        failed = one_after_the_other(suite, arguments, scenarios)
+        second = []
+        if failed and not arguments.hold and len(failed) <= ACCIDENTS:
+            # An emulated machine loses time to whatever else runs here. What is broken fails again; what does not is said.
+            suite.failed -= len(failed)
+            for path, text in failed:
+                if not one_after_the_other(suite, arguments, [(path, text)]):
+                    second.append(suite.scenario)
+    finally:
+        remove_stage(arguments.machine)
+    for name in second:
+        print(f"{name}: failed once (see above) and passed in a new machine")
+    print(f"{suite.passed} passed, {suite.failed} failed" + (f", {len(second)} at the second attempt" if second else ""))
+    return 1 if suite.failed else 0
+
+
+def one_after_the_other(suite, arguments, scenarios):
+    """Runs scenarios, on as few machines as they allow; gives those that failed."""
+    machine, failed = None, []
+    try:
+        for path, text in scenarios:
             several, fresh = wants(text)
             if machine is not None and fresh:
                 machine.remove()
                 machine = None
             if several:
                 with new_machines(arguments.machine, several) as machines:
-                    suite.run(machines, path, text)
+                    if not suite.run(machines, path, text):
+                        failed.append((path, text))
                 continue
             machine = machine or Machine(arguments.machine)
             if suite.run([machine], path, text):
                 continue
+            failed.append((path, text))
             if arguments.hold:
                 hold(machine, arguments.hold)
             # in whatever state it was left, the next scenario should not be judged by it
@@ -55,9 +79,7 @@ def test(arguments):
     finally:
         if machine is not None:
             machine.remove()
-        remove_stage(arguments.machine)
-    print(f"{suite.passed} passed, {suite.failed} failed")
-    return 1 if suite.failed else 0
+    return failed
 
 
 def broken(arguments):

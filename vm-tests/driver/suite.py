@@ -63,6 +63,8 @@ class Suite:
             what = str(error) if isinstance(error, (Failed, Lost)) else "".join(traceback.format_exception_only(error))
             states = [f"{machine.name}:\n{machine.diagnose()}" for machine in machines]
             line = f"line {where[-1] if where else '?'}"
+            # What it passed before counts once it has passed whole.
+            self.passed = before
             self.report("FAIL", f"{self.within}, {line}" if self.within else line, begin, "\n".join([what, *states]))
             if isinstance(error, KeyboardInterrupt):
                 raise

@@ -9,7 +9,7 @@ use shipote_plugin_abi::fixtures::{Fixture, RESULT};
 use shipote_plugin_abi::metadata::MiddlewareKind::{L4Peek, L7Request, L7Response};
 use shipote_plugin_abi::policy::Policy;
 use shipote_proxy::{CanaryFailed, PluginCanary, PluginCode};
-use support::plugin::{chain, compiled, under};
+use support::plugin::{chain, compiled, patient, under};
 use support::{Proxy, Upstream, ask, free_port, settings};
 
 const GET: &str = "GET /x HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -78,11 +78,11 @@ fn a_canary_has_its_share_of_the_requests_and_no_more() {
 fn one_that_traps_goes_back_by_itself_and_costs_no_request() {
     let (port, proxy) = (free_port(), proxy());
     for (version, body, policy) in [
-        ("2.0.0", "unreachable", Policy::default()),
+        ("2.0.0", "unreachable", patient()),
         ("2.1.0", "(loop (br 0)) unreachable", Policy::default()),
-        ("2.2.0", "(loop (br 0)) unreachable", Policy { fuel: 10_000, deadline_ms: 60_000, ..Policy::default() }),
+        ("2.2.0", "(loop (br 0)) unreachable", Policy { fuel: 10_000, ..patient() }),
         // A status that no answer may have.
-        ("2.3.0", &answer(99), Policy::default()),
+        ("2.3.0", &answer(99), patient()),
     ] {
         let code = with(answering("1.0.0", 418), running(version, body, policy), 5_000);
         proxy.apply_with(&rules(port), std::slice::from_ref(&code)).unwrap();
@@ -120,7 +120,7 @@ fn answer(status: u16) -> String {
 #[test]
 fn one_that_is_slow_goes_back_by_itself() {
     let (port, proxy) = (free_port(), proxy());
-    let mut policy = Policy { deadline_ms: 60_000, ..Policy::default() };
+    let mut policy = patient();
     policy.canary.calls = 10;
     // Twenty million rounds: slower than the other one by far, on any machine.
     let slow = format!(
@@ -202,7 +202,7 @@ fn a_promoted_canary_goes_on_with_what_it_knows() {
             RESULT + 4,
             RESULT + 8
         );
-        under(&fixture, "sha256:2", Policy { instances: 1, ..Policy::default() })
+        under(&fixture, "sha256:2", Policy { instances: 1, ..patient() })
     };
     proxy.apply_with(&rules(port), &[with(answering("1.0.0", 418), counting(), 5_000)]).unwrap();
     let canary = (0..10).map(|_| ask(port, GET).status).filter(|status| *status != 418).max().unwrap();
@@ -214,7 +214,7 @@ fn a_promoted_canary_goes_on_with_what_it_knows() {
 #[test]
 fn fuel_is_counted_and_runs_out() {
     let (port, proxy) = (free_port(), proxy());
-    let policy = |fuel| Policy { fuel, deadline_ms: 60_000, ..Policy::default() };
+    let policy = |fuel| Policy { fuel, ..patient() };
     proxy.apply_with(&rules(port), &[running("1.0.0", &answer(418), policy(5_000))]).unwrap();
     for _ in 0..3 {
         assert_eq!(ask(port, GET).status, 418, "each call has its own");

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use serde_json::{Value as Json, json};
 use shipote_plugin_abi::fixtures::{Fixture, RESULT};
 use shipote_plugin_abi::metadata::MiddlewareKind;
+use shipote_plugin_abi::policy::Policy;
 use shipote_proxy::PluginCode;
-use support::plugin::{chain, compiled};
+use support::plugin::{chain, compiled, under};
 use support::two::{Raw, frame, get};
 use support::{Proxy, Upstream, ask, connect, free_port, settings, until};
 
@@ -72,7 +73,7 @@ fn stateful_plugins_answer_500() {
 
 #[test]
 fn an_endless_loop_runs_300_ms_instead_of_10() {
-    let endless = compiled(&running("(loop (br 0)) unreachable"), "sha256:5");
+    let endless = under(&running("(loop (br 0)) unreachable"), "sha256:5", Policy::default());
     let (proxy, _upstream, port) = with(endless, "l7-request", &Json::Null);
     assert_eq!(ask(port, GET).status, 500);
     let flow = until(|| proxy.engine.flows(10).into_iter().find(|f| f.status == 500));

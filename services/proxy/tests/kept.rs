@@ -8,7 +8,7 @@ use shipote_plugin_abi::fixtures::{Fixture, RESULT};
 use shipote_plugin_abi::metadata::MiddlewareKind;
 use shipote_plugin_abi::policy::Policy;
 use shipote_proxy::PluginCode;
-use support::plugin::{chain, under};
+use support::plugin::{chain, patient, under};
 use support::{Proxy, Upstream, ask, free_port};
 
 const GET: &str = "GET /x HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -36,7 +36,7 @@ fn counting(version: &str, state_bytes: u64) -> PluginCode {
     fixture.world = "import shipote:state/store@0.1.0;".to_owned();
     // The key: one byte that is text.
     fixture.handlers[0].1.insert_str(0, "(i32.store8 (i32.const 900) (i32.const 110)) ");
-    under(&fixture, &format!("sha256:{version}"), Policy { state_bytes, ..Policy::default() })
+    under(&fixture, &format!("sha256:{version}"), Policy { state_bytes, ..patient() })
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn what_plugins_measure_and_how_they_fare_is_among_the_metrics() {
          (call $gauge (i32.const {name}) (i32.const 4) (i64.const -7) (i32.const 0) (i32.const 0)) i32.const {RESULT}"
     );
     let uses = json!([{"use": "meter:l7-request"}, {"use": "meter:l7-request", "args": {"again": true}}]);
-    let plugin = under(&fixture, "sha256:1", Policy::default());
+    let plugin = under(&fixture, "sha256:1", patient());
     proxy.apply_with(&chain(port, &upstream.address(), &uses, "http_proxy"), &[plugin]).unwrap();
     for _ in 0..3 {
         assert_eq!(ask(port, GET).status, 200);
@@ -142,8 +142,7 @@ fn one_that_talks_without_end_is_cut_short_and_counted() {
          i32.const {RESULT}"
     );
     let uses = json!([{"use": "talker:l7-request"}]);
-    let patient = Policy { deadline_ms: 60_000, ..Policy::default() };
-    let plugin = under(&fixture, "sha256:1", patient);
+    let plugin = under(&fixture, "sha256:1", patient());
     proxy.apply_with(&chain(port, &upstream.address(), &uses, "http_proxy"), &[plugin]).unwrap();
     assert_eq!(ask(port, GET).status, 200);
     let text = shipote_proxy::metrics::render(&proxy.engine);
@@ -167,7 +166,7 @@ fn one_that_allocates_without_end_has_what_its_policy_gives_and_ends() {
         "(loop $again (br_if $again (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))
          (if (i32.ne (memory.size) (i32.const 64)) (then unreachable)) i32.const {RESULT}"
     );
-    let policy = Policy { memory_bytes: 4 << 20, ..Policy::default() };
+    let policy = Policy { memory_bytes: 4 << 20, ..patient() };
     let uses = json!([{"use": "greedy:l7-request"}]);
     let plugin = under(&fixture, "sha256:1", policy);
     proxy.apply_with(&chain(port, &upstream.address(), &uses, "http_proxy"), &[plugin]).unwrap();
@@ -179,7 +178,7 @@ fn a_stub_that_the_policy_names_is_linked_and_traps_when_it_is_called() {
     let upstream = Upstream::echo();
     let port = free_port();
     let proxy = Proxy::start(&json!([]));
-    let policy = Policy { wasi_stubs: vec!["wasi:cli/fake@0.2.0".to_owned()], ..Policy::default() };
+    let policy = Policy { wasi_stubs: vec!["wasi:cli/fake@0.2.0".to_owned()], ..patient() };
     let uses = json!([{"use": "stub:l7-request"}]);
     let rules = chain(port, &upstream.address(), &uses, "http_proxy");
     for (condition, status) in [("(i32.const 0)", 200), ("(i32.const 1)", 500)] {

@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use serde_json::{Value as Json, json};
 use shipote_plugin_abi::fixtures::{Fixture, LEAF, RESULT};
 use shipote_plugin_abi::metadata::MiddlewareKind;
-use shipote_plugin_abi::policy::Cardinality;
+use shipote_plugin_abi::policy::{Cardinality, Policy};
 use shipote_proxy::{PluginCode, PluginLink};
-use support::plugin::{chain, compiled};
+use support::plugin::{chain, compiled, under};
 use support::{Proxy, Upstream, ask, connect, free_port, read_answer};
 
 /// A plugin whose handler runs `body`.
@@ -96,12 +96,17 @@ fn what_fails_is_answered_as_the_rule_says() {
 fn an_endless_loop_is_stopped_and_the_worker_goes_on() {
     let upstream = Upstream::echo();
     let (port, proxy) = (free_port(), Proxy::start(&json!([])));
-    let endless = compiled(&running("endless", "(loop (br 0)) unreachable"), "sha256:4");
-    proxy.apply_with(&rules(port, &upstream.address(), "endless", &Json::Null), &[endless]).unwrap();
-    assert_eq!(ask(port, GET).status, 500);
-    let flow = support::until(|| proxy.engine.flows(10).into_iter().find(|f| f.status == 500));
-    assert!(flow.error.contains("10 ms"), "{}", flow.error);
-    assert!(flow.duration_us >= 9_000, "{}", flow.duration_us);
+    // The second is longer than the clock of deadlines goes on without a call that begins.
+    for deadline_ms in [10, 400] {
+        let policy = Policy { deadline_ms, ..Policy::default() };
+        let digest = format!("sha256:{deadline_ms}");
+        let endless = under(&running("endless", "(loop (br 0)) unreachable"), &digest, policy);
+        proxy.apply_with(&rules(port, &upstream.address(), "endless", &Json::Null), &[endless]).unwrap();
+        assert_eq!(ask(port, GET).status, 500);
+        let limit = format!("{deadline_ms} ms");
+        let flow = support::until(|| proxy.engine.flows(1).into_iter().find(|f| f.error.contains(&limit)));
+        assert!(flow.duration_us >= u64::from(deadline_ms) * 1000 - 1000, "{}", flow.duration_us);
+    }
 }
 
 #[test]

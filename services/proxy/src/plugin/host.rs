@@ -10,7 +10,7 @@ use wasmtime::{ResourceLimiter, bail};
 
 use super::own::Own;
 use super::series::Kind;
-use super::{Site, fetch, said};
+use super::{Site, fetch, processor, said};
 
 /// Behind one instance.
 #[derive(Debug)]
@@ -26,9 +26,11 @@ pub(crate) struct State {
     policy: HttpPolicy,
     /// It runs where a worker's other connections would wait for a fetch.
     on_worker: bool,
-    /// When the call began, and how much of the time since then it waited for others.
+    /// When the call began, how much of the time since then it waited for others, and the most that its thread had had of a
+    /// processor by then.
     began: Instant,
     waited: Duration,
+    had: Duration,
 }
 
 /// How long one call may wait for all of its fetches together.
@@ -56,23 +58,27 @@ impl State {
             on_worker: true,
             began: Instant::now(),
             waited: Duration::ZERO,
+            had: processor::had(),
         }
     }
 
     /// A call begins.
-    pub(super) fn begin(&mut self) {
-        (self.began, self.waited) = (Instant::now(), Duration::ZERO);
+    pub(super) fn begin(&mut self, now: Instant) {
+        (self.began, self.waited, self.had) = (now, Duration::ZERO, processor::at_most(now));
     }
 
-    /// What is left of `deadline` (milliseconds of its own time, waiting not counted), rounded up; 0 when it passed.
+    /// What is left of `deadline` (milliseconds of its own time: neither what it waited for nor what the kernel gave to
+    /// others), rounded up; 0 when it passed. To be asked on the thread that runs the call.
     pub(super) fn left(&self, deadline: u64) -> u64 {
-        if self.waited.is_zero() {
-            return 0;
-        }
-        let own = self.began.elapsed().saturating_sub(self.waited);
-        let left = Duration::from_millis(deadline).saturating_sub(own);
-        u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+        left_of(deadline, self.began.elapsed(), self.waited, processor::had().saturating_sub(self.had))
     }
+}
+
+/// What is left of `deadline` milliseconds after a time of which a part was waited, and in which so much of a processor was had.
+fn left_of(deadline: u64, passed: Duration, waited: Duration, had: Duration) -> u64 {
+    let own = passed.saturating_sub(waited).min(had);
+    let left = Duration::from_millis(deadline).saturating_sub(own);
+    u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
 }
 
 impl Host for State {
@@ -197,31 +203,40 @@ mod tests {
         state.http_fetch(request).unwrap().unwrap_err()
     }
 
-    fn ago(seconds: u64) -> Instant {
-        Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap()
-    }
-
     #[test]
     fn fetches_that_take_no_time_buy_none() {
         let mut state = fetching(false);
-        state.begin();
+        state.begin(Instant::now());
         for _ in 0..1000 {
             assert!(matches!(ask(&mut state), NetError::NotAllowed(_)));
         }
-        // An hour of its own, and a thousand fetches that were refused at once.
-        state.began = ago(3600);
-        assert_eq!(state.left(1000), 0);
+        // Work of its own, and a thousand fetches that were refused at once.
+        while state.left(20) > 0 {
+            std::hint::black_box(0);
+        }
+        assert!(state.began.elapsed() >= Duration::from_millis(20));
     }
 
     #[test]
-    fn waiting_is_not_its_own_time_and_is_bounded() {
+    fn its_own_time_is_neither_waiting_nor_what_others_had_the_processor_for() {
+        let seconds = Duration::from_secs;
+        for (passed, waited, had, left) in
+            [(50, 0, 50, 0), (50, 45, 50, 5_000), (50, 0, 3, 7_000), (50, 45, 1, 9_000), (9, 0, 20, 1_000)]
+        {
+            assert_eq!(
+                left_of(10_000, seconds(passed), seconds(waited), seconds(had)),
+                left,
+                "{passed} {waited} {had}"
+            );
+        }
+    }
+
+    #[test]
+    fn waiting_is_bounded() {
         let mut state = fetching(false);
-        (state.began, state.waited) = (ago(50), Duration::from_secs(45));
-        let left = state.left(10_000);
-        assert!((1..=5_000).contains(&left), "{left}");
         state.waited = WAITING;
         assert_eq!(ask(&mut state), NetError::Timeout);
-        state.begin();
+        state.begin(Instant::now());
         assert!(matches!(ask(&mut state), NetError::NotAllowed(_)), "each call has its own time to wait");
     }
 

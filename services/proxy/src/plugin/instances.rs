@@ -301,11 +301,11 @@ fn guarded<T>(
     f: impl FnOnce(&mut Live) -> wasmtime::Result<Result<T, PluginError>>,
 ) -> (Result<T, Trouble>, bool) {
     site.calls.fetch_add(1, Relaxed);
-    site.ticker.begin();
+    let _running = site.ticker.begin();
     // The epoch may move on at once, so one tick more is what makes it at least the deadline.
-    live.store.data_mut().begin();
-    live.store.set_epoch_deadline(site.deadline + 1);
     let begun = Instant::now();
+    live.store.data_mut().begin(begun);
+    live.store.set_epoch_deadline(site.deadline + 1);
     site.busy.fetch_add(1, Relaxed);
     let answer = refuel(site, &mut live.store).and_then(|()| f(live));
     site.busy.fetch_sub(1, Relaxed);
@@ -386,11 +386,11 @@ fn start(site: &Arc<Site>) -> Result<Live, Trouble> {
         site.failures.fetch_add(1, Relaxed);
         Trouble::Own(format!("start {}: {e:#}", site.plugin))
     };
-    site.ticker.begin();
+    let _running = site.ticker.begin();
     let state = State::new(site);
     let mut store = Store::new(site.pre.engine(), state);
     store.limiter(|state| state);
-    // What a plugin waits for is not its own time.
+    // What a plugin waits for is not its own time, nor is what the kernel gives to others meanwhile.
     let deadline = site.deadline;
     store.epoch_deadline_callback(move |store| match store.data().left(deadline) {
         0 => Ok(UpdateDeadline::Interrupt),

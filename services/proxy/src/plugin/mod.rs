@@ -11,6 +11,7 @@ mod instances;
 mod latency;
 mod linked;
 pub(crate) mod own;
+mod processor;
 pub(crate) mod said;
 pub(crate) mod series;
 mod site;

@@ -6,12 +6,13 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
-/// How long no call must have begun before the clock stops.
+/// How long no call must have run before the clock stops.
 const IDLE_TICKS: u32 = 200;
 
 #[derive(Debug, Default)]
 pub(crate) struct Ticker {
-    calls: AtomicU64,
+    begun: AtomicU64,
+    ended: AtomicU64,
     asleep: AtomicBool,
     thread: OnceLock<Thread>,
 }
@@ -26,13 +27,15 @@ impl Ticker {
                 std::thread::park_timeout(Duration::from_millis(1));
                 engine.increment_epoch();
                 let Some(ticker) = weak.upgrade() else { return };
-                let calls = ticker.calls.load(Ordering::Relaxed);
-                idle = if calls == seen { idle + 1 } else { 0 };
-                seen = calls;
+                // In this order: a call that is seen to have ended is seen to have begun.
+                let ended = ticker.ended.load(Ordering::Acquire);
+                let begun = ticker.begun.load(Ordering::Relaxed);
+                idle = if begun == seen && ended == begun { idle + 1 } else { 0 };
+                seen = begun;
                 if idle >= IDLE_TICKS {
                     ticker.asleep.store(true, Ordering::SeqCst);
                     // A call that began meanwhile has not seen the flag, so it is looked for once more.
-                    if ticker.calls.load(Ordering::SeqCst) == seen {
+                    if ticker.begun.load(Ordering::SeqCst) == seen {
                         drop(ticker);
                         std::thread::park();
                     }
@@ -48,14 +51,25 @@ impl Ticker {
         Ok(ticker)
     }
 
-    /// Says that a call begins.
-    pub(crate) fn begin(&self) {
-        self.calls.fetch_add(1, Ordering::SeqCst);
+    /// Says that a call begins; it runs until what this gives is dropped.
+    pub(crate) fn begin(&self) -> Running<'_> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst)
             && let Some(thread) = self.thread.get()
         {
             thread.unpark();
         }
+        Running(self)
+    }
+}
+
+/// A call that runs, however long its deadline lets it.
+#[must_use]
+pub(crate) struct Running<'a>(&'a Ticker);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::Release);
     }
 }
 

@@ -224,7 +224,7 @@ pub(crate) fn plugin(id: &str, plug: &str, bytes: Vec<u8>) -> Plugin<()> {
         || (),
     )
     // Far from what a healthy call takes, even under a debugger's build and a busy machine.
-    .limits(Limits { deadline: Duration::from_millis(500), memory: 4 << 20, ..Limits::default() })
+    .limits(Limits { deadline: Duration::from_secs(60), memory: 4 << 20, ..Limits::default() })
 }
 
 pub(crate) fn value(answer: Result<Option<Val>, DispatchError>) -> Result<u32, DispatchError> {
