@@ -43,7 +43,7 @@ pub(crate) async fn run(args: DiscernArgs) -> anyhow::Result<ExitCode> {
     } else {
         let row = vec![
             name,
-            found.ty,
+            output::type_name(&found.ty).to_owned(),
             found.mime.unwrap_or_else(|| "-".to_owned()),
             found.lens.unwrap_or_else(|| "-".to_owned()),
             format!("{:.2}", found.confidence),

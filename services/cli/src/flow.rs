@@ -146,7 +146,7 @@ pub(crate) fn row(flow: &FlowInfo) -> Vec<String> {
     vec![
         edge(flow),
         flow.state.clone(),
-        or_dash(&flow.ty),
+        or_dash(output::type_name(&flow.ty)),
         or_dash(&flow.mime),
         or_dash(&flow.lens),
         format!("{:.2}", flow.confidence),

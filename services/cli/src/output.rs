@@ -86,6 +86,13 @@ pub(crate) fn readable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
 }
 
+/// A discerned type as a person reads it: `json`. The socket's contract, and so the bus and `--json`, has it as
+/// `Primitive { name: "json" }`; whatever has another shape is shown as it is.
+pub(crate) fn type_name(ty: &str) -> &str {
+    let name = ty.strip_prefix("Primitive { name: \"").and_then(|rest| rest.strip_suffix("\" }"));
+    name.filter(|name| !name.is_empty()).unwrap_or(ty)
+}
+
 /// Seconds as a person reads them: `12s`, `3m05s`, `2h10m`, `4d3h`.
 pub(crate) fn duration(seconds: u64) -> String {
     match seconds {
@@ -126,6 +133,14 @@ mod tests {
         for (count, want) in [(0.0, "0 B"), (1023.0, "1023 B"), (1536.0, "1.5 KiB"), (3.0 * 1024.0 * 1024.0, "3.0 MiB")]
         {
             assert_eq!(bytes(count), want);
+        }
+    }
+
+    #[test]
+    fn types_have_plain_names() {
+        let record = "Record { schema: \"a\" }";
+        for (ty, want) in [("Primitive { name: \"json\" }", "json"), ("", ""), (record, record)] {
+            assert_eq!(type_name(ty), want);
         }
     }
 

@@ -27,6 +27,8 @@ fn a_pipeline_is_saved_run_with_variables_and_dropped() {
     assert_eq!(shipote.json(&["pipeline", "saved", "--json"])["names"], serde_json::json!(["bye", "greet"]));
     let ran = shipote.run(&["pipeline", "run-saved", "bye", "--tap", "--var", "WHO=${WHO}"]);
     assert_eq!(text(&ran.stdout), "GOODBYE ${WHO}\n", "what a variable brings in is not looked at again");
+    let edges = text(&ran.stderr);
+    assert!(edges.contains("TYPE") && !edges.contains("Primitive"), "a type has a plain name in a table: {edges}");
     shipote.ok(&["pipeline", "drop", "bye"]);
     let gone = shipote.run(&["pipeline", "run-saved", "bye"]);
     assert!(gone.status.code() == Some(1) && text(&gone.stderr).contains("bye (saved)"), "{}", text(&gone.stderr));
