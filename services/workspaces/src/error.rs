@@ -12,6 +12,8 @@ pub(crate) enum Error {
     NoSuchCommand(String),
     #[error("pipeline {0:?} does not exist or has ended; `shipote pipeline list` shows those that do")]
     NoSuchPipeline(String),
+    #[error("saved pipeline {0:?} does not exist; `shipote pipeline saved` shows those that do")]
+    NoSuchSavedPipeline(String),
     #[error("create workspace {0:?}: the name is taken by a living workspace; stop it or choose another name")]
     NameTaken(String),
     #[error("{0}")]
@@ -54,7 +56,7 @@ impl From<Error> for WorkspacesError {
         match error {
             Error::NoSuchWorkspace(_) => WorkspacesError::NoSuchWorkspace(text),
             Error::NoSuchCommand(_) => WorkspacesError::NoSuchCommand(text),
-            Error::NoSuchPipeline(_) => WorkspacesError::NoSuchPipeline(text),
+            Error::NoSuchPipeline(_) | Error::NoSuchSavedPipeline(_) => WorkspacesError::NoSuchPipeline(text),
             Error::NameTaken(_) => WorkspacesError::NameTaken(text),
             Error::InvalidSpec(_) => WorkspacesError::InvalidSpec(text),
             Error::InvalidArgument(_) => WorkspacesError::InvalidArgument(text),

@@ -95,7 +95,7 @@ impl Saved {
 
     pub(crate) async fn get(&self, name: &str) -> Result<Kept, Error> {
         let found = self.pipelines.lock().await.get(name).map(|pipeline| pipeline.what.clone());
-        found.ok_or_else(|| Error::NoSuchPipeline(format!("{name} (saved)")))
+        found.ok_or_else(|| Error::NoSuchSavedPipeline(name.to_owned()))
     }
 
     /// Whose a pipeline is.

@@ -31,7 +31,7 @@ fn a_pipeline_is_saved_run_with_variables_and_dropped() {
     assert!(edges.contains("TYPE") && !edges.contains("Primitive"), "a type has a plain name in a table: {edges}");
     shipote.ok(&["pipeline", "drop", "bye"]);
     let gone = shipote.run(&["pipeline", "run-saved", "bye"]);
-    assert!(gone.status.code() == Some(1) && text(&gone.stderr).contains("bye (saved)"), "{}", text(&gone.stderr));
+    assert!(gone.status.code() == Some(1) && text(&gone.stderr).contains("pipeline saved"), "{}", text(&gone.stderr));
     let again = shipote.run(&["pipeline", "drop", "bye"]);
     assert!(!again.status.success() && text(&again.stderr).contains("pipeline saved"), "{}", text(&again.stderr));
     assert_eq!(shipote.json(&["pipeline", "drop", "bye", "--json"])["existed"], false);
