@@ -95,7 +95,7 @@ in
           tap = lib.mkOption {
             type = lib.types.bool;
             default = false;
-            description = "Whether every edge is sampled, metered and offered (`shipote flow list`).";
+            description = "Whether every edge is sampled, metered and offered (`shipote flow ls`).";
           };
           strict = lib.mkOption {
             type = lib.types.bool;

@@ -42,9 +42,11 @@ enum Command {
     /// Give somebody else than a workspace or a machine a socket that leads out to some hosts, or change which
     Set(SetArgs),
     /// Take a client's way out away, with its open connections
+    #[command(visible_alias = "rm")]
     Remove(RemoveArgs),
     /// List the clients, what they may reach and what they were refused
-    List(ListArgs),
+    #[command(visible_alias = "list")]
+    Ls(ListArgs),
 }
 
 #[derive(Debug, Args)]
@@ -136,14 +138,14 @@ pub(crate) async fn run(args: EgressArgs) -> anyhow::Result<ExitCode> {
         Command::Allow(args) => change(&args.client, &args.hosts, &[], args.json).await?,
         Command::Deny(args) => match args.what.parse() {
             Ok(id) if args.hosts.is_empty() => answer(id, false, args.json).await?,
-            _ if args.hosts.is_empty() => anyhow::bail!("deny {}: which hosts? See `shipote egress list`", args.what),
+            _ if args.hosts.is_empty() => anyhow::bail!("deny {}: which hosts? See `shipote egress ls`", args.what),
             _ => change(&args.what, &[], &args.hosts, args.json).await?,
         },
         Command::Pending(args) => pending(&args).await?,
         Command::Approve(args) => approve(&args).await?,
         Command::Set(args) => set(&args).await?,
         Command::Remove(args) => remove(&args).await?,
-        Command::List(args) => list(&args).await?,
+        Command::Ls(args) => list(&args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -267,7 +269,7 @@ async fn remove(args: &RemoveArgs) -> anyhow::Result<()> {
         return output::json(&json!({"client": args.client, "removed": removed}));
     }
     if !removed {
-        anyhow::bail!("remove {}: it has no way out; see `shipote egress list`", args.client);
+        anyhow::bail!("remove {}: it has no way out; see `shipote egress ls`", args.client);
     }
     Ok(())
 }

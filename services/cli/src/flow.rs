@@ -21,7 +21,8 @@ pub(crate) struct FlowArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List the tapped edges: type, throughput, socket
-    List {
+    #[command(visible_alias = "list")]
+    Ls {
         /// Only those of this pipeline
         #[arg(long, value_name = "ID")]
         pipeline: Option<String>,
@@ -46,7 +47,7 @@ enum Command {
     },
     /// Copy an edge's bytes to standard output: replay first, then live, until the producer ends
     #[command(
-        after_help = "Example:\n  shipote flow tail \"$(shipote flow list --json | jq -r .flows[0].socket)\"\n\n\
+        after_help = "Example:\n  shipote flow tail \"$(shipote flow ls --json | jq -r .flows[0].socket)\"\n\n\
         Who reads too slowly is cut off where the edge is not lossless: that is said, with the bytes\nthat were lost, \
         and the exit status is 1."
     )]
@@ -58,7 +59,7 @@ enum Command {
 
 pub(crate) async fn run(args: FlowArgs) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::List { pipeline, json } => {
+        Command::Ls { pipeline, json } => {
             let manager = output::workspaces().await?;
             let mut flows = manager.list_flows(BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
             flows.retain(|f| pipeline.as_ref().is_none_or(|p| f.pipeline.ends_with(&p.to_ascii_uppercase())));
@@ -97,12 +98,12 @@ pub(crate) async fn run(args: FlowArgs) -> anyhow::Result<ExitCode> {
             } else if existed {
                 println!("dropped the flows of {id}");
             } else {
-                anyhow::bail!("drop the flows of {id}: it has none; `shipote flow list` shows them");
+                anyhow::bail!("drop the flows of {id}: it has none; `shipote flow ls` shows them");
             }
         }
         Command::Tail { socket } => {
             let stream = UnixStream::connect(&socket).with_context(|| {
-                format!("subscribe to {}; `shipote flow list` shows the living sockets", socket.display())
+                format!("subscribe to {}; `shipote flow ls` shows the living sockets", socket.display())
             })?;
             crate::logs::copy(stream.into()).await?;
             whole(&socket).await?;

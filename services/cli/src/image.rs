@@ -30,6 +30,7 @@ enum Command {
     )]
     Pull(PullArgs),
     /// List the images of a running machine
+    #[command(visible_alias = "list")]
     Ls {
         /// Machine
         machine: String,
@@ -38,6 +39,7 @@ enum Command {
         json: bool,
     },
     /// Remove an image of a running machine, and the layers that no other needs; what runs on it goes on
+    #[command(visible_alias = "remove")]
     Rm {
         /// Machine
         machine: String,

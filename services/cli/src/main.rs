@@ -219,4 +219,21 @@ mod tests {
         };
         assert_eq!(help(Short::command()), help(Cli::command()));
     }
+
+    /// Who knows one noun knows all: `ls` or `list` shows what there is, and what can be removed is so by `rm` or `remove`.
+    #[test]
+    fn every_noun_is_listed_and_removed_by_the_same_words() {
+        let removed = ["egress", "image", "machine", "pipeline", "plugin", "session", "snapshot", "workspace"];
+        let listed = [&removed[..], &["flow", "proxy"]].concat();
+        let mut all = Cli::command();
+        all.build();
+        let snapshot = all.find_subcommand("machine").unwrap().find_subcommand("snapshot").unwrap();
+        for (nouns, words) in [(listed, ["ls", "list"]), (removed.to_vec(), ["rm", "remove"])] {
+            for noun in nouns {
+                let command = if noun == "snapshot" { snapshot } else { all.find_subcommand(noun).unwrap() };
+                let [one, other] = words.map(|word| command.find_subcommand(word).map(clap::Command::get_name));
+                assert!(one.is_some() && one == other, "{noun} {words:?}: {one:?}, {other:?}");
+            }
+        }
+    }
 }

@@ -59,6 +59,7 @@ enum Command {
         how: How,
     },
     /// Forget a saved pipeline
+    #[command(visible_aliases = ["rm", "remove"])]
     Drop {
         /// Name
         name: String,
@@ -66,8 +67,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// List pipelines, running and ended
-    List {
+    /// List pipelines, running and ended; `saved` lists those that are kept
+    #[command(visible_alias = "list")]
+    Ls {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -143,7 +145,7 @@ pub(crate) async fn run(args: PipelineArgs) -> anyhow::Result<ExitCode> {
             }
             said(json, &json!({"name": name, "existed": existed}), &format!("dropped {name}"))
         }
-        Command::List { json } => list(json).await,
+        Command::Ls { json } => list(json).await,
         Command::Stop { id, grace, json } => {
             let manager = output::patient_workspaces(grace).await?;
             let reaped = manager.stop_pipeline(&id, grace, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;

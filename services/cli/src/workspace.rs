@@ -58,7 +58,8 @@ enum Command {
     )]
     Publish(crate::publish::PublishArgs),
     /// List the living workspaces
-    List {
+    #[command(visible_alias = "list")]
+    Ls {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -93,6 +94,7 @@ enum Command {
         json: bool,
     },
     /// End every command of a workspace, and the workspace
+    #[command(visible_aliases = ["rm", "remove"])]
     Stop {
         /// Name or id
         name: String,
@@ -115,7 +117,7 @@ pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
             create(&name, spec, strict, json).await?;
         }
         Command::Publish(args) => crate::publish::in_workspace(&args).await?,
-        Command::List { json } => list(json).await?,
+        Command::Ls { json } => list(json).await?,
         Command::Show { name, json } => show(&name, json).await?,
         Command::Stats { name, history, json } => crate::figures::stats(name.as_deref(), history, json).await?,
         Command::Quota { name, json } => crate::figures::quota(&name, json).await?,

@@ -6,11 +6,11 @@ use shipote_bus::workspaces::WorkspacesError;
 /// A refusal or a failure; the text names operation, object, reason and way out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("workspace {0:?} does not exist; `shipote workspace list` shows those that do")]
+    #[error("workspace {0:?} does not exist; `shipote workspace ls` shows those that do")]
     NoSuchWorkspace(String),
     #[error("command {0:?} does not exist; `shipote ps` shows those that do")]
     NoSuchCommand(String),
-    #[error("pipeline {0:?} does not exist or has ended; `shipote pipeline list` shows those that do")]
+    #[error("pipeline {0:?} does not exist or has ended; `shipote pipeline ls` shows those that do")]
     NoSuchPipeline(String),
     #[error("saved pipeline {0:?} does not exist; `shipote pipeline saved` shows those that do")]
     NoSuchSavedPipeline(String),

@@ -143,6 +143,7 @@ enum Command {
         to: String,
     },
     /// List machines
+    #[command(visible_alias = "list")]
     Ls {
         /// Print one JSON object
         #[arg(long)]
@@ -154,6 +155,7 @@ enum Command {
         name: String,
     },
     /// Remove a machine
+    #[command(visible_alias = "remove")]
     Rm {
         /// Name
         name: String,

@@ -34,12 +34,14 @@ pub(super) struct SnapshotArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List snapshots
+    #[command(visible_alias = "list")]
     Ls {
         /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
     /// Remove a snapshot
+    #[command(visible_alias = "remove")]
     Rm {
         /// Name of the snapshot
         snapshot: String,

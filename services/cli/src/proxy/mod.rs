@@ -18,6 +18,7 @@ enum Command {
     /// Compile a directory of rules and print the flow graph, without touching any traffic
     Compile(compile::CompileArgs),
     /// List the listeners and their rules, in the order in which they are tried
+    #[command(visible_aliases = ["ls", "list"])]
     Rules(ask::JsonArgs),
     /// Print the flow graph that holds now
     Graph(ask::GraphArgs),

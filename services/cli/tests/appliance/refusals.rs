@@ -17,7 +17,7 @@ fn what_is_wrong_is_said_and_nothing_happens() {
         (too_long, vec![], &["10000 bytes", "128"]),
         (&["workspace", "create", "a/b"], vec![], &["'/'"]),
         (&["workspace", "create", ""], vec![], &["label", "empty"]),
-        (&["workspace", "stop", "nobody"], vec![], &["\"nobody\"", "does not exist", "workspace list"]),
+        (&["workspace", "stop", "nobody"], vec![], &["\"nobody\"", "does not exist", "workspace ls"]),
         (&["workspace", "show", "nobody"], vec![], &["\"nobody\"", "does not exist"]),
         (create, b"lable = 'x'".to_vec(), &["lable", "label"]),
         (create, b"[permissions]\nnetwork = 'none'".to_vec(), &["network", "networking", ":2:"]),
@@ -51,7 +51,7 @@ fn what_is_wrong_is_said_and_nothing_happens() {
         (&["logs", "01ARZ3NDEKTSV4RRFFQ69G5FAV"], vec![], &["01ARZ3NDEKTSV4RRFFQ69G5FAV", "does not exist"]),
         (&["kill", "nothing"], vec![], &["\"nothing\"", "does not exist", "shipote ps"]),
         (&["kill", "--signal", "TREM", "nothing"], vec![], &["TREM", "TERM"]),
-        (&["flow", "tail", "/no/such/socket"], vec![], &["/no/such/socket", "flow list"]),
+        (&["flow", "tail", "/no/such/socket"], vec![], &["/no/such/socket", "flow ls"]),
         (&["discern", "/no/such/file"], vec![], &["discern /no/such/file"]),
     ];
     for (words, input, wanted) in table {
