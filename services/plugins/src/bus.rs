@@ -343,13 +343,15 @@ impl Manager {
     }
 
     /// What a change of `reference` would do, without doing it; `action` is `activate`, `rollback`, `canary`, `promote`,
-    /// `abort` or `remove`. Options: `share` (u), with `canary`.
+    /// `abort` or `remove`. Options: `share` (u), with `canary`; `force` (b), with `remove`.
     #[zbus(out_args("plan"))]
     async fn plan(&self, action: &str, reference: &str, options: Options) -> Result<PlanInfo, PluginsError> {
-        known(&options, &["share"])?;
+        known(&options, &["share", "force"])?;
+        let force = options.get("force").map(bool::try_from).transpose();
+        let force = force.map_err(|_| Error::InvalidArgument("option \"force\" is not true or false (b)".to_owned()))?;
         let share = options.get("share").map(u32::try_from).transpose();
         let share = share.map_err(|_| Error::InvalidArgument("option \"share\" is not a number (u)".to_owned()))?;
-        Ok(self.registry.plan(action, reference, share)?)
+        Ok(self.registry.plan(action, reference, share, force)?)
     }
 
     /// The versions at work and how they are linked, as `text`, `mermaid`, `dot` or `json`.

@@ -106,6 +106,10 @@ impl Change {
             to: is.as_ref().map(|(version, _)| version.clone()).unwrap_or_default(),
             canary: canary.map(|canary| canary.version.to_string()).unwrap_or_default(),
             share: canary.map_or(0, |canary| canary.share),
+            removed: match self {
+                Self::Remove { version, .. } if refused.is_none() => Some(version.to_string()),
+                _ => None,
+            },
             exports_added: has.difference(&had).cloned().collect(),
             exports_removed: had.difference(&has).cloned().collect(),
             used_by: users.map(|(user, _)| user).collect::<BTreeSet<_>>().into_iter().collect(),
@@ -128,6 +132,7 @@ mod tests {
         assert!(plan.refused.contains("it is active"), "{plan:?}");
         let plan = remove(true).plan(&before);
         assert_eq!((plan.from.as_str(), plan.to.as_str(), plan.used_by), ("1.0.0", "", vec!["edge".to_owned()]));
+        assert_eq!(plan.removed.as_deref(), Some("1.0.0"));
         let mut after = before.clone();
         remove(true).apply(&mut after).unwrap();
         assert_eq!(links::faults(&after).len(), 1);

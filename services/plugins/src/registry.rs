@@ -156,13 +156,22 @@ impl Registry {
     }
 
     /// What a change would do. `action` is one of `activate`, `rollback`, `canary` (with a share), `promote`, `abort` and
-    /// `remove`.
-    pub(crate) fn plan(&self, action: &str, reference: &str, share: Option<u32>) -> Result<PlanInfo, Error> {
+    /// `remove` (which may be forced).
+    pub(crate) fn plan(
+        &self,
+        action: &str,
+        reference: &str,
+        share: Option<u32>,
+        force: Option<bool>,
+    ) -> Result<PlanInfo, Error> {
         let version = || self.find(reference).map(|found| (found.name, found.version));
         if share.is_some() != (action == "canary") {
             return Err(Error::InvalidArgument(format!(
                 "plan {action:?}: the option share goes with canary, and only with it"
             )));
+        }
+        if force.is_some() && action != "remove" {
+            return Err(Error::InvalidArgument(format!("plan {action:?}: the option force goes with remove only")));
         }
         let change = match action {
             "activate" => version().map(|(name, version)| Change::Activate(name, version))?,
@@ -173,7 +182,11 @@ impl Registry {
             }
             "promote" => Change::Promote(reference.to_owned()),
             "abort" => Change::Abort(reference.to_owned()),
-            "remove" => version().map(|(name, version)| Change::Remove { name, version, force: false })?,
+            "remove" => version().map(|(name, version)| Change::Remove {
+                name,
+                version,
+                force: force.unwrap_or_default(),
+            })?,
             other => {
                 let known = "activate, rollback, canary, promote, abort and remove";
                 return Err(Error::InvalidArgument(format!("plan {other:?}: no such action; there are {known}")));

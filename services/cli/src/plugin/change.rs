@@ -101,6 +101,9 @@ pub(super) async fn plan(action: &str, reference: &str, options: Options<'_>, js
     } else if plan.refused.is_empty() {
         let version = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
         println!("{}: at work now {}, then {}", plan.name, version(&plan.from), version(&plan.to));
+        if let Some(version) = &plan.removed {
+            println!("  removes {} {version}", plan.name);
+        }
         if !plan.canary.is_empty() {
             println!("  canary: {} with {}", plan.canary, percent(plan.share));
         }

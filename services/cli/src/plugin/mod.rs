@@ -142,7 +142,7 @@ enum Command {
         /// NAME, NAME@1.2.3, NAME@^1.2 or sha256:HEX
         plugin: String,
         /// Remove it even if it is at work
-        #[arg(long, conflicts_with = "dry_run")]
+        #[arg(long)]
         force: bool,
         /// Say what would change, and change nothing
         #[arg(long)]
@@ -194,7 +194,11 @@ pub(crate) async fn run(args: PluginArgs) -> anyhow::Result<ExitCode> {
             return plan("activate", &plugin, Options::new(), json).await;
         }
         Command::Rollback { name, dry_run: true, json } => return plan("rollback", &name, Options::new(), json).await,
-        Command::Rm { plugin, dry_run: true, json, .. } => return plan("remove", &plugin, Options::new(), json).await,
+        Command::Rm { plugin, force, dry_run: true, json } => {
+            // A registry of an older release knows no such option; without it none need be told.
+            let options = if force { Options::from([("force", true.into())]) } else { Options::new() };
+            return plan("remove", &plugin, options, json).await;
+        }
         Command::Activate { plugin, json, .. } => {
             done("activated", manager().await?.activate(&plugin, Options::new()).await, json)?;
         }

@@ -129,6 +129,10 @@ fn plugins_are_linked_and_linked_anew_when_one_changes() {
     until(port, 451);
     let refused = shipote.run(&["plugin", "rm", "--dry-run", "leaf"]);
     assert_eq!(refused.status.code(), Some(1));
+    let forced = shipote.json(&["plugin", "rm", "--force", "--dry-run", "--json", "leaf"]);
+    assert_eq!((&forced["from"], &forced["used_by"]), (&json!("1.1.0"), &json!(["edge"])), "{forced}");
+    assert!(shipote.ok(&["plugin", "rm", "--force", "--dry-run", "leaf"]).contains("removes leaf 1.1.0"));
+    assert_eq!(shipote.json(&["plugin", "show", "leaf", "--json"])["active"], true, "nothing was removed");
 }
 
 /// Debian's `docker-registry` on the loopback interface, for user `me` with password `secret`.

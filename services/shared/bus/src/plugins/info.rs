@@ -127,6 +127,8 @@ pub struct PlanInfo {
     pub canary: String,
     /// The canary's share of the calls, in hundredths of a percent.
     pub share: u32,
+    /// The version that would be removed; absent where none would be.
+    pub removed: Option<String>,
     /// Exports that only the other version has, as `name (kind)`.
     pub exports_added: Vec<String>,
     /// Exports that only the present version has.
