@@ -20,7 +20,7 @@ use shipote_machines::launcher::Qemu;
 use shipote_machines::published::{self, Published};
 use shipote_machines::snapshots::Snapshots;
 use shipote_machines::spec::Spec;
-use shipote_machines::take;
+use shipote_machines::{ssh_agent, take};
 use shipote_service::{Authority, Caller, mechanism_info};
 use zbus::OwnedVariant;
 use zbus::message::Header;
@@ -144,7 +144,11 @@ impl Manager {
             return self.audited(Event::MachineCreate, name, caller, creating).await;
         }
         let spec = Spec::parse(name, spec).map_err(refusal)?;
-        self.audited(Event::MachineCreate, name, caller, self.actor.create(name, spec)).await
+        let creating = async {
+            ssh_agent::check(name, &spec).await?;
+            self.actor.create(name, spec.clone()).await
+        };
+        self.audited(Event::MachineCreate, name, caller, creating).await
     }
 
     /// Starts a machine. Returns when it is being started; `StateChanged` tells that it runs, or why it failed. No

@@ -6,7 +6,7 @@
 //!
 //! Rooms: [`spec`] what a machine is made of, [`state`] the pure state machine, [`actor`] owns all machines, [`launch`]
 //! one machine's life, [`keeper`] the process that a machine's processes are children of, [`vmm`] QEMU and what it needs
-//! of the host, [`groups`] what limits a machine, [`users`] who it is on the host, [`snapshots`] disks that were kept and [`take`] how, [`volumes`] folders of the host, [`way`] how a guest goes out and [`kept`] goes on to, [`guest`] connections, `bus` (in the binary) the door.
+//! of the host, [`groups`] what limits a machine, [`users`] who it is on the host, [`snapshots`] disks that were kept and [`take`] how, [`volumes`] folders of the host, [`ssh_agent`] whether one is there, [`way`] how a guest goes out and [`kept`] goes on to, [`guest`] connections, `bus` (in the binary) the door.
 //!
 //! Invariant: every virtual machine has a keeper. While this service runs it has an entry in the actor's table; while it
 //! doesn't, the keeper waits for it for as long as the machine's lease says, and then ends the machine.
@@ -32,6 +32,7 @@ pub mod relay;
 pub mod run;
 pub mod snapshots;
 pub mod spec;
+pub mod ssh_agent;
 pub mod state;
 pub mod stats;
 pub mod store;

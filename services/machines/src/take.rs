@@ -90,6 +90,7 @@ pub async fn create(
 ) -> Result<(), Error> {
     let kept = snapshots.get(from)?;
     let spec = changed(name, &kept.spec, text)?;
+    crate::ssh_agent::check(name, &spec).await?;
     if actor.list().await?.iter().any(|machine| machine.name == name) {
         return Err(Error::NameTaken(name.to_owned()));
     }

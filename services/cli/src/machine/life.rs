@@ -211,7 +211,7 @@ pub(crate) async fn begin(machines: &MachinesProxy<'_>, name: &str) -> anyhow::R
         let change = change.args().context("understand the machines service")?;
         match change.state.as_str() {
             _ if change.name != name => {}
-            "running" => return Ok(()),
+            "running" => return warn(machines, name).await,
             "failed" | "stopped" => {
                 bail!("start machine {name}: {}; `shipote machine logs {name}` shows its console", change.reason)
             }
@@ -219,6 +219,15 @@ pub(crate) async fn begin(machines: &MachinesProxy<'_>, name: &str) -> anyhow::R
         }
     }
     bail!("start machine {name}: the bus closed the connection")
+}
+
+/// Says what a machine that runs cannot have at present.
+async fn warn(machines: &MachinesProxy<'_>, name: &str) -> anyhow::Result<()> {
+    let details = machines.inspect(name, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    for problem in details.unavailable.iter().flatten() {
+        eprintln!("shipote: machine {name}: {}", output::readable(problem));
+    }
+    Ok(())
 }
 
 /// Ends a machine and waits until it has.
@@ -290,6 +299,9 @@ pub(super) async fn stats(name: &str, json: bool) -> anyhow::Result<()> {
         println!("guest      {has} MiB{}", if has == target { String::new() } else { format!(", to be {target} MiB") });
     }
     println!("processor  {}.{:03} s", details.cpu_usec / 1_000_000, details.cpu_usec / 1000 % 1000);
+    for problem in details.unavailable.iter().flatten() {
+        println!("not there  {}", output::readable(problem));
+    }
     for (mechanism, state, reason) in &details.confinement {
         println!("{mechanism:<18} {state}{}{reason}", if reason.is_empty() { "" } else { ": " });
     }

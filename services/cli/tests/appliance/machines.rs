@@ -1,7 +1,7 @@
 //! Machines through the command line, as docs/machines.md shows it: each command, its JSON, its exit status, its refusals.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -42,6 +42,8 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
         (&["machine", "create", "m", "--publish", "0:80"], 1, "publish"),
         (&["machine", "create", "m", "--volume", "relative"], 1, "HOST:GUEST"),
         (&["machine", "create", "m", "--egress", "a b"], 1, "egress"),
+        (&["machine", "create", "m", "--ssh-agent", "/nope"], 1, "ssh_agent = \"/nope\": this service finds no such"),
+        (&["machine", "create", "m", "--ssh-agent", "/etc/passwd"], 1, "it is no socket"),
         (&["machine", "create", "m", "--from", "none"], 1, "snapshot ls"),
         (&["machine", "start", "m"], 1, "machine ls"),
         (&["machine", "exec", "m", "--", "true"], 125, "machine ls"),
@@ -57,7 +59,10 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
     assert_eq!(shipote.json(&["machine", "ls", "--json"])["machines"], serde_json::json!([]));
 
     let serve = "mkdir -p /www; echo page > /www/index.html; exec busybox httpd -f -p 8080 -h /www";
-    let words = ["machine", "create", "m", "--memory", "160", "--disk", "64", "--json", "--", "sh", "-c", serve];
+    let agent = at("agent");
+    let listener = UnixListener::bind(&agent).unwrap();
+    let own = ["machine", "create", "m", "--memory", "160", "--disk", "64", "--ssh-agent", &agent, "--json"];
+    let words = [&own[..], &["--", "sh", "-c", serve]].concat();
     let made = shipote.json(&words);
     assert_eq!((made["name"].as_str(), made["state"].as_str()), (Some("m"), Some("stopped")));
     assert!(code(&shipote, &["machine", "create", "m"]).1.contains("the name is taken"));
@@ -82,7 +87,13 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
     assert!(code(&shipote, &["machine", "create", "odd", "-f", &at("none")]).1.contains("/none"));
     shipote.ok(&["machine", "rm", "filed"]);
     shipote.ok(&["machine", "rm", "piped"]);
-    assert_eq!(shipote.json(&["machine", "start", "m", "--json"])["state"], "running");
+    // An agent that has gone since keeps no machine from starting, but is told of.
+    drop(listener);
+    std::fs::remove_file(&agent).unwrap();
+    let started = shipote.run(&["machine", "start", "m", "--json"]);
+    assert_eq!(serde_json::from_slice::<Value>(&started.stdout).unwrap()["state"], "running");
+    assert!(text(&started.stderr).contains("shipote: machine m: ssh_agent = "), "{}", text(&started.stderr));
+    assert!(shipote.ok(&["machine", "stats", "m"]).contains("SSH_AUTH_SOCK"));
     let listed = shipote.json(&["machine", "ls", "--json"]);
     assert_eq!(listed["machines"][0]["disk_mib"], 64, "{listed}");
     assert!(shipote.ok(&["machine", "ls"]).contains("160 MiB, 1 cpu, 64 MiB disk"));

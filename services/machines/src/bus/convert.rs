@@ -4,7 +4,7 @@ use shipote_bus::machines::{MachineDetails, MachineInfo, MachinesError, Snapshot
 use shipote_machines::actor::{Inspected, Shown};
 use shipote_machines::health::Health;
 use shipote_machines::snapshots::{Snapshot, Snapshots};
-use shipote_machines::{Error, stats};
+use shipote_machines::{Error, ssh_agent, stats};
 
 pub(super) fn snapshot_info(snapshots: &Snapshots, name: String, snapshot: Snapshot) -> SnapshotInfo {
     SnapshotInfo {
@@ -28,6 +28,7 @@ pub(super) fn details(name: &str, inspected: Inspected) -> MachineDetails {
         guest_memory_bytes: inspected.guest_memory,
         guest_memory_target_bytes: u64::from(inspected.shown.spec.memory_now_mib()) << 20,
         cpu_usec: stats.cpu_usec,
+        unavailable: inspected.shown.spec.ssh_agent.as_deref().and_then(ssh_agent::problem).map(|told| vec![told]),
         confinement: confinement.map(|m| (m.name, m.state.to_string(), m.reason)).collect(),
     }
 }

@@ -169,6 +169,9 @@ impl<R: Fn(Report)> Life<'_, R> {
             Err(error) => tracing::error!("machine {name}: open its way out: {error}"),
         }
         if let Some(socket) = &spec.ssh_agent {
+            if let Some(problem) = crate::ssh_agent::problem(socket) {
+                tracing::warn!("machine {name} has no SSH agent for now: {problem}");
+            }
             match listener(folder, ports::SSH_AGENT) {
                 Ok(listener) => {
                     tasks.push(Task(tokio::spawn(relay::socket(listener, name.clone(), socket.clone()))));

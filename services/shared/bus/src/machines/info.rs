@@ -60,6 +60,8 @@ pub struct MachineDetails {
     pub guest_memory_target_bytes: u64,
     /// Processor time of the processes, microseconds.
     pub cpu_usec: u64,
+    /// What its spec names and it cannot have at present, with the reason; absent where it has all.
+    pub unavailable: Option<Vec<String>>,
     /// How the processes are confined: mechanism, `enforced`, `degraded` or `missing`, reason.
     pub confinement: Vec<(String, String, String)>,
 }
