@@ -8,7 +8,7 @@ use anyhow::Context;
 use shipote_audit::{Audit, Destination, Entry, Query};
 use shipote_bus::{Service, paths};
 
-use crate::output;
+use crate::{embedded, output};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -33,7 +33,8 @@ pub(crate) struct AuditArgs {
     /// Only the newest N
     #[arg(short = 'n', long, value_name = "N")]
     limit: Option<usize>,
-    /// State folder of the embedded appliance; without it that of the one that runs, else where it would be
+    /// State folder of an embedded appliance, as `shipote up --state` has it [default: that of the one that runs, else
+    /// where one would be]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Print one JSON object a record
@@ -71,7 +72,7 @@ fn read(args: &AuditArgs) -> anyhow::Result<ExitCode> {
     let mut entries = Vec::new();
     let units = Service::ALL.iter().map(|s| format!("{}.service", s.binary())).collect();
     let from_units = Query { units, ..query.clone() };
-    let state = args.state.clone().unwrap_or_else(embedded_state);
+    let state = args.state.clone().or_else(embedded::running_state).unwrap_or_else(paths::embedded_state);
     let sources = sources(&state);
     for source in &sources {
         // anybody may send the journal a record that looks like ours: it knows itself which unit one came from
@@ -126,14 +127,6 @@ fn looked(sources: &[Destination], state: &Path) -> String {
         ));
     }
     places.join(", ")
-}
-
-/// The running appliance says where its state is; else where it would be.
-fn embedded_state() -> PathBuf {
-    let file = paths::embedded_runtime().join(paths::APPLIANCE_FILE);
-    let said = std::fs::read(file).ok().and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
-    let state = said.as_ref().and_then(|v| v.get("state")).and_then(|v| v.as_str());
-    state.map_or_else(paths::embedded_state, PathBuf::from)
 }
 
 fn row(entry: &Entry) -> Vec<String> {

@@ -13,6 +13,7 @@ mod capabilities;
 mod discern;
 mod doctor;
 mod egress;
+mod embedded;
 mod events;
 mod explain;
 mod figures;

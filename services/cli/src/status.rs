@@ -55,7 +55,7 @@ pub(crate) async fn run(args: StatusArgs) -> Result<ExitCode> {
     let address = connect::address();
     let bus = connect::client().await?;
     let (socket, mut services) = match &address {
-        Some(address) => (embedded::socket(address), embedded::services(&bus).await?),
+        Some(_) => (embedded::socket(), embedded::services(&bus).await?),
         None => {
             (std::path::Path::new("/run/shipote/workspaces").join(paths::SOCKET_NAME), systemd::services(&bus).await?)
         }

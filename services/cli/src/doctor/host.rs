@@ -43,13 +43,13 @@ impl Host {
     }
 }
 
-/// Looks at everything.
-pub(super) fn look(host: &Host) -> Vec<Finding> {
+/// Looks at everything; `state` is where the appliance keeps its own.
+pub(super) fn look(host: &Host, state: &Path) -> Vec<Finding> {
     let mut findings = vec![kernel(host), user_namespaces(host), landlock(host), seccomp(host), cgroups(host)];
     findings.extend(PROGRAMS.iter().map(|(name, why, package)| program(host, name, why, package)));
     findings.push(kvm(host));
-    findings.push(journal(host));
-    findings.push(space(host, "/var/lib/shipote"));
+    findings.push(journal(host, state));
+    findings.push(space(host, state));
     findings
 }
 
@@ -173,20 +173,20 @@ fn kvm(host: &Host) -> Finding {
     }
 }
 
-fn journal(host: &Host) -> Finding {
+fn journal(host: &Host, state: &Path) -> Finding {
     if host.root.join("run/systemd/journal/socket").exists() {
         Finding::ok("journal", "takes records")
     } else {
         Finding::warning(
             "journal",
-            "not there: audit records go to a file",
-            "run under systemd, or keep the file safe yourself",
+            format!("not there: audit records go to files, {}/*/audit.jsonl", state.display()),
+            "run under systemd, or keep the files safe yourself",
         )
     }
 }
 
-fn space(host: &Host, folder: &str) -> Finding {
-    let mut at: &Path = Path::new(folder.trim_start_matches('/'));
+fn space(host: &Host, folder: &Path) -> Finding {
+    let mut at = folder.strip_prefix("/").unwrap_or(folder);
     let there = loop {
         let path = host.root.join(at);
         if path.exists() {
@@ -200,7 +200,7 @@ fn space(host: &Host, folder: &str) -> Finding {
     match rustix::fs::statvfs(&there) {
         Ok(of) => {
             let free = of.f_bavail.saturating_mul(of.f_frsize);
-            let found = format!("{} free for {folder}", crate::output::bytes(free as f64));
+            let found = format!("{} free for {}", crate::output::bytes(free as f64), folder.display());
             if free < 1 << 30 {
                 Finding::warning("disk", found, "images and logs need room: free some, or mount a larger disk there")
             } else {
@@ -249,7 +249,7 @@ mod tests {
             ],
             7,
         );
-        for finding in look(&host) {
+        for finding in look(&host, Path::new("/s")) {
             assert!(finding.subject == "disk" || finding.state == State::Ok, "{finding:?}");
         }
     }
@@ -266,7 +266,7 @@ mod tests {
             ],
             0,
         );
-        let findings = look(&bad);
+        let findings = look(&bad, Path::new("/s"));
         for subject in ["kernel", "user namespaces", "landlock", "seccomp"] {
             assert_eq!(state(&findings, subject), State::Failed, "{subject}");
         }

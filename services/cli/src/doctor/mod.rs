@@ -6,19 +6,25 @@
 mod host;
 mod services;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
+use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::json;
+use shipote_bus::{connect, paths};
 
-use crate::output;
+use crate::{embedded, output};
 
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Exit status: 0 if nothing keeps Shipote from working, else 1.\n\nExamples:\n  shipote doctor\n  shipote doctor --json | jq -r '.findings[] | select(.state != \"ok\") | .remedy'"
 )]
 pub(crate) struct DoctorArgs {
+    /// State folder of an embedded appliance, as `shipote up --state` has it [default: that of the one that runs]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -61,7 +67,11 @@ impl Finding {
 }
 
 pub(crate) async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let mut findings = tokio::task::spawn_blocking(|| host::look(&host::Host::here())).await?;
+    let state = match args.state {
+        Some(folder) => std::path::absolute(&folder).with_context(|| format!("find folder {}", folder.display()))?,
+        None => embedded::running_state().unwrap_or_else(usual_state),
+    };
+    let mut findings = tokio::task::spawn_blocking(move || host::look(&host::Host::here(), &state)).await?;
     findings.extend(services::ask().await);
     let worst = findings.iter().map(|f| f.state).max().unwrap_or(State::Ok);
     if args.json {
@@ -70,6 +80,11 @@ pub(crate) async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         print(&findings);
     }
     Ok(if worst == State::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Where state is kept that nobody has put elsewhere.
+fn usual_state() -> PathBuf {
+    if connect::address().is_some() { paths::embedded_state() } else { PathBuf::from("/var/lib/shipote") }
 }
 
 fn print(findings: &[Finding]) {

@@ -3,22 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use shipote_bus::{Service, appliance::Appliance1Proxy, paths};
+use shipote_bus::{Service, appliance::Appliance1Proxy, connect, paths};
 use zbus::{Connection, fdo::DBusProxy};
 
 use super::{ServiceLine, moment};
 
-/// The workspace protocol's socket beside the bus at `address`.
-pub(super) fn socket(address: &str) -> PathBuf {
-    let parsed: Option<zbus::Address> = address.parse().ok();
-    let runtime = parsed.as_ref().and_then(|a| match a.transport() {
-        zbus::address::Transport::Unix(unix) => match unix.path() {
-            zbus::address::transport::UnixSocket::File(path) => path.parent(),
-            _ => None,
-        },
-        _ => None,
-    });
-    paths::embedded_socket(&runtime.map_or_else(paths::embedded_runtime, std::path::Path::to_path_buf))
+/// The workspace protocol's socket beside the bus.
+pub(super) fn socket() -> PathBuf {
+    paths::embedded_socket(&connect::embedded_runtime())
 }
 
 pub(super) async fn services(bus: &Connection) -> Result<Vec<ServiceLine>> {

@@ -1,6 +1,7 @@
 //! `shipote events` and `shipote doctor`.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -87,6 +88,18 @@ fn doctor_looks_at_the_host_and_every_service() {
         assert_ne!(state(service), "failed", "{report}");
     }
     assert_ne!(state("kernel"), "failed", "{report}");
+    // of what this appliance was told, not of where one would be by default
+    let found = |report: &Value, folder: &Path| {
+        let all = report["findings"].as_array().unwrap();
+        all.iter().any(|f| f["subject"] == "disk" && f["found"].as_str().unwrap().ends_with(folder.to_str().unwrap()))
+    };
+    assert!(found(&report, &appliance.path("state")), "{report}");
+    let named = appliance.run(&["doctor", "--json", "--state", "/no/such"]);
+    assert!(found(&serde_json::from_slice(&named.stdout).unwrap(), Path::new("/no/such")));
+    appliance.ok(&["run", "--", "true"]);
+    if !Path::new("/run/systemd/journal/socket").exists() {
+        assert!(appliance.ok(&["audit", "--action", "command.run"]).contains("true"), "the folder is found");
+    }
     assert_eq!(output.status.success(), report["state"] != "failed");
     for finding in report["findings"].as_array().unwrap() {
         assert!(finding["state"] == "ok" || finding["remedy"] != "", "{finding}");

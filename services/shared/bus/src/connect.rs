@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use percent_encoding::percent_decode;
@@ -65,6 +66,20 @@ pub fn address() -> Option<String> {
     runtime.join("bus").exists().then(|| paths::embedded_bus_address(&runtime))
 }
 
+/// Runtime folder of the embedded appliance that clients use: where the bus at [`address`] is, else where one would be.
+#[must_use]
+pub fn embedded_runtime() -> PathBuf {
+    address().as_deref().and_then(folder_of).unwrap_or_else(paths::embedded_runtime)
+}
+
+/// The folder of the socket at a D-Bus address.
+fn folder_of(address: &str) -> Option<PathBuf> {
+    let address = parse(address).ok()?;
+    let Transport::Unix(unix) = address.transport() else { return None };
+    let UnixSocket::File(path) = unix.path() else { return None };
+    path.parent().map(Path::to_path_buf)
+}
+
 /// Connects a client.
 ///
 /// # Errors
@@ -87,5 +102,23 @@ pub async fn patient_client(timeout: Duration) -> Result<zbus::Connection, Conne
         None => zbus::connection::Builder::system().method_timeout(timeout).build().await.map_err(|cause| {
             ConnectError::Nowhere { embedded: paths::embedded_bus_address(&paths::embedded_runtime()), cause }
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_bus_is_found() {
+        for (address, want) in [
+            ("unix:path=/tmp/s/bus", Some("/tmp/s")),
+            ("unix:path=/tmp/a%20b/bus,guid=00", Some("/tmp/a b")),
+            ("unix:abstract=bus", None),
+            ("tcp:host=localhost,port=1", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(folder_of(address).as_deref(), want.map(Path::new), "{address}");
+        }
     }
 }
