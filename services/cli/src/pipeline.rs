@@ -51,7 +51,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Run a saved pipeline, as `run` does
+    /// Run a saved pipeline, as `run` does, by the name that it was saved under
     RunSaved {
         /// Name
         name: String,
@@ -76,7 +76,8 @@ enum Command {
     },
     /// End every node of a pipeline
     Stop {
-        /// Pipeline's id, or the last six characters or more of it
+        /// Pipeline's id, or the last six characters or more of it; or its name, where no other runs by that
+        #[arg(value_name = "ID|NAME")]
         id: String,
         /// Milliseconds between SIGTERM and SIGKILL; 0 kills at once
         #[arg(long, value_name = "MS", default_value_t = GRACE_MS)]
@@ -122,7 +123,7 @@ pub(crate) async fn run(args: PipelineArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(args) => {
             let spec = read_spec(&args.file)?;
-            run_pipeline(&format!("pipeline {}", args.file.display()), &spec, &args.how).await
+            run_pipeline(&format!("pipeline {}", args.file.display()), &spec, None, &args.how).await
         }
         Command::Save { name, file, json } => {
             let spec = read_spec(&file)?;
@@ -136,7 +137,7 @@ pub(crate) async fn run(args: PipelineArgs) -> anyhow::Result<ExitCode> {
         }
         Command::RunSaved { name, how } => {
             let spec = saved().await?.get(&name, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
-            run_pipeline(&format!("saved pipeline {name}"), &spec, &how).await
+            run_pipeline(&format!("saved pipeline {name}"), &spec, Some(&name), &how).await
         }
         Command::Drop { name, json } => {
             let existed = saved().await?.drop(&name, BTreeMap::new()).await.map_err(|e| output::refusal(&e))?;
@@ -175,9 +176,13 @@ fn said(json: bool, object: &serde_json::Value, line: &str) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run_pipeline(what: &str, spec: &str, args: &How) -> anyhow::Result<ExitCode> {
+/// `label` is its name, instead of the spec's.
+async fn run_pipeline(what: &str, spec: &str, label: Option<&str>, args: &How) -> anyhow::Result<ExitCode> {
     let vars = args.vars.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    let options = BTreeMap::from([("tap", args.tap.into()), ("strict", args.strict.into())]);
+    let mut options = BTreeMap::from([("tap", args.tap.into()), ("strict", args.strict.into())]);
+    if let Some(label) = label {
+        options.insert("label", label.into());
+    }
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let stdio =
         if args.detach { Vec::new() } else { vec![stdin.as_fd().into(), stdout.as_fd().into(), stderr.as_fd().into()] };

@@ -49,6 +49,23 @@ fn a_pipeline_is_saved_run_with_variables_and_dropped() {
 }
 
 #[test]
+fn a_saved_pipeline_that_runs_is_stopped_by_its_name() {
+    let shipote = Appliance::start();
+    let slow = "label = 'other'\n[[nodes]]\nlabel = 'a'\ncommand = ['sleep', '1000']\n";
+    assert!(shipote.fed(&["pipeline", "save", "slow", "-"], slow.as_bytes()).status.success());
+    let first = shipote.ok(&["pipeline", "run-saved", "--detach", "slow"]);
+    assert!(shipote.ok(&["pipeline", "ls"]).contains("slow"));
+    shipote.ok(&["pipeline", "stop", "slow", "--grace", "0"]);
+    let gone = shipote.run(&["pipeline", "stop", "slow"]);
+    assert!(text(&gone.stderr).contains("has ended"), "{}", text(&gone.stderr));
+    let two = [(); 2].map(|()| shipote.ok(&["pipeline", "run-saved", "--detach", "slow"]));
+    let unclear = text(&shipote.run(&["pipeline", "stop", "slow"]).stderr);
+    assert!(two.iter().all(|id| unclear.contains(id.trim())) && !unclear.contains(first.trim()), "{unclear}");
+    shipote.ok(&["pipeline", "stop", two[0].trim(), "--grace", "0"]);
+    shipote.ok(&["pipeline", "stop", "slow", "--grace", "0"]);
+}
+
+#[test]
 fn what_one_door_saved_the_other_lists_and_the_bus_runs() {
     let shipote = Appliance::start();
     let mut client = Client::connect(&shipote);

@@ -17,7 +17,7 @@ use zbus::{OwnedObjectPath, OwnedVariant};
 
 use super::convert;
 use super::doors::{ACTION_CONNECT, ACTION_MANAGE, ACTION_RUN, Doors, audited};
-use super::parse::{flag, known, parse_workspace};
+use super::parse::{flag, known, parse_workspace, text};
 use crate::actor::{Call, node_list};
 use crate::allowance::Allowance;
 use crate::effects::{Attachments, Explanations, LogStore};
@@ -265,7 +265,8 @@ impl Manager {
     /// Runs a pipeline. `workspace` as in `Run` (the spec's where empty); `spec` is TOML;
     /// `variables` are put for `${KEY}` in it; `stdio` as in `Run`: the input goes to the first
     /// node without an edge into it, output and error come from every node without an edge.
-    /// Options: `tap` (b): sample, meter and offer every edge; `strict` (b).
+    /// Options: `tap` (b): sample, meter and offer every edge; `strict` (b); `label` (s): its name, instead of the
+    /// spec's.
     ///
     /// Answers when all nodes run. Returns the object, its id, label and process id of each
     /// node, and a descriptor that yields the completion, as in `Run`.
@@ -282,12 +283,15 @@ impl Manager {
     ) -> Result<(OwnedObjectPath, String, Vec<(String, i32)>, Vec<zbus::OwnedFd>), WorkspacesError> {
         // nothing of a stranger's is parsed
         let caller = self.doors.authority.check(&header, ACTION_RUN).await.map_err(Error::from)?;
-        let how = (flag(&options, "tap", &["strict", "tap"])?, flag(&options, "strict", &["strict", "tap"])?);
-        Ok(self.start_pipeline((&header, caller), workspace, (spec, &variables), how, stdio).await?)
+        let names = ["label", "strict", "tap"];
+        let how = (flag(&options, "tap", &names)?, flag(&options, "strict", &names)?);
+        let label = text(&options, "label", &names)?;
+        Ok(self.start_pipeline((&header, caller), workspace, (spec, &variables, label), how, stdio).await?)
     }
 
     /// Ends every node of a pipeline (SIGTERM, then SIGKILL after `grace_ms` milliseconds; 0: at
-    /// once). Returns the number of nodes. No options yet.
+    /// once), named by its id or by a name that no other one that runs has. Returns the number of
+    /// nodes. No options yet.
     #[zbus(out_args("reaped"))]
     async fn stop_pipeline(
         &self,
@@ -297,6 +301,16 @@ impl Manager {
         options: Options,
     ) -> Result<u32, WorkspacesError> {
         known(&options, &[])?;
+        // One look-up for who may and for what is done: another may come to run by that name in between.
+        let found = self
+            .doors
+            .actor
+            .ask(move |state, _| state.find_running_pipeline(&pipeline).map(|found| found.what.id.to_string()));
+        let pipeline = match found.await? {
+            // that it was asked for in vain is recorded below
+            Err(Error::NoSuchPipeline(name)) => name,
+            found => found?,
+        };
         let caller = self.doors.may_use_pipeline(&header, &pipeline).await?;
         let call = Call::StopPipeline { pipeline: pipeline.clone(), grace: Duration::from_millis(grace_ms) };
         match audited(&self.doors, Event::PipelineStop, &pipeline, caller, call).await?.outcome {

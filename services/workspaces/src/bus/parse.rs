@@ -143,6 +143,11 @@ pub(super) fn flag(options: &Options, name: &str, names: &[&str]) -> Result<bool
     }
 }
 
+pub(super) fn text(options: &Options, name: &str, names: &[&str]) -> Result<Option<String>, Error> {
+    known(options, names)?;
+    options.get(name).map(|value| value.clone().try_into().map_err(|_| wrong_type(name, "s"))).transpose()
+}
+
 pub(super) fn wrong_type(name: &str, signature: &str) -> Error {
     Error::InvalidArgument(format!("option {name:?} has the wrong type; it is a {signature:?}"))
 }

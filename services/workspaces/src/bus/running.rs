@@ -128,13 +128,16 @@ impl Manager {
         &self,
         (header, caller): (&Header<'_>, Caller),
         workspace: String,
-        (spec, variables): (&str, &BTreeMap<String, String>),
+        (spec, variables, label): (&str, &BTreeMap<String, String>, Option<String>),
         (tap, strict): (bool, bool),
         stdio: Vec<zbus::OwnedFd>,
     ) -> Result<StartedPipeline, Error> {
         check_size(spec)?;
-        let parsed: PipelineSpec =
+        let mut parsed: PipelineSpec =
             shipote_config::parse(spec, "pipeline").map_err(|e| Error::InvalidSpec(format!("run pipeline: {e}")))?;
+        if let Some(label) = label {
+            parsed.label = label;
+        }
         let pipeline =
             parsed.validate(variables).map_err(|e| Error::InvalidSpec(format!("run pipeline: pipeline: {e}")))?;
         let workspace = if workspace.is_empty() { parsed.workspace.unwrap_or_default() } else { workspace };

@@ -177,6 +177,25 @@ impl State {
         find_by_id(&self.pipelines, name).ok_or_else(|| Error::NoSuchPipeline(name.to_owned()))
     }
 
+    /// A pipeline that runs, by id, by an unambiguous end of it, or by a name that no other one that runs has.
+    pub(crate) fn find_running_pipeline(&self, name: &str) -> Result<&Pipeline, Error> {
+        // ids first: nobody must be able to take another pipeline's place by calling one like its id
+        if let Some(found) = find_by_id(&self.pipelines, name).filter(|pipeline| pipeline.exit_status.is_none()) {
+            return Ok(found);
+        }
+        let runs = |pipeline: &&Pipeline| pipeline.exit_status.is_none() && pipeline.what.label == name;
+        let called: Vec<&Pipeline> = self.pipelines.values().filter(runs).collect();
+        match called[..] {
+            [] => Err(Error::NoSuchPipeline(name.to_owned())),
+            [one] => Ok(one),
+            _ => {
+                let ids: Vec<String> = called.iter().map(|pipeline| pipeline.what.id.to_string()).collect();
+                let text = format!("pipeline {name:?}: {} run by that name; give the id of one: ", ids.len());
+                Err(Error::InvalidArgument(text + &ids.join(", ")))
+            }
+        }
+    }
+
     /// Living commands of a workspace.
     pub(crate) fn living_in(&self, workspace: Ulid) -> impl Iterator<Item = &Command> {
         self.commands.values().filter(move |c| c.workspace == workspace && c.phase != CommandPhase::Ended)
