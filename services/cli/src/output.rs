@@ -81,6 +81,16 @@ pub(crate) fn refusal(error: &WorkspacesError) -> anyhow::Error {
     }
 }
 
+/// The text of a refusal of a spec, which is called by where it is from instead of by the service's word for it.
+pub(crate) fn spec_refusal(error: &WorkspacesError, word: &str, source: Option<&str>) -> anyhow::Error {
+    match (error, source) {
+        (WorkspacesError::InvalidSpec(said), Some(source)) => {
+            anyhow::anyhow!("{}", crate::spec::in_source(said, word, source))
+        }
+        _ => refusal(error),
+    }
+}
+
 /// Text that may come from a guest or from further away, without what a terminal would act on.
 pub(crate) fn readable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()

@@ -14,7 +14,7 @@ use shipote_bus::workspaces::{ManagerProxy, SavedProxy, WorkspacesError};
 use crate::output;
 use crate::run::{on_terminal, read_completion};
 use crate::signals::Forwarded;
-use crate::spec::{key_value, read_spec};
+use crate::spec::{key_value, read_spec, source};
 
 /// Between SIGTERM and SIGKILL after Ctrl-C.
 const GRACE_MS: u64 = 1000;
@@ -123,12 +123,12 @@ pub(crate) async fn run(args: PipelineArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Run(args) => {
             let spec = read_spec(&args.file)?;
-            run_pipeline(&format!("pipeline {}", args.file.display()), &spec, None, &args.how).await
+            run_pipeline(&source(&args.file), &spec, None, &args.how).await
         }
         Command::Save { name, file, json } => {
             let spec = read_spec(&file)?;
             let saved = saved().await?.save(&name, &spec, BTreeMap::new()).await;
-            saved.map_err(|e| output::refusal(&e).context(format!("pipeline {}", file.display())))?;
+            saved.map_err(|e| output::spec_refusal(&e, "pipeline", Some(&source(&file))))?;
             said(json, &json!({"name": name, "saved": true}), &format!("saved {name}"))
         }
         Command::Saved { json } => {
@@ -176,8 +176,8 @@ fn said(json: bool, object: &serde_json::Value, line: &str) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// `label` is its name, instead of the spec's.
-async fn run_pipeline(what: &str, spec: &str, label: Option<&str>, args: &How) -> anyhow::Result<ExitCode> {
+/// Runs a pipeline, whose spec is from `source`; `label` is its name, instead of the spec's.
+async fn run_pipeline(source: &str, spec: &str, label: Option<&str>, args: &How) -> anyhow::Result<ExitCode> {
     let vars = args.vars.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let mut options = BTreeMap::from([("tap", args.tap.into()), ("strict", args.strict.into())]);
     if let Some(label) = label {
@@ -192,7 +192,11 @@ async fn run_pipeline(what: &str, spec: &str, label: Option<&str>, args: &How) -
     let (_, id, pids, descriptors) = manager
         .run_pipeline(workspace, spec, vars, options, stdio)
         .await
-        .map_err(|e| output::refusal(&e).context(what.to_owned()))?;
+        .map_err(|e| match e {
+            WorkspacesError::InvalidSpec(_) => output::spec_refusal(&e, "pipeline", Some(source)),
+            _ if label.is_some() => output::refusal(&e).context(source.to_owned()),
+            _ => output::refusal(&e).context(format!("pipeline {source}")),
+        })?;
     let nodes: Vec<_> = pids.iter().map(|(label, pid)| json!({"label": label, "pid": pid})).collect();
     if args.detach {
         if args.json {

@@ -25,6 +25,36 @@ pub(crate) fn read_spec(path: &Path) -> anyhow::Result<String> {
     })
 }
 
+/// What a spec's file is called in what is said of it.
+pub(crate) fn source(file: &Path) -> String {
+    if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() }
+}
+
+/// What a service says is wrong with a spec, with the file's name where the service has its own word (`workspace:2:1`) for
+/// what it was sent without one.
+pub(crate) fn in_source(said: &str, word: &str, source: &str) -> String {
+    let Some((operation, problem)) = said.split_once(": ") else { return format!("{source}: {said}") };
+    // The name is from the command line, not from the file.
+    if problem.starts_with("label: ") || problem.starts_with("a name has ") {
+        return said.to_owned();
+    }
+    match problem.strip_prefix(word).filter(|rest| rest.starts_with(':')) {
+        Some(rest) => format!("{operation}: {source}{rest}"),
+        None => format!("{operation}: {source}: {problem}"),
+    }
+}
+
+/// The same of a spec that the service got otherwise than it stands in the file, whose lines are not those of the file.
+pub(crate) fn in_changed_source(said: &str, word: &str, source: &str) -> String {
+    let named = in_source(said, word, source);
+    let Some((before, after)) = named.split_once(source) else { return named };
+    let is_place = |c: char| c == ':' || c.is_ascii_digit();
+    match after.find(|c| !is_place(c)) {
+        Some(end) => format!("{before}{source}:{}", &after[end..]),
+        None => named,
+    }
+}
+
 /// Splits `KEY=VALUE`; for clap.
 pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -65,4 +95,25 @@ pub(crate) fn network(
         toml::Table::from_iter([("networking".to_owned(), networking.into())]).into(),
     );
     Ok(spec.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_is_called_by_its_file() {
+        let table = [
+            ("create workspace: workspace:2:1: a.b: unknown key", "create workspace: w.toml:2:1: a.b: unknown key"),
+            ("create workspace: egress: is for", "create workspace: w.toml: egress: is for"),
+            ("create workspace: workspaces: are two", "create workspace: w.toml: workspaces: are two"),
+            ("create workspace: label: is empty", "create workspace: label: is empty"),
+            ("it is too large", "w.toml: it is too large"),
+        ];
+        for (said, want) in table {
+            assert_eq!(in_source(said, "workspace", "w.toml"), want);
+        }
+        let said = "machine m: spec:12:3: memry: unknown key";
+        assert_eq!(in_changed_source(said, "spec", "m.toml"), "machine m: m.toml: memry: unknown key");
+    }
 }

@@ -10,7 +10,7 @@ use shipote_bus::service::MechanismInfo;
 use shipote_bus::workspaces::WorkspaceProxy;
 
 use crate::output;
-use crate::spec::read_spec;
+use crate::spec::{read_spec, source};
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkspaceArgs {
@@ -110,11 +110,12 @@ enum Command {
 pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Create { name, file, publish, serve, egress, egress_ask, idle, strict, json } => {
+            let source = file.as_deref().map(source);
             let spec = match file {
                 Some(file) => read_spec(&file)?,
                 None => crate::spec::network(&publish, &serve, &egress, egress_ask, idle)?,
             };
-            create(&name, spec, strict, json).await?;
+            create(&name, spec, source.as_deref(), strict, json).await?;
         }
         Command::Publish(args) => crate::publish::in_workspace(&args).await?,
         Command::Ls { json } => list(json).await?,
@@ -135,10 +136,11 @@ pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn create(name: &str, spec: String, strict: bool, json: bool) -> anyhow::Result<()> {
+async fn create(name: &str, spec: String, source: Option<&str>, strict: bool, json: bool) -> anyhow::Result<()> {
     let manager = output::workspaces().await?;
     let options = BTreeMap::from([("strict", strict.into())]);
-    let (_, id, isolation) = manager.create_workspace(name, &spec, options).await.map_err(|e| output::refusal(&e))?;
+    let created = manager.create_workspace(name, &spec, options).await;
+    let (_, id, isolation) = created.map_err(|e| output::spec_refusal(&e, "workspace", source))?;
     if json {
         return output::json(&json!({"id": id, "name": name, "isolation": isolation}));
     }

@@ -10,9 +10,9 @@ use futures_util::StreamExt as _;
 use serde_json::json;
 use shipote_bus::machines::{MachinesError, MachinesProxy};
 
-use super::{machines, patient_machines, refusal};
+use super::{machines, patient_machines, refusal, spec_refusal};
 use crate::output;
-use crate::spec::read_spec;
+use crate::spec::{read_spec, source};
 
 /// What a machine is given.
 #[derive(Debug, Args)]
@@ -145,25 +145,34 @@ fn absolute(volume: &str) -> String {
     }
 }
 
-/// The spec of a file, if any, with what the options say otherwise.
-pub(super) fn spec(file: Option<&Path>, size: &Size, run: &Run) -> anyhow::Result<String> {
-    let given = size.spec() + &run.section();
-    let Some(file) = file else { return Ok(given) };
-    let text = read_spec(file)?;
-    if given.is_empty() {
-        // As it is, so that what the service says of it is about its lines.
-        return Ok(text);
-    }
-    let mut spec: toml::Table =
-        toml::from_str(&text).map_err(|e| anyhow::anyhow!("read spec {}: {}", file.display(), e.message()))?;
-    spec.extend(toml::from_str::<toml::Table>(&given).context("read the options as a spec")?);
-    Ok(toml::to_string(&spec)?)
+/// A spec as the service gets it, and where it is from.
+pub(super) struct Spec {
+    text: String,
+    /// Its file, if it has one.
+    source: Option<String>,
+    /// Options say something otherwise than the file.
+    changed: bool,
 }
 
-pub(super) async fn create(name: &str, from: Option<&str>, spec: &str, json: bool) -> anyhow::Result<()> {
+/// The spec of a file, if any, with what the options say otherwise.
+pub(super) fn spec(file: Option<&Path>, size: &Size, run: &Run) -> anyhow::Result<Spec> {
+    let given = size.spec() + &run.section();
+    let Some(file) = file else { return Ok(Spec { text: given, source: None, changed: false }) };
+    let (text, source) = (read_spec(file)?, source(file));
+    if given.is_empty() {
+        // As it is, so that what the service says of it is about its lines.
+        return Ok(Spec { text, source: Some(source), changed: false });
+    }
+    let mut spec: toml::Table = shipote_config::parse(&text, &source)?;
+    spec.extend(toml::from_str::<toml::Table>(&given).context("read the options as a spec")?);
+    Ok(Spec { text: toml::to_string(&spec)?, source: Some(source), changed: true })
+}
+
+pub(super) async fn create(name: &str, from: Option<&str>, spec: &Spec, json: bool) -> anyhow::Result<()> {
     let options = from.map(|from| ("from", zbus::Variant::from(from))).into_iter().collect();
     let machines = if from.is_some() { patient_machines().await? } else { machines().await? };
-    machines.create(name, spec, options).await.map_err(|e| refusal(&e))?;
+    let created = machines.create(name, &spec.text, options).await;
+    created.map_err(|e| spec_refusal(&e, spec.source.as_deref(), spec.changed))?;
     told(name, "stopped", json)
 }
 

@@ -232,6 +232,22 @@ pub(crate) fn refusal(refused: &MachinesError) -> anyhow::Error {
     }
 }
 
+/// The text of a refusal of a spec, which is called by where it is from instead of by the service's word for it.
+/// `changed`: the service got it otherwise than it stands there.
+pub(crate) fn spec_refusal(refused: &MachinesError, source: Option<&str>, changed: bool) -> anyhow::Error {
+    let text = refusal(refused).to_string();
+    match (refused, source) {
+        (MachinesError::InvalidSpec(_), Some(source)) if changed && text.contains(": spec:") => {
+            anyhow::anyhow!("{}", crate::spec::in_changed_source(&text, "spec", source))
+        }
+        // What is changed may be at fault, too.
+        (MachinesError::InvalidSpec(_), Some(source)) if !changed => {
+            anyhow::anyhow!("{}", crate::spec::in_source(&text, "spec", source))
+        }
+        _ => anyhow::anyhow!(text),
+    }
+}
+
 /// A file into or out of a machine.
 pub(crate) async fn copy_file(from: &str, to: &str) -> anyhow::Result<()> {
     copy::copy(from, to).await

@@ -255,7 +255,13 @@ fn refused(error: &WorkspacesError, args: &RunArgs) -> anyhow::Result<ExitCode> 
         WorkspacesError::CommandNotExecutable(_) => STATUS_NOT_EXECUTABLE,
         _ => STATUS_FAILED,
     };
-    let text = output::refusal(error).to_string();
+    let text = match (output::refusal(error).to_string(), &args.file) {
+        // Not of what the options say, which the service calls otherwise.
+        (said, Some(file)) if said.contains(": workspace:") => {
+            crate::spec::in_source(&said, "workspace", &crate::spec::source(file))
+        }
+        (said, _) => said,
+    };
     eprintln!("shipote: {text}");
     if args.json {
         output::json(&json!({"exit_status": status, "reason": "refused", "message": text}))?;

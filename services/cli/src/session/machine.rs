@@ -11,10 +11,11 @@ use super::LABEL;
 use crate::machine::{self, machines, refusal};
 use crate::run::RunArgs;
 
-/// Makes one and waits until it runs; half of one is none.
-pub(super) async fn create(name: &str, spec: &str) -> anyhow::Result<()> {
+/// Makes one of a spec, from `file` if from any, and waits until it runs; half of one is none.
+pub(super) async fn create(name: &str, spec: &str, file: Option<&str>) -> anyhow::Result<()> {
     let machines = machines().await?;
-    machines.create(name, spec, BTreeMap::new()).await.map_err(|e| refusal(&e))?;
+    let created = machines.create(name, spec, BTreeMap::new()).await;
+    created.map_err(|e| machine::spec_refusal(&e, file, true))?;
     if let Err(error) = machine::begin(&machines, name).await {
         // What went wrong matters more than whether this succeeds.
         let _ = machine::end(&machines, name, 0).await;

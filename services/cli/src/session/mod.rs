@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde_json::json;
-use shipote_bus::workspaces::{ManagerProxy, WorkspaceInfo, WorkspaceProxy};
+use shipote_bus::workspaces::{ManagerProxy, WorkspaceInfo, WorkspaceProxy, WorkspacesError};
 
 use crate::output;
 use crate::publish::PublishArgs;
@@ -228,7 +228,7 @@ async fn machine_of(ends: &[&str]) -> anyhow::Result<Option<String>> {
 
 async fn create(name: &str, mut template: Template, json: bool) -> anyhow::Result<()> {
     if template.is_machine() {
-        machine::create(name, &template.spec()?).await?;
+        machine::create(name, &template.spec()?, template.file()).await?;
         if json {
             return output::json(&json!({"name": name, "template": template.source(), "machine": true}));
         }
@@ -239,7 +239,13 @@ async fn create(name: &str, mut template: Template, json: bool) -> anyhow::Resul
     let (_, id, isolation) = manager
         .create_workspace(name, &template.spec()?, BTreeMap::new())
         .await
-        .map_err(|error| output::refusal(&error))?;
+        .map_err(|error| match (&error, template.file()) {
+            // It was written anew, so its lines are not those of the file.
+            (WorkspacesError::InvalidSpec(said), Some(file)) => {
+                anyhow::anyhow!("{}", crate::spec::in_changed_source(said, "workspace", file))
+            }
+            _ => output::refusal(&error),
+        })?;
     if let Some(files) = template.files()
         && let Err(error) = snapshot::restore(&manager, name, files).await
     {

@@ -41,13 +41,15 @@ pub(super) struct Template {
     spec: Table,
     machine: bool,
     source: String,
+    /// Where it was read from.
+    file: Option<String>,
     files: Option<File>,
 }
 
 impl Template {
     /// Nothing but defaults.
     pub(super) fn empty() -> Self {
-        Self { spec: Table::new(), machine: false, source: "defaults".to_owned(), files: None }
+        Self { spec: Table::new(), machine: false, source: "defaults".to_owned(), file: None, files: None }
     }
 
     /// One of the configuration folders.
@@ -75,13 +77,14 @@ impl Template {
         } else {
             (read_spec(path)?, None)
         };
-        let mut spec: Table = toml::from_str(&text).with_context(|| format!("read template {shown}"))?;
+        let file = crate::spec::source(path);
+        let mut spec: Table = shipote_config::parse(&text, &file).context("read template")?;
         let machine = match spec.remove(MACHINE) {
             None => false,
             Some(Value::Boolean(machine)) => machine,
             Some(_) => bail!("read template {shown}: {MACHINE} has to be true or false"),
         };
-        Ok(Self { spec, machine, source, files })
+        Ok(Self { spec, machine, source, file: Some(file), files })
     }
 
     /// Whether it is a machine's.
@@ -92,6 +95,11 @@ impl Template {
     /// Where it is from.
     pub(super) fn source(&self) -> &str {
         &self.source
+    }
+
+    /// The file that it was read from.
+    pub(super) fn file(&self) -> Option<&str> {
+        self.file.as_deref()
     }
 
     /// What it was called as a session.

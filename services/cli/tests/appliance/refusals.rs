@@ -65,6 +65,28 @@ fn what_is_wrong_is_said_and_nothing_happens() {
             assert!(said.contains(word), "{shown}: {word:?} in {said:?}");
         }
     }
+    // What is wrong with a file is said by the file's name, and nobody has a line of another text.
+    let wrong = shipote.path("wrong.toml");
+    let file = wrong.to_str().unwrap();
+    let unknown = "# a comment\ncolour = 'red'\n";
+    let table: &[(&str, &[&str], &str)] = &[
+        (unknown, &["workspace", "create", "new", "-f", file], ":2:1: colour: unknown key"),
+        ("egress = ['a.example']", &["workspace", "create", "new", "-f", file], ": egress: is for a workspace"),
+        (unknown, &["run", "-f", file, "--", "true"], ":2:1: colour: unknown key"),
+        ("ttl = 0", &["run", "-f", file, "--", "true"], ": ttl: is 0"),
+        (unknown, &["pipeline", "run", file], ":2:1: colour: unknown key"),
+        ("label = 'p'", &["pipeline", "run", file], ": nodes: is empty"),
+        (unknown, &["pipeline", "save", "p", file], ":2:1: colour: unknown key"),
+        (unknown, &["session", "create", "new", "-f", file], ": colour: unknown key"),
+        ("label = ", &["session", "create", "new", "-f", file], ":1:"),
+        (unknown, &["machine", "create", "new", "-f", file], ":2:1: colour: unknown key"),
+        (unknown, &["machine", "create", "new", "-f", file, "--cpus", "2"], ": colour: unknown key"),
+    ];
+    for (text_of_it, words, wanted) in table {
+        std::fs::write(&wrong, text_of_it).unwrap();
+        let said = text(&shipote.run(words).stderr);
+        assert!(said.contains(&format!("{file}{wanted}")) && said.lines().count() == 1, "{words:?}: {said}");
+    }
     let left = shipote.json(&["workspace", "list", "--json"]);
     assert_eq!(left["workspaces"].as_array().unwrap().len(), 1, "a refused call left something: {left}");
     assert_eq!(shipote.json(&["pipeline", "list", "--json"])["pipelines"], serde_json::json!([]));

@@ -53,11 +53,11 @@ pub(super) fn target(workspace: String, spec: &str) -> Result<Target, Error> {
     let mut spec = parse_workspace(spec)?;
     if spec.on_exit != ExitPolicy::Reap {
         let text =
-            "run: on_exit: a workspace that is made for one command goes with all it holds; create one with a name";
+            "run: workspace: on_exit: a workspace that is made for one command goes with all it holds; create one with a name";
         return Err(Error::InvalidSpec(text.to_owned()));
     }
     spec.label = format!("run-{}", id.to_string().to_ascii_lowercase());
-    spec.validate().map_err(|e| Error::InvalidSpec(format!("run: {e}")))?;
+    spec.validate().map_err(|e| Error::InvalidSpec(format!("run: workspace: {e}")))?;
     Ok(Target::Ephemeral { id, spec: Box::new(spec) })
 }
 
