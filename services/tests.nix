@@ -13,6 +13,7 @@ let
     "shipote-plugin-abi"
     "shipote-rules"
     "shipote-state"
+    "shipote-units"
     "shipote-workspace-protocol"
   ];
 in

@@ -17,7 +17,7 @@ from dbus_fast.aio import MessageBus
 SERVICE = "org.shipote.Workspaces1"
 MANAGER = dict(destination=SERVICE, path="/org/shipote/Workspaces1", interface=SERVICE + ".Manager")
 SPEC = """
-ttl = 600000                # milliseconds
+ttl = "10m"
 [soma.rlimits]
 nproc = 64
 [env]

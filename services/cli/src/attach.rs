@@ -34,8 +34,8 @@ pub(crate) struct AttachArgs {
     /// The end of our input is the end of the command's: nobody can give it more afterwards
     #[arg(long, conflicts_with = "no_stdin")]
     end_input: bool,
-    /// Begin with so many of the last bytes of its output; 0 for all that is kept
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    /// Begin with so much of the end of its output: 64K, or bytes; 0 for all that is kept
+    #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = crate::units::bytes)]
     tail: u64,
     /// Keys that detach, typed one after the other: letters, or ctrl- and a letter; empty: none
     #[arg(long, value_name = "KEY,KEY", default_value = "ctrl-p,ctrl-q", value_parser = Keys::parse)]

@@ -27,8 +27,8 @@ pub(crate) struct AuditArgs {
     /// Only what concerns this object
     #[arg(long, value_name = "NAME")]
     object: Option<String>,
-    /// Only the last so much time: `90s`, `10m`, `2h`, `3d`
-    #[arg(long, value_name = "TIME", value_parser = ago)]
+    /// Only the last so much time: 90s, 10m, 3d, or seconds
+    #[arg(long, value_name = "TIME", value_parser = crate::units::seconds)]
     since: Option<Duration>,
     /// Only the newest N
     #[arg(short = 'n', long, value_name = "N")]
@@ -40,20 +40,6 @@ pub(crate) struct AuditArgs {
     /// Print one JSON object a record
     #[arg(long)]
     json: bool,
-}
-
-/// Reads a span of time such as `10m`; for clap.
-fn ago(text: &str) -> Result<Duration, String> {
-    let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));
-    let scale = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err("write a number and s, m, h or d, as in 10m".to_owned()),
-    };
-    let count: u64 = number.parse().map_err(|_| format!("{number:?} is no number"))?;
-    Ok(Duration::from_secs(count.saturating_mul(scale)))
 }
 
 pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
@@ -153,14 +139,5 @@ mod tests {
         assert_eq!(both, "in /s/proxy/audit.jsonl, in this host's journal (shipote-*.service)");
         let none = looked(&[], state);
         assert!(none.starts_with("for /s/*/audit.jsonl, of which there is none; --state"), "{none}");
-    }
-
-    #[test]
-    fn spans_of_time() {
-        assert_eq!(ago("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(ago("2h"), Ok(Duration::from_secs(7200)));
-        for bad in ["", "10", "m", "1é", "1w"] {
-            assert!(ago(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -46,11 +46,9 @@ enum Command {
         json: bool,
     },
     /// Copy an edge's bytes to standard output: replay first, then live, until the producer ends
-    #[command(
-        after_help = "Example:\n  shipote flow tail \"$(shipote flow ls --json | jq -r .flows[0].socket)\"\n\n\
+    #[command(after_help = "Example:\n  shipote flow tail \"$(shipote flow ls --json | jq -r .flows[0].socket)\"\n\n\
         Who reads too slowly is cut off where the edge is not lossless: that is said, with the bytes\nthat were lost, \
-        and the exit status is 1."
-    )]
+        and the exit status is 1.")]
     Tail {
         /// Flow socket, as listed
         socket: PathBuf,

@@ -24,7 +24,7 @@ enum Command {
     /// Have a running machine pull an image from a registry
     #[command(
         after_help = "The machine reaches what its --egress rules allow, and registries on loopback without TLS.\n\n\
-        Example:\n  shipote machine create web --disk 4096 --egress registry.example.org:443\n  \
+        Example:\n  shipote machine create web --disk 4G --egress registry.example.org:443\n  \
         shipote machine start web\n  shipote image pull web registry.example.org/app:1\n  \
         shipote machine exec web --image registry.example.org/app:1 -- /bin/sh -c id"
     )]

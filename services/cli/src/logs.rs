@@ -32,8 +32,8 @@ pub(crate) struct LogsArgs {
     /// Which stream
     #[arg(long, default_value = "both", value_parser = ["stdout", "stderr", "both"])]
     stream: String,
-    /// Only the last N bytes; 0 for all that is kept
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Only so much of the end: 64K, or bytes; 0 for all that is kept
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = crate::units::bytes)]
     tail: u64,
     /// Only from this byte of each stream on; two numbers are those of standard output and error
     #[arg(long, value_name = "N[,N]", value_parser = offsets)]

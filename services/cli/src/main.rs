@@ -36,6 +36,7 @@ mod signals;
 mod spec;
 mod status;
 mod top;
+mod units;
 mod up;
 mod workspace;
 

@@ -79,8 +79,8 @@ enum Command {
         /// Pipeline's id, or the last six characters or more of it; or its name, where no other runs by that
         #[arg(value_name = "ID|NAME")]
         id: String,
-        /// Milliseconds between SIGTERM and SIGKILL; 0 kills at once
-        #[arg(long, value_name = "MS", default_value_t = GRACE_MS)]
+        /// Time between SIGTERM and SIGKILL: 5s, or milliseconds; 0 kills at once
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = crate::units::milliseconds)]
         grace: u64,
         /// Print one JSON object
         #[arg(long)]
@@ -189,10 +189,8 @@ async fn run_pipeline(source: &str, spec: &str, label: Option<&str>, args: &How)
     let mut signals = Forwarded::listen()?;
     let manager = output::workspaces().await?;
     let workspace = args.workspace.as_deref().unwrap_or_default();
-    let (_, id, pids, descriptors) = manager
-        .run_pipeline(workspace, spec, vars, options, stdio)
-        .await
-        .map_err(|e| match e {
+    let (_, id, pids, descriptors) =
+        manager.run_pipeline(workspace, spec, vars, options, stdio).await.map_err(|e| match e {
             WorkspacesError::InvalidSpec(_) => output::spec_refusal(&e, "pipeline", Some(source)),
             _ if label.is_some() => output::refusal(&e).context(source.to_owned()),
             _ => output::refusal(&e).context(format!("pipeline {source}")),

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use shipote_bus::workspaces::SPEC_MAX;
@@ -63,14 +64,14 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// The spec of a workspace that differs from the default in its network, in what it serves and in its sleep, `idle`
-/// seconds, alone.
+/// The spec of a workspace that differs from the default in its network, in what it serves and in its sleep after
+/// `idle` alone.
 pub(crate) fn network(
     publish: &[u16],
     serve: &[PathBuf],
     egress: &[String],
     ask: bool,
-    idle: Option<f64>,
+    idle: Option<Duration>,
 ) -> anyhow::Result<String> {
     let outbound = ask || !egress.is_empty();
     let networking = match (outbound, publish) {
@@ -79,8 +80,8 @@ pub(crate) fn network(
         (false, _) => "loopback",
     };
     let mut spec = toml::Table::new();
-    if let Some(seconds) = idle {
-        spec.insert("idle".to_owned(), ((seconds * 1000.0) as i64).into());
+    if let Some(millis) = idle.and_then(crate::units::millis) {
+        spec.insert("idle".to_owned(), i64::try_from(millis).context("--idle is longer than can be counted")?.into());
     }
     spec.insert("publish".to_owned(), publish.iter().map(|port| i64::from(*port)).collect::<Vec<_>>().into());
     if !serve.is_empty() {

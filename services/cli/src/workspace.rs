@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -42,9 +43,9 @@ enum Command {
         /// Hold connections to other hosts for `shipote egress approve`
         #[arg(long, conflicts_with = "file")]
         egress_ask: bool,
-        /// Let it sleep after so many seconds in which nobody needed it; a connection or a command wakes it
-        #[arg(long, value_name = "S", conflicts_with = "file")]
-        idle: Option<f64>,
+        /// Let it sleep after this time in which nobody needed it (5m, 1h, or seconds); a connection or a command wakes it
+        #[arg(long, value_name = "TIME", conflicts_with = "file", value_parser = crate::units::some_seconds)]
+        idle: Option<Duration>,
         /// Refuse where a mechanism of isolation is degraded or missing
         #[arg(long)]
         strict: bool,
@@ -98,8 +99,8 @@ enum Command {
     Stop {
         /// Name or id
         name: String,
-        /// Milliseconds between SIGTERM and SIGKILL; 0 kills at once
-        #[arg(long, value_name = "MS", default_value_t = 1000)]
+        /// Time between SIGTERM and SIGKILL: 5s, or milliseconds; 0 kills at once
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = crate::units::milliseconds)]
         grace: u64,
         /// Print one JSON object
         #[arg(long)]

@@ -14,6 +14,7 @@ pub(crate) struct Section {
     /// lets it reach no other.
     pub(crate) volumes: Vec<PathBuf>,
     /// Seconds that a machine may take from its start to its agent's answer; absent: 120.
+    #[serde(deserialize_with = "shipote_units::seconds_opt")]
     pub(crate) start_s: Option<u32>,
 }
 

@@ -29,12 +29,15 @@ pub struct Check {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// Seconds between two trials, 1 to 86,400.
+    #[serde(deserialize_with = "shipote_units::seconds")]
     pub interval_s: u32,
     /// Seconds that a trial may take, 1 to 60.
+    #[serde(deserialize_with = "shipote_units::seconds")]
     pub timeout_s: u32,
     /// Failures in a row that make it unhealthy, 1 to 100.
     pub failures: u32,
     /// Seconds after the start in which failures don't count, 0 to 86,400; the first success ends them.
+    #[serde(deserialize_with = "shipote_units::seconds")]
     pub start_s: u32,
 }
 

@@ -15,6 +15,7 @@ const BUSY: u64 = 5;
 #[serde(deny_unknown_fields, default)]
 pub struct Rule {
     /// Seconds in which nobody needed it, 1 to 604,800.
+    #[serde(deserialize_with = "shipote_units::seconds")]
     pub after_s: u32,
     /// What is done then.
     pub then: How,

@@ -56,12 +56,14 @@ const LABEL_MAX: usize = 256;
 #[serde(deny_unknown_fields, default)]
 pub struct Spec {
     /// Memory in MiB, 96 to 65,536: below 80 the guest's first root does not fit.
+    #[serde(deserialize_with = "shipote_units::mib")]
     pub memory_mib: u32,
     /// What of it the guest is asked to make do with for now, MiB: [`Self::memory_floor_mib`] at least. All of it where
     /// this is absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "shipote_units::mib_opt")]
     pub memory_target_mib: Option<u32>,
     /// Processors, 1 to 64.
+    #[serde(deserialize_with = "processors")]
     pub cpus: u8,
     /// Processor time of the host that all of its processes may take, in percent of one processor: 1 to 6,400, or 100
     /// for each of `cpus` where it is absent.
@@ -71,6 +73,7 @@ pub struct Spec {
     #[serde(skip_serializing_if = "Board::is_default")]
     pub board: Board,
     /// Disk for images and what is written over them, in MiB: 64 to 4,194,304, or 0 for none. Takes room on the host as it fills.
+    #[serde(deserialize_with = "shipote_units::mib")]
     pub disk_mib: u32,
     /// What it may reach through the proxy, as workspaces' lists have it.
     pub egress: Vec<String>,
@@ -155,6 +158,13 @@ impl Default for Spec {
             health: None,
         }
     }
+}
+
+/// A number of processors. One that no `u8` counts is refused as any other that is too large: with what may be given.
+fn processors<'de, D: serde::Deserializer<'de>>(input: D) -> Result<u8, D::Error> {
+    let number = i64::deserialize(input)?;
+    u8::try_from(number)
+        .map_err(|_| serde::de::Error::custom(format!("{number} is no number of processors; give 1 to 64")))
 }
 
 impl Spec {
@@ -307,6 +317,17 @@ mod tests {
             Spec::parse("a", "memory_mib = 128\ncpus = 2").unwrap(),
             Spec { memory_mib: 128, cpus: 2, ..Spec::default() }
         );
+        let numbers =
+            "memory_mib = 1024\ndisk_mib = 64\nidle = { after_s = 90 }\nhealth = { port = 80, interval_s = 300 }";
+        let texts = "memory_mib = '1G'\ndisk_mib = '64MiB'\nidle = { after_s = '1m30s' }\n\
+            health = { port = 80, interval_s = '5m' }";
+        assert_eq!(Spec::parse("a", texts).unwrap(), Spec::parse("a", numbers).unwrap());
+        for (text, hint) in
+            [("cpus = 9999", "give 1 to 64"), ("cpus = 200", "give 1 to 64"), ("memory_mib = '1K'", "whole MiB")]
+        {
+            let said = Spec::parse("a", text).unwrap_err().to_string();
+            assert!(said.contains(hint), "{text}: {said}");
+        }
         for bad in [
             "memory_mib = 95",
             "memory_target_mib = 103",

@@ -348,7 +348,8 @@ impl Manager {
     async fn plan(&self, action: &str, reference: &str, options: Options) -> Result<PlanInfo, PluginsError> {
         known(&options, &["share", "force"])?;
         let force = options.get("force").map(bool::try_from).transpose();
-        let force = force.map_err(|_| Error::InvalidArgument("option \"force\" is not true or false (b)".to_owned()))?;
+        let force =
+            force.map_err(|_| Error::InvalidArgument("option \"force\" is not true or false (b)".to_owned()))?;
         let share = options.get("share").map(u32::try_from).transpose();
         let share = share.map_err(|_| Error::InvalidArgument("option \"share\" is not a number (u)".to_owned()))?;
         Ok(self.registry.plan(action, reference, share, force)?)

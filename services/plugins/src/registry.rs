@@ -182,11 +182,9 @@ impl Registry {
             }
             "promote" => Change::Promote(reference.to_owned()),
             "abort" => Change::Abort(reference.to_owned()),
-            "remove" => version().map(|(name, version)| Change::Remove {
-                name,
-                version,
-                force: force.unwrap_or_default(),
-            })?,
+            "remove" => {
+                version().map(|(name, version)| Change::Remove { name, version, force: force.unwrap_or_default() })?
+            }
             other => {
                 let known = "activate, rollback, canary, promote, abort and remove";
                 return Err(Error::InvalidArgument(format!("plan {other:?}: no such action; there are {known}")));

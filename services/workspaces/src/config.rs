@@ -15,9 +15,11 @@ pub(crate) struct Section {
     pub(crate) admin: Option<String>,
     /// Most memory of a workspace that is made by whoever may only run, where no limit is set, bytes; 0: no limit;
     /// absent: a quarter of the host's.
+    #[serde(deserialize_with = "shipote_units::size_opt")]
     pub(crate) run_memory_max: Option<u64>,
     /// Most memory of all workspaces together of one user who may not manage them, bytes; 0: no limit; absent: half of
     /// the host's.
+    #[serde(deserialize_with = "shipote_units::size_opt")]
     pub(crate) user_memory_max: Option<u64>,
 }
 

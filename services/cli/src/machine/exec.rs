@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -16,8 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::image::Source;
 use super::life::{Size, begin, end};
 use super::{machines, open, refusal};
-use crate::output;
 use crate::spec::key_value;
+use crate::{output, units};
 
 /// How long a machine that was made for one command may take to power off.
 const GRACE_MS: u64 = 3_000;
@@ -34,9 +35,9 @@ pub(super) struct What {
     /// Working folder
     #[arg(long, value_name = "DIR")]
     cwd: Option<String>,
-    /// End it after so many seconds
-    #[arg(long, value_name = "S")]
-    timeout: Option<f64>,
+    /// End it after this time: 90s, 1m30s, or seconds
+    #[arg(long, value_name = "TIME", value_parser = units::some_seconds)]
+    timeout: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -128,11 +129,7 @@ fn leave(outcome: anyhow::Result<u8>) -> ExitCode {
 impl What {
     /// The request for it: in an image, else in the agent's own root.
     fn request(&self, image: Option<String>, command: Vec<String>) -> anyhow::Result<AgentRequest> {
-        let timeout_ms = match self.timeout {
-            Some(seconds) if seconds > 0.0 && seconds.is_finite() => Some((seconds * 1000.0) as u64),
-            Some(seconds) => bail!("exec: --timeout {seconds} is no time; give seconds above 0"),
-            None => None,
-        };
+        let timeout_ms = self.timeout.and_then(units::millis);
         let mut env = self.env.clone();
         if let (true, Ok(term)) = (self.tty, std::env::var("TERM")) {
             env.insert(0, ("TERM".to_owned(), term));

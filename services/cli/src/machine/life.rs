@@ -11,14 +11,14 @@ use serde_json::json;
 use shipote_bus::machines::{MachinesError, MachinesProxy};
 
 use super::{machines, patient_machines, refusal, spec_refusal};
-use crate::output;
 use crate::spec::{read_spec, source};
+use crate::{output, units};
 
 /// What a machine is given.
 #[derive(Debug, Args)]
 pub(super) struct Size {
-    /// Memory in MiB [default: 256]
-    #[arg(long, value_name = "MIB")]
+    /// Memory: 512M, 2G, or MiB [default: 256]
+    #[arg(long, value_name = "SIZE", value_parser = units::mebibytes)]
     memory: Option<u32>,
     /// Processors [default: 1]
     #[arg(long, value_name = "N")]
@@ -29,8 +29,8 @@ pub(super) struct Size {
     /// Board: microvm, or q35, which has firmware and PCI and starts a little later [default: microvm]
     #[arg(long, value_name = "BOARD")]
     board: Option<String>,
-    /// Disk for images in MiB, which stays when the machine stops [default: none, images are kept in memory]
-    #[arg(long, value_name = "MIB")]
+    /// Disk for images, which stays when the machine stops: 4G, or MiB [default: none, images are kept in memory]
+    #[arg(long, value_name = "SIZE", value_parser = units::mebibytes)]
     disk: Option<u32>,
     /// What it may reach through the proxy: `HOST[:PORT]`, `*.DOMAIN[:PORT]`, an address or a network; without a port 80 and
     /// 443; may be repeated [default: nothing]
@@ -54,14 +54,14 @@ pub(super) struct Size {
     /// Look after it by a TCP port in it that takes connections while it does what it is for
     #[arg(long, value_name = "PORT")]
     health_port: Option<u16>,
-    /// Seconds between two looks
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// Time between two looks: 30s, 5m, or seconds
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = units::whole_seconds)]
     health_interval: u32,
     /// Failures in a row after which it is unhealthy, and started anew if --restart says so
     #[arg(long, value_name = "N", default_value_t = 3)]
     health_failures: u32,
-    /// Have it sleep when nobody needed it for so many seconds; the first request or command wakes it
-    #[arg(long, value_name = "SECONDS")]
+    /// Have it sleep when nobody needed it for this time (5m, 1h, or seconds); the first request or command wakes it
+    #[arg(long, value_name = "TIME", value_parser = units::whole_seconds)]
     idle: Option<u32>,
     /// How it sleeps: pause (its memory stays), or stop (it is shut down and started again)
     #[arg(long, value_name = "HOW", default_value = "pause", requires = "idle")]
@@ -280,7 +280,7 @@ pub(super) async fn pause(name: &str, paused: bool, json: bool) -> anyhow::Resul
 
 /// Bytes of a size, or 0 for `all`.
 pub(super) fn memory(text: &str) -> Result<u64, String> {
-    match crate::run::limits::bytes(text) {
+    match crate::units::bytes(text) {
         _ if text == "all" => Ok(0),
         Ok(0) => Err("no machine lives without memory".to_owned()),
         other => other.map_err(|problem| format!("{problem}, or `all`")),

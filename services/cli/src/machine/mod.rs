@@ -34,7 +34,7 @@ pub(crate) struct MachineArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a machine that is made for it and ends with it
-    #[command(after_help = "Examples:\n  shipote machine run --memory 128 -- uname -a\n  \
+    #[command(after_help = "Examples:\n  shipote machine run --memory 128M -- uname -a\n  \
         shipote machine run --image alpine -- cat /etc/os-release\n  \
         docker save alpine > alpine.tar; shipote machine run --image alpine.tar -- cat /etc/os-release\n  \
         shipote machine run --rootfs ./root -- /bin/sh\n\n\
@@ -43,10 +43,10 @@ enum Command {
     Run(exec::RunArgs),
     /// Define a machine
     #[command(
-        after_help = "Examples:\n  shipote machine create build --memory 1024 --disk 4096 --volume /srv/source:/source:ro\n  \
-        shipote machine create web --publish 80 --idle 300 --idle-then stop -- busybox httpd -f -p 80 -h /www\n  \
+        after_help = "Examples:\n  shipote machine create build --memory 1G --disk 4G --volume /srv/source:/source:ro\n  \
+        shipote machine create web --publish 80 --idle 5m --idle-then stop -- busybox httpd -f -p 80 -h /www\n  \
         shipote machine create shop --publish 8080:80 --restart on-failure\n  \
-        shipote machine create web -f web.toml --memory 512\n  \
+        shipote machine create web -f web.toml --memory 512M\n  \
         shipote machine create second --from clean"
     )]
     Create {
@@ -78,8 +78,8 @@ enum Command {
     Stop {
         /// Name
         name: String,
-        /// Milliseconds until it is killed
-        #[arg(long, value_name = "MS", default_value_t = 10_000)]
+        /// Time until it is killed: 30s, 2m, or milliseconds
+        #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::units::milliseconds)]
         grace: u64,
         /// Print one JSON object
         #[arg(long)]
@@ -108,7 +108,7 @@ enum Command {
     Memory {
         /// Name
         name: String,
-        /// Size with a unit, in whole MiB: 128M, 2G (of 1024); or `all` of what the machine was made with
+        /// Size, in whole MiB: 128M, 2G; or `all` of what the machine was made with
         #[arg(value_name = "SIZE", value_parser = life::memory)]
         size: u64,
         /// Print one JSON object

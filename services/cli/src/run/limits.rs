@@ -6,8 +6,8 @@ use serde::Serialize;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Limits")]
 pub(crate) struct LimitArgs {
-    /// Most memory, with a unit: 512M, 2G (of 1024)
-    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    /// Most memory: 512M, 2G, or bytes
+    #[arg(long, value_name = "SIZE", value_parser = crate::units::bytes)]
     memory: Option<u64>,
     /// Most processes and threads
     #[arg(long, value_name = "N")]
@@ -56,27 +56,6 @@ impl LimitArgs {
     }
 }
 
-/// Bytes, with one of the units K, M, G and T (of 1024) or without.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let bad = || format!("{text:?} is no size; write a number and K, M, G or T");
-    let plain = text.trim_end_matches(['B', 'b']).trim_end_matches('i');
-    let (number, shift) = match plain.char_indices().next_back() {
-        Some((at, unit)) if unit.is_ascii_alphabetic() => {
-            let shift = match unit.to_ascii_uppercase() {
-                'K' => 10,
-                'M' => 20,
-                'G' => 30,
-                'T' => 40,
-                _ => return Err(bad()),
-            };
-            (&plain[..at], shift)
-        }
-        _ => (plain, 0),
-    };
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    number.checked_mul(1 << shift).ok_or_else(bad)
-}
-
 /// Processors, as percent of one.
 fn percent(text: &str) -> Result<u32, String> {
     match text.parse::<f64>() {
@@ -90,19 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_shares() {
-        for (text, want) in [
-            ("0", Some(0)),
-            ("64M", Some(64 << 20)),
-            ("2g", Some(2 << 30)),
-            ("1KiB", Some(1024)),
-            ("512MB", Some(512 << 20)),
-        ] {
-            assert_eq!(bytes(text).ok(), want, "{text}");
-        }
-        for bad in ["", "M", "1.5G", "-1", "1X", "99999999999T", "1MM"] {
-            assert!(bytes(bad).is_err(), "{bad}");
-        }
+    fn shares() {
         assert_eq!((percent("0.5"), percent("2")), (Ok(50), Ok(200)));
         assert!(percent("0").is_err() && percent("NaN").is_err() && percent("x").is_err());
     }

@@ -9,6 +9,7 @@ use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
 use shipote_agent_protocol::session::{STATUS_FAILED, STATUS_NOT_EXECUTABLE, STATUS_NOT_FOUND};
@@ -17,9 +18,9 @@ use shipote_bus::workspaces::{Completion, ManagerProxy, RunOptions, WorkspacesEr
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 
-use crate::output;
 use crate::signals::Forwarded;
 use crate::spec::{key_value, read_spec};
+use crate::{output, units};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  shipote run -- uname -a\n  echo hello | shipote run -- tr a-z A-Z\n  \
@@ -45,9 +46,9 @@ pub(crate) struct RunArgs {
     /// Working folder inside the workspace [default: /work]
     #[arg(long, value_name = "DIR")]
     pub(crate) cwd: Option<String>,
-    /// End it after so many seconds
-    #[arg(long, value_name = "S")]
-    pub(crate) timeout: Option<f64>,
+    /// End it after this time: 90s, 1m30s, or seconds
+    #[arg(long, value_name = "TIME", value_parser = units::some_seconds)]
+    pub(crate) timeout: Option<Duration>,
     /// Start it again when it fails, at most N times in a row; after a minute of health it counts anew
     #[arg(long, value_name = "on-failure[:N]", value_parser = restart_policy, conflicts_with = "tty")]
     restart: Option<String>,
@@ -137,16 +138,11 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if let (Some(_), Ok(term)) = (terminal, std::env::var("TERM")) {
         env.push(format!("TERM={term}"));
     }
-    let timeout_ms = match args.timeout {
-        Some(seconds) if seconds > 0.0 && seconds.is_finite() => Some((seconds * 1000.0) as u64),
-        Some(seconds) => anyhow::bail!("run: --timeout {seconds} is no time; give seconds above 0"),
-        None => None,
-    };
     let options = RunOptions {
         env: Some(env),
         cwd: args.cwd.clone(),
         terminal,
-        timeout_ms,
+        timeout_ms: args.timeout.and_then(units::millis),
         strict: Some(args.strict),
         label: args.label.clone(),
         spec,
@@ -215,7 +211,7 @@ async fn run_command(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if ended.reason == "timeout" {
         eprintln!(
             "shipote: run {what:?}: it was ended after {} s; allow more with --timeout",
-            args.timeout.unwrap_or_default()
+            args.timeout.unwrap_or_default().as_secs_f64()
         );
     }
     let refusals = if args.explain {

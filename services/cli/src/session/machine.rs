@@ -53,7 +53,7 @@ pub(super) async fn exec(name: &str, run: &RunArgs) -> anyhow::Result<ExitCode> 
     if let Some(option) = run.only_in_workspaces()? {
         bail!("session exec {name}: it is a machine, and {option} is for sessions that are workspaces");
     }
-    let timeout_ms = run.timeout.filter(|s| *s > 0.0 && s.is_finite()).map(|seconds| (seconds * 1000.0) as u64);
+    let timeout_ms = run.timeout.and_then(crate::units::millis);
     let (command, env, workdir) = (run.command.clone(), run.env.clone(), run.cwd.clone());
     Ok(machine::exec_session(name, Session { command, image: None, env, workdir, timeout_ms, tty: run.tty }).await)
 }

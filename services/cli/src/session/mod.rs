@@ -121,8 +121,8 @@ enum Command {
     Rm {
         /// Name
         name: String,
-        /// Milliseconds between SIGTERM and SIGKILL
-        #[arg(long, value_name = "MS", default_value_t = 1000)]
+        /// Time between SIGTERM and SIGKILL: 5s, or milliseconds
+        #[arg(long, value_name = "TIME", default_value = "1s", value_parser = crate::units::milliseconds)]
         grace: u64,
         /// Print one JSON object
         #[arg(long)]
@@ -236,15 +236,15 @@ async fn create(name: &str, mut template: Template, json: bool) -> anyhow::Resul
         return Ok(());
     }
     let manager = output::workspaces().await?;
-    let (_, id, isolation) = manager
-        .create_workspace(name, &template.spec()?, BTreeMap::new())
-        .await
-        .map_err(|error| match (&error, template.file()) {
-            // It was written anew, so its lines are not those of the file.
-            (WorkspacesError::InvalidSpec(said), Some(file)) => {
-                anyhow::anyhow!("{}", crate::spec::in_changed_source(said, "workspace", file))
+    let (_, id, isolation) =
+        manager.create_workspace(name, &template.spec()?, BTreeMap::new()).await.map_err(|error| {
+            match (&error, template.file()) {
+                // It was written anew, so its lines are not those of the file.
+                (WorkspacesError::InvalidSpec(said), Some(file)) => {
+                    anyhow::anyhow!("{}", crate::spec::in_changed_source(said, "workspace", file))
+                }
+                _ => output::refusal(&error),
             }
-            _ => output::refusal(&error),
         })?;
     if let Some(files) = template.files()
         && let Err(error) = snapshot::restore(&manager, name, files).await

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use shipote_bus::paths::CONFIG_DIR;
@@ -10,19 +11,20 @@ use toml::{Table, Value};
 
 use super::{LABEL, snapshot};
 use crate::spec::read_spec;
+use crate::units;
 use crate::up::config_folder;
 
 /// What the command line changes of a template.
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Changes {
-    /// End it after this time: 90s, 30m, 12h, 7d
-    #[arg(long, value_name = "TIME", value_parser = milliseconds)]
-    ttl: Option<u64>,
+    /// End it after this time: 90s, 1h30m, 7d, or seconds
+    #[arg(long, value_name = "TIME", value_parser = units::some_seconds)]
+    ttl: Option<Duration>,
     /// Let the proxy reach this port of it as `workspace:NAME:PORT`
     #[arg(long, value_name = "PORT")]
     publish: Vec<u16>,
-    /// Have it sleep when nobody needed it for so many seconds; the first request or command wakes it
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Have it sleep when nobody needed it for this time (5m, 1h, or seconds); the first request or command wakes it
+    #[arg(long, value_name = "TIME", value_parser = units::whole_seconds)]
     idle: Option<u32>,
     /// Let it out to this host (`example.com`, `*.example.org:8443`), through the proxy
     #[arg(long, value_name = "HOST")]
@@ -121,7 +123,7 @@ impl Template {
             self.spec.insert("idle".to_owned(), Value::Integer(i64::from(seconds) * 1000));
         }
         if let Some(ttl) = changes.ttl {
-            self.spec.insert("ttl".to_owned(), Value::Integer(i64::try_from(ttl)?));
+            self.spec.insert("ttl".to_owned(), Value::Integer(i64::try_from(ttl.as_millis())?));
         }
         self.extend("publish", changes.publish.iter().map(|port| Value::Integer((*port).into())))?;
         self.extend("egress", changes.egress.iter().map(|host| Value::String(host.clone())))?;
@@ -145,7 +147,7 @@ impl Template {
     fn change_machine(&mut self, changes: &Changes) -> anyhow::Result<()> {
         if let Some(ttl) = changes.ttl {
             let now = i64::try_from(jiff::Timestamp::now().as_second().unsigned_abs())?;
-            let end = now.saturating_add(i64::try_from(ttl.div_ceil(1000))?);
+            let end = now.saturating_add(i64::try_from(ttl.as_millis().div_ceil(1000))?);
             self.spec.insert("expires_unix".to_owned(), Value::Integer(end));
         }
         if let Some(seconds) = changes.idle {
@@ -218,40 +220,16 @@ fn is_archive(path: &Path) -> anyhow::Result<bool> {
     Ok(head.get(257..262) == Some(b"ustar"))
 }
 
-/// A time as people write it, in milliseconds.
-fn milliseconds(text: &str) -> Result<u64, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let factor = match unit {
-        "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err("write a number and s, m, h or d, as 30m".to_owned()),
-    };
-    let number: u64 = number.parse().map_err(|_| "write a number and s, m, h or d, as 30m".to_owned())?;
-    number.checked_mul(factor).filter(|time| *time > 0).ok_or_else(|| "it is no time, or one without an end".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times() {
-        for (text, want) in [("90s", Ok(90_000)), ("2h", Ok(7_200_000)), ("1d", Ok(86_400_000))] {
-            assert_eq!(milliseconds(text), want);
-        }
-        for bad in ["", "5", "h", "-1s", "1.5h", "0s", "99999999999999999999d", "1w"] {
-            assert!(milliseconds(bad).is_err(), "{bad:?}");
-        }
-    }
 
     #[test]
     fn the_command_line_wins_over_the_template_and_adds_to_its_lists() {
         let mut template = Template::empty();
         template.spec = toml::from_str("ttl = 1\npublish = [80]\n[env]\nA = '1'\nB = '2'\n").unwrap();
         let changes = Changes {
-            ttl: Some(2),
+            ttl: Some(Duration::from_millis(2)),
             idle: None,
             publish: vec![8080],
             egress: Vec::new(),
@@ -266,7 +244,8 @@ mod tests {
         .unwrap();
         assert_eq!(spec, want);
         let mut machine = Template { machine: true, ..Template::empty() };
-        let changed = Changes { idle: Some(60), publish: vec![80], ttl: Some(3_600_000), ..Changes::default() };
+        let changed =
+            Changes { idle: Some(60), publish: vec![80], ttl: Some(Duration::from_secs(3600)), ..Changes::default() };
         machine.change(&changed).unwrap();
         let spec: Table = toml::from_str(&machine.spec().unwrap()).unwrap();
         assert_eq!(spec["publish"].as_array().unwrap()[0].as_str(), Some("80"), "{spec}");

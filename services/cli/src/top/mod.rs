@@ -27,9 +27,9 @@ use crate::{figures, output};
 #[command(after_help = "Keys: q quits, m sorts by memory, c by processor time, n by name.\n\n\
     Examples:\n  shipote top\n  shipote top --once\n  shipote top --json | jq '.workspaces[].memory_bytes'")]
 pub(crate) struct TopArgs {
-    /// Seconds between two looks
-    #[arg(long, value_name = "S", default_value_t = 2.0)]
-    interval: f64,
+    /// Time between two looks, 100ms to 1h: 5s, or seconds
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = crate::units::seconds)]
+    interval: Duration,
     /// Print the view once, as text, and leave
     #[arg(long)]
     once: bool,
@@ -39,8 +39,8 @@ pub(crate) struct TopArgs {
 }
 
 pub(crate) async fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
-    if !(0.1..=3600.0).contains(&args.interval) {
-        bail!("top: --interval {} is not from 0.1 to 3600 seconds", args.interval);
+    if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&args.interval) {
+        bail!("top: --interval {:?} is too short or too long; give 100ms to 1h", args.interval);
     }
     let manager = output::workspaces().await?;
     let others = Others::new(manager.inner().connection()).await?;
@@ -59,7 +59,7 @@ pub(crate) async fn run(args: TopArgs) -> anyhow::Result<ExitCode> {
     } else if args.once {
         print!("{}", view::text(&model, WIDTH)?);
     } else if std::io::stdout().is_terminal() {
-        live(&mut source, model, Duration::from_secs_f64(args.interval)).await?;
+        live(&mut source, model, args.interval).await?;
     } else {
         bail!("top: standard output is no terminal; --once prints the view, --json the figures");
     }

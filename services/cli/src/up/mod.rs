@@ -44,12 +44,12 @@ pub(crate) struct UpArgs {
     /// Start only these of workspaces, machines, proxy and plugins
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     services: Vec<Service>,
-    /// A service that does not report for so long is killed and started again
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
-    watchdog: u64,
-    /// How long each service may take to end before it is killed
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    grace: u64,
+    /// A service that does not report for so long is killed and started again: 30s, 2m, or seconds
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = crate::units::whole_seconds)]
+    watchdog: u32,
+    /// How long each service may take to end before it is killed: 30s, 2m, or seconds
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = crate::units::seconds)]
+    grace: Duration,
     /// Say how to reach the appliance in one JSON object, before the line `ready`
     #[arg(long)]
     json: bool,
@@ -63,8 +63,7 @@ pub(crate) async fn run(args: UpArgs) -> Result<ExitCode> {
     let address = paths::embedded_bus_address(&folders.runtime);
     let (log, written) = log::Log::start(folders.state.join("log")).context("start the log")?;
     let ready = ready::Ready { address, json: args.json };
-    let limits =
-        supervisor::Limits { watchdog: Duration::from_secs(args.watchdog), grace: Duration::from_secs(args.grace) };
+    let limits = supervisor::Limits { watchdog: Duration::from_secs(args.watchdog.into()), grace: args.grace };
     let groups = [Service::Machines, Service::Workspaces]
         .map(|service| shipote_cgroup::Tree::name(&folders.runtime.join(service.name())));
     let outcome = engine::Engine::run(folders, bus, binaries, ready, log, limits).await;

@@ -79,7 +79,9 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
         "{filed}"
     );
     assert_eq!((&filed["publish"], &piped["memory_mib"]), (&serde_json::json!(["81"]), &100.into()));
-    for (text, what) in [("memory_mb = 1", "did you mean `memory_mib`?"), ("[", "spec.toml:1:"), ("cpus = 'two'", "cpus")] {
+    for (text, what) in
+        [("memory_mb = 1", "did you mean `memory_mib`?"), ("[", "spec.toml:1:"), ("cpus = 'two'", "cpus")]
+    {
         std::fs::write(shipote.path("spec.toml"), text).unwrap();
         let (status, said) = code(&shipote, &["machine", "create", "odd", "-f", &at("spec.toml")]);
         assert!(status == Some(1) && said.contains(what) && said.lines().count() == 1, "{text}: {said}");

@@ -113,7 +113,7 @@ mod tests {
     fn the_folder_of_a_bus_is_found() {
         for (address, want) in [
             ("unix:path=/tmp/s/bus", Some("/tmp/s")),
-            ("unix:path=/tmp/a%20b/bus,guid=00", Some("/tmp/a b")),
+            ("unix:path=/tmp/a%20b/bus,guid=0123456789abcdef0123456789abcdef", Some("/tmp/a b")),
             ("unix:abstract=bus", None),
             ("tcp:host=localhost,port=1", None),
             ("nonsense", None),

@@ -47,6 +47,12 @@ pub(crate) fn explain(message: &str) -> Explanation {
     {
         let found = found.split_once(": ").map_or(found, |(_, found)| found);
         let (expected, way_out) = expectation(expected);
+        // What is a number already is out of range.
+        let way_out = match way_out {
+            UNQUOTE if found.starts_with("integer `") => "give a number in that range",
+            UNQUOTE if found.starts_with("floating point `") => "give a whole number in that range",
+            other => other,
+        };
         return wrong(format!("found {}, expected {expected}", quote(found)), way_out.to_owned());
     }
     if message.starts_with("data did not match any variant of untagged enum") {
@@ -113,16 +119,19 @@ pub(crate) fn nearest<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
         .map(|(_, candidate)| candidate)
 }
 
+/// What to do about a number in quotes.
+const UNQUOTE: &str = "write the number without quotes";
+
 /// What serde expected, in words, and what to write.
 fn expectation(expected: &str) -> (String, &'static str) {
-    let whole = |range: &str| (format!("a whole number {range}"), "write the number without quotes");
+    let whole = |range: &str| (format!("a whole number {range}"), UNQUOTE);
     match expected {
         "u8" => whole("from 0 to 255"),
         "u16" => whole("from 0 to 65535"),
         "u32" => whole("from 0 to 4294967295"),
         "u64" | "usize" | "u128" => whole("from 0 up"),
         "i8" | "i16" | "i32" | "i64" | "isize" | "i128" => whole("in range"),
-        "f32" | "f64" => ("a number".to_owned(), "write the number without quotes"),
+        "f32" | "f64" => ("a number".to_owned(), UNQUOTE),
         "a boolean" => ("true or false".to_owned(), "write `true` or `false` without quotes"),
         "a string" | "a borrowed string" | "path string" => ("a string".to_owned(), "put the value in double quotes"),
         "a sequence" => ("a list".to_owned(), "write `[…]`"),
@@ -162,6 +171,18 @@ mod tests {
         let told = explain("unknown field `x`, expected `evil`, expected `label` or `argv`");
         assert_eq!(told.about.as_deref(), Some("x`, expected `evil"));
         assert_eq!(told.way_out, "known keys here: `label`, `argv`");
+    }
+
+    #[test]
+    fn a_number_out_of_range_is_not_told_to_lose_its_quotes() {
+        let told = explain("invalid value: integer `9999`, expected u8");
+        assert_eq!(told.reason, "found integer `9999`, expected a whole number from 0 to 255");
+        assert_eq!(told.way_out, "give a number in that range");
+        assert_eq!(
+            explain("invalid type: floating point `1.5`, expected u32").way_out,
+            "give a whole number in that range"
+        );
+        assert_eq!(explain("invalid type: string \"80\", expected u16").way_out, UNQUOTE);
     }
 
     #[test]

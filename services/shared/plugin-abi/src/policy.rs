@@ -43,8 +43,10 @@ pub struct HttpPolicy {
     /// Host names: literal, `*.example.com` (any name below `example.com`, not itself), or `*`. Empty: none.
     pub allowed_hosts: Vec<String>,
     /// Bytes of a request's and of a response's body.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub max_body_size: u32,
     /// Milliseconds, where the call gives none.
+    #[serde(deserialize_with = "shipote_units::millis")]
     pub default_timeout_ms: u32,
     /// Redirects followed, where the call gives no number.
     pub default_follow_redirects: u32,
@@ -85,12 +87,16 @@ impl HttpPolicy {
 #[serde(default, deny_unknown_fields)]
 pub struct InputLimits {
     /// Request body.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub request_body: u32,
     /// Response body.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub response_body: u32,
     /// `l4-bytes`.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub l4_bytes: u32,
     /// `l4-peek`.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub peek: u32,
 }
 
@@ -164,8 +170,10 @@ impl Default for CanaryPolicy {
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Milliseconds a call may take.
+    #[serde(deserialize_with = "shipote_units::millis")]
     pub deadline_ms: u32,
     /// Bytes of linear memory an instance may have.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub memory_bytes: u64,
     /// Instances of one pool.
     pub instances: u32,
@@ -175,6 +183,7 @@ pub struct Policy {
     pub wasi_stubs: Vec<String>,
     /// Bytes that it may keep from call to call (`shipote:state/store`), all its instances and versions together; 0: a component
     /// that wants to keep something is refused.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub state_bytes: u64,
     /// Public keys of minisign, in base64; if there are any, a component must be signed with one of them.
     pub signed_by: Vec<String>,

@@ -273,7 +273,7 @@ fn compress(section: &mut Section<'_>) -> Result<Middleware, Problem> {
         Some(types) => types.into_iter().map(str::to_ascii_lowercase).collect(),
         None => TEXTS.map(str::to_owned).to_vec(),
     };
-    Ok(Middleware::Compress { min_bytes: section.number("min_bytes", 0..=1 << 30)?.unwrap_or(1024), types })
+    Ok(Middleware::Compress { min_bytes: section.size("min_bytes", 0..=1 << 30)?.unwrap_or(1024), types })
 }
 
 fn owned(texts: Vec<&str>) -> Vec<String> {

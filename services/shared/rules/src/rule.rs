@@ -90,8 +90,8 @@ impl Rule {
         let bytes = 0..=1 << 40;
         let defaults = Limits::default();
         let limits = Limits {
-            request_body: section.number("max_body_bytes_request", bytes.clone())?.unwrap_or(defaults.request_body),
-            response_body: section.number("max_body_bytes_response", bytes)?.unwrap_or(defaults.response_body),
+            request_body: section.size("max_body_bytes_request", bytes.clone())?.unwrap_or(defaults.request_body),
+            response_body: section.size("max_body_bytes_response", bytes)?.unwrap_or(defaults.response_body),
         };
         section.get("source"); // Where another tool says that it generated the rule from.
         section.finish()?;

@@ -81,17 +81,29 @@ impl<'v> Section<'v> {
             .ok_or_else(|| self.wrong(key, &format!("a whole number from {} to {}", range.start(), range.end()), value))
     }
 
-    /// `"250ms"`, `"30s"`, `"5m"`, `"1h"`, or a whole number of milliseconds.
+    /// A number of bytes within `range`, or a size such as `"64K"`.
+    pub(crate) fn size(
+        &mut self,
+        key: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<Option<u64>, Problem> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let bytes = value.as_u64().or_else(|| shipote_units::bytes(value.as_str()?).ok());
+        let expected = format!("{} to {} bytes, or a size such as \"64K\"", range.start(), range.end());
+        bytes.filter(|n| range.contains(n)).map(Some).ok_or_else(|| self.wrong(key, &expected, value))
+    }
+
+    /// `"250ms"`, `"30s"`, `"1m30s"`, or a whole number of milliseconds.
     pub(crate) fn duration(&mut self, key: &'static str) -> Result<Option<Duration>, Problem> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let parsed = match value {
             Value::Number(n) => n.as_u64().map(Duration::from_millis),
-            Value::String(s) => parse_duration(s),
+            Value::String(s) => shipote_units::time(s, None).ok(),
             _ => None,
         };
         parsed
             .map(Some)
-            .ok_or_else(|| self.wrong(key, "a time such as \"250ms\", \"30s\", \"5m\" or milliseconds", value))
+            .ok_or_else(|| self.wrong(key, "a time such as \"250ms\", \"30s\", \"1m30s\" or milliseconds", value))
     }
 
     /// A list of strings; with `at_least_one`, not an empty one.
@@ -151,22 +163,6 @@ pub(crate) fn show(value: &Value) -> String {
     if text.len() <= 60 { text } else { kind(value).to_owned() }
 }
 
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
-    let text = text.trim();
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    let millis = match unit.trim() {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return None,
-    };
-    Some(Duration::from_millis(number.checked_mul(millis)?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,11 +170,24 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, want) in [("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000)] {
-            assert_eq!(parse_duration(text), Some(Duration::from_millis(want)), "{text}");
+        let read = |value: Value| Section::new(&json!({ "t": value }), "").unwrap().duration("t");
+        for (value, want) in [(json!("250ms"), 250), (json!("1m30s"), 90_000), (json!("1 h"), 3_600_000), (json!(5), 5)]
+        {
+            assert_eq!(read(value.clone()), Ok(Some(Duration::from_millis(want))), "{value}");
         }
-        for text in ["", "s", "5", "5 parsecs", "-1s", "99999999999999999999s", "18446744073709551615h"] {
-            assert_eq!(parse_duration(text), None, "{text}");
+        for value in [json!("5"), json!("5 parsecs"), json!(-1), json!(true)] {
+            let problem = read(value.clone()).unwrap_err();
+            assert!(problem.message.contains("\"1m30s\""), "{value}: {}", problem.message);
+        }
+    }
+
+    /// A size is bytes, or a text with a unit.
+    #[test]
+    fn sizes() {
+        let read = |value: Value| Section::new(&json!({ "b": value }), "").unwrap().size("b", 1..=1 << 20);
+        assert_eq!((read(json!(7)), read(json!("64K"))), (Ok(Some(7)), Ok(Some(65_536))));
+        for value in [json!(0), json!("2M"), json!("much"), json!(1.5)] {
+            assert!(read(value.clone()).unwrap_err().message.contains("such as \"64K\""), "{value}");
         }
     }
 

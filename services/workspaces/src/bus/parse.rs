@@ -52,8 +52,7 @@ pub(super) fn target(workspace: String, spec: &str) -> Result<Target, Error> {
     let id = Ulid::generate();
     let mut spec = parse_workspace(spec)?;
     if spec.on_exit != ExitPolicy::Reap {
-        let text =
-            "run: workspace: on_exit: a workspace that is made for one command goes with all it holds; create one with a name";
+        let text = "run: workspace: on_exit: a workspace that is made for one command goes with all it holds; create one with a name";
         return Err(Error::InvalidSpec(text.to_owned()));
     }
     spec.label = format!("run-{}", id.to_string().to_ascii_lowercase());

@@ -34,6 +34,7 @@ pub struct Soma {
 #[serde(default, deny_unknown_fields)]
 pub struct ResourceLimits {
     /// `RLIMIT_AS`: address space of each process, bytes.
+    #[serde(deserialize_with = "shipote_units::size_opt")]
     pub mem_bytes: Option<u64>,
     /// `RLIMIT_NPROC`: processes and threads of the workspace's user.
     pub nproc: Option<u32>,
@@ -46,8 +47,10 @@ pub struct ResourceLimits {
 #[serde(default, deny_unknown_fields)]
 pub struct CgroupLimits {
     /// Bytes of memory, the private scratch and the file cache included; swap is not used then.
+    #[serde(deserialize_with = "shipote_units::size_opt")]
     pub memory_max: Option<u64>,
     /// Bytes of memory from which on the processes are slowed down.
+    #[serde(deserialize_with = "shipote_units::size_opt")]
     pub memory_high: Option<u64>,
     /// Processes and threads.
     pub pids_max: Option<u32>,
@@ -69,8 +72,10 @@ pub struct IoMax {
     /// Major and minor number of a whole disk, as `lsblk` prints them: `259:0`.
     pub device: String,
     /// Bytes read a second.
+    #[serde(deserialize_with = "shipote_units::size_opt")]
     pub rbps: Option<u64>,
     /// Bytes written a second.
+    #[serde(deserialize_with = "shipote_units::size_opt")]
     pub wbps: Option<u64>,
     /// Reads a second.
     pub riops: Option<u64>,
@@ -186,6 +191,7 @@ mod tests {
         };
         for good in [
             "",
+            "rlimits.mem_bytes='64M'\n[cgroup]\nmemory_max='1G'\nmemory_high='768MiB'",
             "cpu_affinity=[0]",
             "[cgroup]\nmemory_max=67108864\npids_max=1\ncpu_max=50\ncpu_weight=1\nio_weight=10000",
             "[[cgroup.io_max]]\ndevice='8:0'\nrbps=1000",
@@ -194,6 +200,8 @@ mod tests {
         }
         for (bad, want) in [
             ("cpu_affinity=[]", "soma.cpu_affinity: names no processor"),
+            ("[cgroup]\nmemory_max='4K'", "soma.cgroup.memory_max: is below"),
+            ("[cgroup]\nmemory_max='much'", "\"much\" is no size; write"),
             ("[cgroup]\nmemory_max=4096", "soma.cgroup.memory_max: is below"),
             ("[cgroup]\npids_max=0", "soma.cgroup.pids_max: is 0"),
             ("[cgroup]\ncpu_weight=0", "soma.cgroup.cpu_weight: is not from 1"),

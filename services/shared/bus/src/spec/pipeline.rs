@@ -116,12 +116,15 @@ pub enum NodeRef {
 #[serde(default, deny_unknown_fields)]
 pub struct DiscernPolicy {
     /// Bytes of the stream's beginning that are discerned.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub sample_bytes: usize,
     /// Chunks (of 64 KiB at most) that a late subscriber still gets.
     pub replay_chunks: usize,
     /// Bytes that a late subscriber still gets; 0: as many as the chunks hold.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub replay_bytes: usize,
     /// Rate limit in bytes a second; 0: none.
+    #[serde(deserialize_with = "shipote_units::size")]
     pub max_bytes_per_sec: u64,
     /// A slow subscriber stalls the producer instead of being cut off.
     pub lossless: bool,

@@ -16,14 +16,17 @@ use super::SpecError;
 #[serde(default, deny_unknown_fields)]
 pub struct RestartPolicy {
     /// The pause before the first restart, milliseconds.
+    #[serde(deserialize_with = "shipote_units::millis")]
     pub initial_ms: u64,
     /// By how much each failure in a row multiplies the pause.
     pub factor: u32,
     /// The longest pause, milliseconds.
+    #[serde(deserialize_with = "shipote_units::millis")]
     pub max_ms: u64,
     /// Most restarts in a row; 0: no limit.
     pub limit: u32,
     /// What ran for so many milliseconds was healthy: pause and limit begin anew.
+    #[serde(deserialize_with = "shipote_units::millis")]
     pub healthy_ms: u64,
 }
 

@@ -28,9 +28,11 @@ pub struct WorkspaceSpec {
     /// What the commands may reach.
     pub permissions: Permissions,
     /// Milliseconds after which the workspace ends; none: it stays until stopped.
+    #[serde(deserialize_with = "shipote_units::millis_opt")]
     pub ttl: Option<u64>,
     /// Milliseconds, at least 1000, after which a workspace that nobody needs sleeps: what runs in it is frozen until a
     /// connection to what it publishes, a command or a signal wakes it; none: it stays awake.
+    #[serde(deserialize_with = "shipote_units::millis_opt")]
     pub idle: Option<u64>,
     /// Host paths that are visible inside, beside the read-only system.
     pub paths: Vec<PathGrant>,
@@ -38,6 +40,7 @@ pub struct WorkspaceSpec {
     pub hidden: Vec<PathBuf>,
     /// Size of the private writable scratch (`/tmp`, `/work`, layers of overlays) in bytes, at least 1 MiB; default 256
     /// MiB. With `on_exit` also of what is kept, where the default is 4 GiB.
+    #[serde(deserialize_with = "shipote_units::size_opt")]
     pub scratch_bytes: Option<u64>,
     /// What happens where its limit on memory or processes is reached.
     pub quota_enforce: QuotaEnforcement,
@@ -376,6 +379,7 @@ mod tests {
             "label='a'\n[[paths]]\npath='/srv'\naccess='overlay'",
             "label='a'\negress=['a.example','*.b:8443','10.0.0.0/8:5432']\negress_ask=true\n[permissions]\nnetworking='outbound'",
             "label='a'\n[[flow_dirs]]\nname='in'\n[[flow_dirs]]\nname='out'\ndirection='output'\nscope='public'",
+            "label='a'\nttl='1h30m'\nidle='5m'\nscratch_bytes='2G'",
             "label='a'\npublish=[80]\n[permissions]\nnetworking='outbound'",
             "label='a'\n[permissions]\nnetworking='full'\nfilesystem='read-write'\nprocesses=true\nipc={allow=['/run/x']}",
         ];
@@ -401,6 +405,8 @@ mod tests {
             ("label='a'\nserve=['app']", "serve[0]: app is not absolute"),
             ("label='a'\nserve=['/srv/../app']", "serve[0]: /srv/../app contains `..`"),
             ("label='a'\nttl=0", "ttl: is 0"),
+            ("label='a'\nttl='soon'", "\"soon\" is no time; write"),
+            ("label='a'\nidle='500ms'", "idle: is below a second"),
             ("label='a'\nidle=999", "idle: is below a second"),
             ("label='a'\nscratch_bytes=1", "scratch_bytes"),
             ("label='a'\nenv={'A=B'='x'}", "cannot be the name of a variable"),
