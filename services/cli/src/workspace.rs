@@ -26,7 +26,8 @@ enum Command {
         after_help = "Examples:\n  shipote workspace create build -f build.toml\n  shipote workspace create web --publish 8080\n  shipote workspace create cgi --serve /usr/lib/git-core/git-http-backend\n  shipote workspace create ci --egress crates.io --egress '*.crates.io'"
     )]
     Create {
-        /// Name, unique among the living
+        /// Name, unique among the living: at most 128 bytes of any text but control characters, `/` and `~`, and no `-` in
+        /// front; a machine's name is a host name, and so narrower
         name: String,
         /// Spec (TOML); `-` is standard input
         #[arg(short = 'f', long, value_name = "FILE")]

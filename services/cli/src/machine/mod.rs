@@ -50,7 +50,8 @@ enum Command {
         shipote machine create second --from clean"
     )]
     Create {
-        /// Name: a-z, 0-9 and `-`
+        /// Name: 1 to 48 of a-z, 0-9 and `-`, with no `-` at either end; it is the guest's host name, where a workspace's may
+        /// be almost any text
         name: String,
         /// Begin with the disk and the spec of this snapshot; options say what is otherwise
         #[arg(long, value_name = "SNAPSHOT")]

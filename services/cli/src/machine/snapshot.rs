@@ -23,7 +23,7 @@ pub(super) struct SnapshotArgs {
     /// Machine
     #[arg(required = true)]
     name: Option<String>,
-    /// Name of the snapshot: a-z, 0-9 and `-`
+    /// Name of the snapshot, which is as that of a machine: 1 to 48 of a-z, 0-9 and `-`
     #[arg(required = true)]
     snapshot: Option<String>,
     /// Print one JSON object

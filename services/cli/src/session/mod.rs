@@ -41,7 +41,7 @@ enum Command {
         shipote session create box\n  shipote session create box --template python --ttl 1h --publish 8080\n  \
         shipote session create box2 -f box.tar")]
     Create {
-        /// Name, unique among living workspaces
+        /// Name, unique among living workspaces; one of a-z, 0-9 and `-` also does for a machine
         name: String,
         /// Template, by name [default: an empty spec]
         #[arg(short, long, value_name = "NAME")]

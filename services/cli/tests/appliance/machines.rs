@@ -36,7 +36,7 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
 
     // Refused before anything is made, with the way out.
     for (words, status, what) in [
-        (&["machine", "create", "No_Name"][..], 1, "a-z, 0-9"),
+        (&["machine", "create", "No_Name"][..], 1, "1 to 48 of a-z, 0-9 and `-`, with no `-` at either end"),
         (&["machine", "create", "m", "--memory", "1"], 1, "give 96 to 65536"),
         (&["machine", "create", "m", "--memory", "much"], 2, "--memory"),
         (&["machine", "create", "m", "--publish", "0:80"], 1, "publish"),
