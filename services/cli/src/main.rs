@@ -249,9 +249,15 @@ mod tests {
             create.render_long_help().to_string().split_whitespace().collect::<Vec<_>>().join(" ")
         };
         let (most, label) = (shipote_bus::spec::LABEL_MAX, shipote_bus::spec::check_label);
-        assert!(help("workspace").contains(&format!("at most {most} bytes of any text but control characters, `/` and `~`")));
+        assert!(
+            help("workspace")
+                .contains(&format!("at most {most} bytes of any text but control characters, `/` and `~`"))
+        );
         assert!(label("label", &"x".repeat(most)).is_ok() && label("label", &"x".repeat(most + 1)).is_err());
-        assert!(label("label", "A b.c_d:é").is_ok() && ["/", "~", "\n", "-a"].iter().all(|bad| label("label", bad).is_err()));
+        assert!(
+            label("label", "A b.c_d:é").is_ok()
+                && ["/", "~", "\n", "-a"].iter().all(|bad| label("label", bad).is_err())
+        );
         // that the service's rule is this one its refusal says: tests/appliance/machines.rs
         assert!(help("machine").contains("1 to 48 of a-z, 0-9 and `-`, with no `-` at either end"));
     }

@@ -44,7 +44,7 @@ pub fn bytes(text: &str) -> Result<u64, NoSize> {
 /// [`NoSize`], also where it is no whole number of MiB.
 pub fn mebibytes(text: &str) -> Result<u64, NoSize> {
     let bytes = sized(text, 20)?;
-    if bytes % (1 << 20) == 0 { Ok(bytes >> 20) } else { Err(NoSize(shown(text))) }
+    if bytes.is_multiple_of(1 << 20) { Ok(bytes >> 20) } else { Err(NoSize(shown(text))) }
 }
 
 /// `bare` is the power of two that a bare number counts.
