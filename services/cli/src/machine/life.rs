@@ -20,8 +20,8 @@ pub(super) struct Size {
     /// Memory: 512M, 2G, or MiB [default: 256]
     #[arg(long, value_name = "SIZE", value_parser = units::mebibytes)]
     memory: Option<u32>,
-    /// Processors [default: 1]
-    #[arg(long, value_name = "N")]
+    /// Processors, 1 to 64 [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     cpus: Option<u8>,
     /// Processor time of this host that it may take, in percent of one processor [default: 100 for each of --cpus]
     #[arg(long, value_name = "PERCENT")]

@@ -22,6 +22,8 @@ fn a_command_gets_the_callers_descriptors_and_gives_its_status() {
         (&["run", "--cwd", "/nowhere", "--", "true"], 125),
         (&["run", "-w", "nobody", "--", "true"], 125),
         (&["run", "--timeout", "0.2", "--", "sleep", "60"], 124),
+        (&["run", "--timeout", "200ms", "--", "sleep", "60"], 124),
+        (&["run", "--timeout", "soon", "--", "true"], 2),
         (&["run"], 2),
         (&["run", "--no-such-option", "--", "true"], 2),
     ];

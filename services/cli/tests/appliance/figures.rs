@@ -54,7 +54,7 @@ fn a_living_command_is_seen_in_the_figures_and_in_the_history() {
 fn all_processes_together_are_held_to_the_quota() {
     let shipote = Appliance::start();
     let spec = shipote.path("spec.toml");
-    std::fs::write(&spec, "quota_enforce = { mem = \"kill\" }\n[soma.cgroup]\nmemory_max = 41943040\n").unwrap();
+    std::fs::write(&spec, "quota_enforce = { mem = \"kill\" }\n[soma.cgroup]\nmemory_max = '40M'\n").unwrap();
     shipote.ok(&["workspace", "create", "w", "-f", spec.to_str().unwrap()]);
     let quota = shipote.json(&["workspace", "quota", "w", "--json"]);
     assert_eq!(

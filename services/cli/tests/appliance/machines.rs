@@ -39,6 +39,8 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
         (&["machine", "create", "No_Name"][..], 1, "1 to 48 of a-z, 0-9 and `-`, with no `-` at either end"),
         (&["machine", "create", "m", "--memory", "1"], 1, "give 96 to 65536"),
         (&["machine", "create", "m", "--memory", "much"], 2, "--memory"),
+        (&["machine", "create", "m", "--memory", "1K"], 2, "whole MiB"),
+        (&["machine", "create", "m", "--cpus", "9999"], 2, "1..=64"),
         (&["machine", "create", "m", "--publish", "0:80"], 1, "publish"),
         (&["machine", "create", "m", "--volume", "relative"], 1, "HOST:GUEST"),
         (&["machine", "create", "m", "--egress", "a b"], 1, "egress"),
@@ -61,7 +63,7 @@ fn a_machine_is_defined_used_looked_at_and_removed() {
     let serve = "mkdir -p /www; echo page > /www/index.html; exec busybox httpd -f -p 8080 -h /www";
     let agent = at("agent");
     let listener = UnixListener::bind(&agent).unwrap();
-    let own = ["machine", "create", "m", "--memory", "160", "--disk", "64", "--ssh-agent", &agent, "--json"];
+    let own = ["machine", "create", "m", "--memory", "160M", "--disk", "64MiB", "--ssh-agent", &agent, "--json"];
     let words = [&own[..], &["--", "sh", "-c", serve]].concat();
     let made = shipote.json(&words);
     assert_eq!((made["name"].as_str(), made["state"].as_str()), (Some("m"), Some("stopped")));

@@ -55,7 +55,7 @@ fn an_idle_workspace_sleeps_and_a_request_wakes_it() {
 #[test]
 fn whoever_waits_for_a_command_keeps_it_awake() {
     let shipote = Appliance::start();
-    shipote.ok(&["workspace", "create", "busy", "--idle", "1"]);
+    shipote.ok(&["workspace", "create", "busy", "--idle", "1s"]);
     sleeps(&shipote, "busy");
     assert_eq!(shipote.ok(&["run", "-w", "busy", "--", "sh", "-c", "sleep 4; echo done"]), "done\n");
     assert_eq!(of(&shipote, "busy")["sleeps"].as_u64(), Some(1), "not while the command ran");
