@@ -41,6 +41,13 @@ struct Proxy {
 }
 
 impl Parts for Proxy {
+    fn judge(paths: &ServicePaths) -> anyhow::Result<()> {
+        for (client, way) in &config::load(&paths.config)?.egress {
+            Egress::judge(client, &way.allow).with_context(|| format!("[proxy.egress.{client:?}]"))?;
+        }
+        Ok(())
+    }
+
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
         let engine = &self.state.engine;
         let listeners = engine.with_graph(|g| g.listeners.len()) as u64;
@@ -120,6 +127,7 @@ async fn start(context: Context, early: Configured) -> anyhow::Result<Proxy> {
         state: Arc::clone(&state),
         authority: context.authority.clone(),
         audit: Arc::clone(&context.audit),
+        configuration: Arc::clone(&context.configuration),
     };
     let certificates = bus::Certificates {
         state: Arc::clone(&state),
