@@ -349,7 +349,7 @@ impl Manager {
         known(&options, &["share"])?;
         let share = options.get("share").map(u32::try_from).transpose();
         let share = share.map_err(|_| Error::InvalidArgument("option \"share\" is not a number (u)".to_owned()))?;
-        Ok(self.registry.plan(action, reference, share)?)
+        Ok(self.registry.plan(action, reference, share).await?)
     }
 
     /// The versions at work and how they are linked, as `text`, `mermaid`, `dot` or `json`.

@@ -157,7 +157,7 @@ impl Registry {
 
     /// What a change would do. `action` is one of `activate`, `rollback`, `canary` (with a share), `promote`, `abort` and
     /// `remove`.
-    pub(crate) fn plan(&self, action: &str, reference: &str, share: Option<u32>) -> Result<PlanInfo, Error> {
+    pub(crate) async fn plan(&self, action: &str, reference: &str, share: Option<u32>) -> Result<PlanInfo, Error> {
         let version = || self.find(reference).map(|found| (found.name, found.version));
         if share.is_some() != (action == "canary") {
             return Err(Error::InvalidArgument(format!(
@@ -179,7 +179,8 @@ impl Registry {
                 return Err(Error::InvalidArgument(format!("plan {other:?}: no such action; there are {known}")));
             }
         };
-        Ok(change.plan(lock(&self.store).index()))
+        let unsigned = self.vouch(&change).await.err();
+        Ok(change.plan(lock(&self.store).index(), unsigned))
     }
 
     /// The versions at work and how they are linked, as `text`, `mermaid`, `dot` or `json`.
@@ -286,7 +287,7 @@ impl Registry {
         let (report, code) = self.examine(incoming.open()?, &incoming.digest, &wish, true).await?;
         let metadata = match report.metadata {
             Some(metadata) if report.refusals.is_empty() => metadata,
-            _ => return Err(Error::Refused { what, refusals: report.refusals }),
+            _ => return Err(Error::Refused { action: "add", what, refusals: report.refusals }),
         };
         let version = Version::parse(&metadata.version)
             .map_err(|error| Error::Examine(format!("version {:?}: {error}", metadata.version)))?;
@@ -295,9 +296,15 @@ impl Registry {
         let entry =
             Entry { digest, size: incoming.size, added: now(), kind, metadata, signature: wish.signature, links };
         let engine = report.engine;
+        // Where the policy wants a signature, the one that came along is good: else it were refused by now.
+        let vouched = !lock(&self.policies).of(&entry.digest, &[&name]).signed_by.is_empty();
         self.with_store(move |store| {
             let add = |index: &mut Index| {
                 index.add(&name, &version, entry.clone())?;
+                // Signed since it was added, or by another key.
+                if let Some(signature) = &entry.signature {
+                    index.sign(&name, &version, signature, vouched);
+                }
                 let activate = Change::Activate(name.clone(), version.clone());
                 if wish.activate {
                     activate.apply(index)?;
@@ -331,6 +338,7 @@ impl Registry {
 
     /// Carries out a change, and shows the version that `reference` stands for then.
     async fn change(&self, change: Change, reference: Reference) -> Result<Found, Error> {
+        self.vouch(&change).await?;
         self.with_store(move |store| {
             store.change(|index| change.apply(index))?;
             look_up(store, &reference).ok_or_else(|| Error::NoSuchPlugin(format!("{reference:?}")))
@@ -394,8 +402,21 @@ impl Registry {
         Ok(gone)
     }
 
+    /// Refuses a change that puts a version to work whose code would not be handed over: what rules call would go on with
+    /// the version from before, or fail, long after whoever made the change was told that it is done.
+    async fn vouch(&self, change: &Change) -> Result<(), Error> {
+        let found = {
+            let store = lock(&self.store);
+            change.puts_to_work(store.index()).and_then(|(name, version)| look_up(&store, &exactly(&name, &version)))
+        };
+        match found {
+            Some(found) => self.still_signed(change.verb(), &found).await,
+            None => Ok(()),
+        }
+    }
+
     /// The policy may have come to want a signature, or another one, since the version was added.
-    async fn still_signed(&self, found: &Found) -> Result<(), Error> {
+    async fn still_signed(&self, action: &'static str, found: &Found) -> Result<(), Error> {
         let keys = self.policy_of(found).signed_by;
         if keys.is_empty() {
             return Ok(());
@@ -404,16 +425,20 @@ impl Registry {
         let checked = self
             .with_store(move |store| Ok(signature::check(&keys, signature.as_deref(), &mut store.component(&digest)?)))
             .await?;
-        checked.map_err(|refusal| Error::Refused {
+        checked.map_err(|Refusal { rule, reason }| Error::Refused {
+            action,
             what: format!("{} {}", found.name, found.version),
-            refusals: vec![refusal],
+            refusals: vec![Refusal {
+                rule,
+                reason: format!("{reason} (`shipote plugin add FILE` once more takes it along)"),
+            }],
         })
     }
 
     /// A version's compiled code in a sealed memfd; from the cache, or compiled anew.
     pub(crate) async fn open_code(&self, reference: &str) -> Result<(File, Found), Error> {
         let found = self.find(reference)?;
-        self.still_signed(&found).await?;
+        self.still_signed("hand over", &found).await?;
         let engine = self.engine_of(&found).to_owned();
         let (digest, wanted) = (found.entry.digest.clone(), engine.clone());
         if let Some(code) = self.with_store(move |store| Ok(store.cached(&digest, &wanted))).await? {
@@ -426,6 +451,7 @@ impl Registry {
         let (report, code) = self.examine(component, &found.entry.digest, &wish, true).await?;
         if !report.refusals.is_empty() {
             return Err(Error::Refused {
+                action: "hand over",
                 what: format!("{} {}", found.name, found.version),
                 refusals: report.refusals,
             });

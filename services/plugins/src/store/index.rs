@@ -152,6 +152,11 @@ impl Index {
             .unwrap_or_default()
     }
 
+    /// The version of a name that was active before the one that is.
+    pub(crate) fn last(&self, name: &str) -> Option<&Version> {
+        self.plugins.get(name)?.before.first()
+    }
+
     /// The version of a name that gets a share of its calls.
     pub(crate) fn canary(&self, name: &str) -> Option<&Canary> {
         self.plugins.get(name)?.canary.as_ref()
@@ -182,6 +187,14 @@ impl Index {
                 plugin.versions.insert(version.clone(), entry);
                 Ok(())
             }
+        }
+    }
+
+    /// Keeps the signature of a version; in place of one that is there only if this one is known to be good.
+    pub(crate) fn sign(&mut self, name: &str, version: &Version, signature: &str, good: bool) {
+        let entry = self.plugins.get_mut(name).and_then(|plugin| plugin.versions.get_mut(version));
+        if let Some(entry) = entry.filter(|entry| good || entry.signature.is_none()) {
+            entry.signature = Some(signature.to_owned());
         }
     }
 

@@ -120,6 +120,25 @@ async fn a_policy_may_want_a_signature() {
     let (next, options) = (stamp("1.1.0"), sign(&stamp("1.1.0")));
     assert!(manager.add(memfd(&next).as_fd().into(), &options).await.unwrap().active);
     manager.open("stamp", Options::new()).await.unwrap();
+    // What would not be handed over is not put to work either, by whatever way.
+    let refused = |what: &str, outcome: Result<_, PluginsError>| match outcome {
+        Err(PluginsError::Refused(text)) => {
+            let parts = [&format!("{what} plugin stamp 1.0.0: refused: signature"), "shipote plugin add FILE"];
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+        other => panic!("{what}: {other:?}"),
+    };
+    refused("activate", manager.activate("stamp@1.0.0", Options::new()).await);
+    refused("roll back", manager.rollback("stamp", Options::new()).await);
+    refused("give a share to", manager.canary("stamp@1.0.0", 500, Options::new()).await);
+    let plan = manager.plan("activate", "stamp@1.0.0", Options::new()).await.unwrap();
+    assert!(plan.refused.contains("signature") && plan.to == "1.1.0", "{plan:?}");
+    assert_eq!(manager.show("stamp").await.unwrap().version, "1.1.0");
+    // The way out that the refusal names.
+    let (first, options) = (stamp("1.0.0"), sign(&stamp("1.0.0")));
+    manager.add(memfd(&first).as_fd().into(), &options).await.unwrap();
+    assert!(manager.activate("stamp@1.0.0", Options::new()).await.unwrap().active);
+    manager.open("stamp", Options::new()).await.unwrap();
 }
 
 /// A policy that is changed holds for what runs: whoever runs it is told to open it anew.
