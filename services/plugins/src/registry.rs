@@ -40,6 +40,10 @@ pub(crate) struct Found {
     pub(crate) version: Version,
     pub(crate) entry: Entry,
     pub(crate) active: bool,
+    /// The active version of its name.
+    pub(crate) at_work: Option<Version>,
+    /// It was there before it was added.
+    pub(crate) known: bool,
     /// The canary of its name.
     pub(crate) canary: Option<Canary>,
 }
@@ -300,25 +304,27 @@ impl Registry {
         let vouched = !lock(&self.policies).of(&entry.digest, &[&name]).signed_by.is_empty();
         self.with_store(move |store| {
             let add = |index: &mut Index| {
-                index.add(&name, &version, entry.clone())?;
+                let is_new = index.add(&name, &version, entry.clone())?;
                 // Signed since it was added, or by another key.
                 if let Some(signature) = &entry.signature {
                     index.sign(&name, &version, signature, vouched);
                 }
                 let activate = Change::Activate(name.clone(), version.clone());
-                if wish.activate {
+                if !is_new {
+                    // Whoever hands in once more what was replaced long ago need not mean to go back to it.
+                } else if wish.activate {
                     activate.apply(index)?;
-                } else if index.find(&Reference::Active(name.clone())).is_none() {
+                } else if index.active(&name).is_none() {
                     // A first version goes to work unasked, but only where it fits.
                     let mut fits = index.clone();
                     if activate.apply(&mut fits).is_ok() {
                         *index = fits;
                     }
                 }
-                Ok(())
+                Ok(is_new)
             };
             // Refused before anything is kept; and once more below, where the index is changed.
-            add(&mut store.index().clone())?;
+            let known = !add(&mut store.index().clone())?;
             let digest = entry.digest.clone();
             store.keep(incoming)?;
             match forge::content(&code)
@@ -330,8 +336,9 @@ impl Registry {
                     tracing::warn!("keep compiled code of {name} {version}: {error}; it is compiled when it is needed");
                 }
             }
-            store.change(add)?;
-            look_up(store, &exactly(&name, &version)).ok_or(Error::NoSuchPlugin(name))
+            store.change(|index| add(index).map(drop))?;
+            let found = look_up(store, &exactly(&name, &version)).ok_or(Error::NoSuchPlugin(name))?;
+            Ok(Found { known, ..found })
         })
         .await
     }
@@ -480,7 +487,16 @@ async fn signed_by(keys: Vec<String>, text: Option<String>, mut component: File)
 
 fn found(index: &Index, (name, version, entry, active): (&str, &Version, &Entry, bool)) -> Found {
     let canary = index.canary(name).cloned();
-    Found { name: name.to_owned(), version: version.clone(), entry: entry.clone(), active, canary }
+    let at_work = index.active(name).cloned();
+    Found {
+        name: name.to_owned(),
+        version: version.clone(),
+        entry: entry.clone(),
+        active,
+        at_work,
+        known: false,
+        canary,
+    }
 }
 
 fn look_up(store: &Store, reference: &Reference) -> Option<Found> {

@@ -152,6 +152,11 @@ impl Index {
             .unwrap_or_default()
     }
 
+    /// The version of a name that is active.
+    pub(crate) fn active(&self, name: &str) -> Option<&Version> {
+        self.plugins.get(name)?.active.as_ref()
+    }
+
     /// The version of a name that was active before the one that is.
     pub(crate) fn last(&self, name: &str) -> Option<&Version> {
         self.plugins.get(name)?.before.first()
@@ -173,11 +178,12 @@ impl Index {
         all
     }
 
-    /// Adds a version. The same content once more is no change; another under the same version is refused.
-    pub(crate) fn add(&mut self, name: &str, version: &Version, entry: Entry) -> Result<(), Error> {
+    /// Adds a version; whether it is a new one. The same content once more is no change, another under the same version is
+    /// refused.
+    pub(crate) fn add(&mut self, name: &str, version: &Version, entry: Entry) -> Result<bool, Error> {
         let plugin = self.plugins.entry(name.to_owned()).or_default();
         match plugin.versions.get(version) {
-            Some(there) if there.digest == entry.digest => Ok(()),
+            Some(there) if there.digest == entry.digest => Ok(false),
             Some(there) => Err(Error::VersionTaken {
                 name: name.to_owned(),
                 version: version.to_string(),
@@ -185,7 +191,7 @@ impl Index {
             }),
             None => {
                 plugin.versions.insert(version.clone(), entry);
-                Ok(())
+                Ok(true)
             }
         }
     }
