@@ -135,6 +135,36 @@ fn an_upstream_that_is_not_there_is_502_and_the_next_one_is_tried() {
 }
 
 #[test]
+fn what_cannot_be_served_is_named_with_file_and_rule() {
+    let proxy = Proxy::start(&json!([]));
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    let rule = |name: &str, listen: String, chain: Json| {
+        json!({"name": name, "listen": [listen], "middleware_chain": chain,
+            "terminate": {"type": "static", "status": 200}})
+    };
+    let free = || format!("127.0.0.1:{}", free_port());
+    let fine = rule("fine", free(), json!([]));
+    for (wrong, parts) in [
+        (
+            rule("taken", taken.to_string(), json!([])),
+            ["test.json: rule \"taken\": listen on 127.0.0.1:", "in use", "another address"],
+        ),
+        (
+            rule("far", "192.0.2.1:8080".to_owned(), json!([])),
+            ["test.json: rule \"far\": listen on 192.0.2.1:8080", "Cannot assign", "that this host has"],
+        ),
+        (
+            rule("plugin", free(), json!([{"use": "edge:check"}])),
+            ["test.json: rule \"plugin\": plugin \"edge\"", "not in the registry", "shipote plugin add"],
+        ),
+    ] {
+        let refused = proxy.apply(&json!([fine, wrong])).unwrap_err();
+        assert!(parts.iter().all(|part| refused.contains(part)), "{refused}");
+    }
+}
+
+#[test]
 fn answers_are_framed_for_the_client() {
     let port = free_port();
     for (raw, keeps) in [
