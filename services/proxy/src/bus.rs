@@ -69,7 +69,7 @@ impl Manager {
     }
 
     /// Compiles rule files, given as paths (which errors name) and texts, and prints the graph as `json` or
-    /// `mermaid`, without touching traffic. Also returns warnings.
+    /// `mermaid`, without touching traffic; plugins that they name are not looked up. Also returns warnings.
     #[zbus(out_args("graph", "warnings"))]
     async fn compile(&self, files: Vec<(String, String)>, format: &str) -> Result<(String, Vec<String>), ProxyError> {
         if files.iter().map(|(path, text)| path.len() + text.len()).sum::<usize>() > RULES_MAX {
