@@ -27,6 +27,7 @@ use clap::{Parser, Subcommand};
 use shipote_bus::Service;
 use shipote_bus::egress::Keeper;
 use shipote_bus::paths::ServicePaths;
+use shipote_bus::words::counted;
 use shipote_proxy::acme::Store;
 use shipote_proxy::egress::{Access, Egress};
 use shipote_proxy::{Engine, FlowLog, Settings, admin};
@@ -61,7 +62,7 @@ impl Parts for Proxy {
     async fn stop(&self) {
         let left = self.state.engine.drain().await;
         if left > 0 {
-            tracing::warn!("{left} connections were still open when the time to drain was up");
+            tracing::warn!("still open when the time to drain was up: {}", counted(left, "connection"));
         }
     }
 }

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 use serde_json::json;
+use shipote_bus::words::counted;
 
 use crate::output;
 
@@ -88,10 +89,10 @@ fn print(findings: &[Finding]) {
     }
     let count = |state| findings.iter().filter(|f| f.state == state).count();
     anstream::println!(
-        "{} looked at: {} ok, {} warnings, {} failed",
+        "{} looked at: {} ok, {}, {} failed",
         findings.len(),
         count(State::Ok),
-        count(State::Warning),
+        counted(count(State::Warning), "warning"),
         count(State::Failed)
     );
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use shipote_bus::words::counted;
 use shipote_rules::{Graph, Middleware, compile, load_dir, mermaid};
 
 #[derive(Debug, Args)]
@@ -93,8 +94,7 @@ pub(crate) fn run(args: &CompileArgs) -> anyhow::Result<ExitCode> {
             for problem in &problems.0 {
                 eprintln!("{problem}");
             }
-            let count = problems.0.len();
-            anyhow::bail!("compile {object}: {count} problem{}; see above", if count == 1 { "" } else { "s" });
+            anyhow::bail!("compile {object}: {}; see above", counted(problems.0.len(), "problem"));
         }
     };
     for warning in &graph.warnings {
@@ -122,12 +122,12 @@ fn summary(graph: &Graph) -> String {
         out.push_str(&format!("{transport} {}{tls}: {rules}\n", listener.listen.address));
     }
     let counts = [
-        (graph.nodes.len(), "nodes"),
-        (graph.checks.len(), "checks"),
-        (graph.middleware.len(), "middlewares"),
-        (graph.terminators.len(), "terminators"),
+        (graph.nodes.len(), "node"),
+        (graph.checks.len(), "check"),
+        (graph.middleware.len(), "middleware"),
+        (graph.terminators.len(), "terminator"),
     ];
-    out.push_str(&counts.map(|(n, what)| format!("{n} {what}")).join(", "));
+    out.push_str(&counts.map(|(n, what)| counted(n, what)).join(", "));
     out.push('\n');
     out
 }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shipote_bus::words::counted;
 use shipote_rules::{CgiSpec, NodeId};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -53,7 +54,7 @@ pub(crate) async fn pass(
 ) -> Ended {
     let Ok(_place) = way.places.try_acquire() else {
         let at_once = way.spec.at_once;
-        let error = format_args!("the program answers {at_once} requests already (at_once)");
+        let error = format_args!("the program answers {} already (at_once)", counted(at_once, "request"));
         return Ended::owed(503, &error, "the program answers as many requests as it may at once");
     };
     let mut answer = request.worker.pool.body();
