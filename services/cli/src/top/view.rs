@@ -185,7 +185,7 @@ mod tests {
     fn every_workspace_and_flow_has_its_line_and_its_sparkline() {
         let text = text(&model(), 110).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("2 workspaces, 4 commands, 1 flows; by memory"), "{text}");
+        assert!(lines[0].starts_with("2 workspaces, 4 commands, 1 flow; by memory"), "{text}");
         let big = "bigname                      2  200.0 MiB  256.0 MiB   100%      7/64         -   1m01s";
         assert!(lines[2].starts_with(big), "{text}");
         // half and whole: the middle and the full block
