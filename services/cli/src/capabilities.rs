@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use serde_json::json;
+use shipote_bus::words::counted;
 
 use crate::output;
 use crate::workspace::isolation_rows;
@@ -28,7 +29,8 @@ pub(crate) async fn run(args: CapabilitiesArgs) -> anyhow::Result<ExitCode> {
         output::print_table(&["MECHANISM", "STATE", "DETAIL"], isolation_rows(all), "none is reported");
     }
     if args.strict && weak > 0 {
-        anyhow::bail!("check capabilities: {weak} mechanisms are not enforced in full; the table says which and why");
+        let weak = counted(weak, "mechanism");
+        anyhow::bail!("check capabilities: not enforced in full: {weak}; the table says which and why");
     }
     Ok(ExitCode::SUCCESS)
 }

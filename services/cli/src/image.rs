@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use shipote_agent_protocol::{AgentRequest, AgentResponse, ImageInfo, RegistryAuth, read_message, write_message};
+use shipote_bus::words::counted;
 use tokio::net::UnixStream;
 
 use crate::machine::agent;
@@ -106,7 +107,8 @@ async fn pull_for(args: PullArgs) -> anyhow::Result<()> {
     if args.json {
         return output::json(&info);
     }
-    println!("{} {} ({} layers, {} KiB)", info.reference, info.digest, info.layer_count, info.size / 1024);
+    let layers = counted(info.layer_count, "layer");
+    println!("{} {} ({layers}, {} KiB)", info.reference, info.digest, info.size / 1024);
     Ok(())
 }
 

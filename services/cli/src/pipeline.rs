@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
+use shipote_bus::words::counted;
 use shipote_bus::workspaces::{ManagerProxy, SavedProxy, WorkspacesError};
 
 use crate::output;
@@ -153,7 +154,7 @@ pub(crate) async fn run(args: PipelineArgs) -> anyhow::Result<ExitCode> {
             if json {
                 output::json(&json!({"id": id, "reaped": reaped}))?;
             } else {
-                println!("stopped {id}, {reaped} nodes");
+                println!("stopped {id}, {}", counted(reaped, "node"));
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use shipote_bus::service::MechanismInfo;
+use shipote_bus::words::counted;
 use shipote_bus::workspaces::WorkspaceProxy;
 
 use crate::output;
@@ -131,7 +132,7 @@ pub(crate) async fn run(args: WorkspaceArgs) -> anyhow::Result<ExitCode> {
             if json {
                 output::json(&json!({"name": name, "reaped": reaped}))?;
             } else {
-                println!("stopped {name}, {reaped} processes ended");
+                println!("stopped {name}, {} ended", counted(reaped, "process"));
             }
         }
     }
@@ -194,7 +195,8 @@ async fn show(name: &str, json: bool) -> anyhow::Result<()> {
     if sleeps > 0 {
         let back = output::bytes(given_back as f64);
         println!(
-            "\nIt has slept {sleeps} times; the last time {back} were given back. The last waking took {wake_usec} us."
+            "\nIt has slept {}; the last time {back} were given back. The last waking took {wake_usec} us.",
+            counted(sleeps, "time")
         );
     }
     println!("\nIsolation:");

@@ -335,7 +335,7 @@ fn orphans_of_services_end_with_the_appliance() {
     let orphan = watch(orphan);
     let lines = up.stop();
     assert!(gone(orphan.as_fd()));
-    assert!(lines.iter().any(|l| l.contains("killed 1 processes")), "{}", lines.join("\n"));
+    assert!(lines.iter().any(|l| l.contains("killed 1 process ")), "{}", lines.join("\n"));
 }
 
 #[test]

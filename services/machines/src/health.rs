@@ -124,7 +124,10 @@ impl Tally<'_> {
                 if self.failures < self.check.failures {
                     return None;
                 }
-                Health::Unhealthy(format!("{reason} ({} times in a row)", self.check.failures))
+                Health::Unhealthy(format!(
+                    "{reason} ({} in a row)",
+                    shipote_bus::words::counted(self.check.failures, "time")
+                ))
             }
         };
         let changed = health.as_str() != self.health.as_str();

@@ -40,6 +40,10 @@ struct Machines {
 }
 
 impl Parts for Machines {
+    fn judge(paths: &ServicePaths) -> anyhow::Result<()> {
+        Section::load(&paths.config).map(drop)
+    }
+
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
         let machines = self.actor.list().await.map_err(|error| error.to_string())?;
         let count = |is: fn(&&Shown) -> bool| machines.iter().filter(is).count() as u64;

@@ -108,7 +108,7 @@ impl Manager {
         let json = |outcome: Result<String, serde_json::Error>| {
             outcome.map_err(|error| Error::Examine(format!("write JSON: {error}")))
         };
-        let Found { name, version, entry, active, canary } = found.clone();
+        let Found { name, version, entry, active, canary, .. } = found.clone();
         Ok(OpenInfo {
             canary: canary.as_ref().map(|canary| canary.version.to_string()).unwrap_or_default(),
             share: canary.as_ref().map_or(0, |canary| canary.share),
@@ -132,7 +132,7 @@ impl Manager {
 #[zbus::interface(name = "org.shipote.Plugins1.Manager")]
 impl Manager {
     /// Adds a component: judged, compiled and kept, and put to work unless `activate` says no (a name's first version always
-    /// is). `component` is a regular file or memfd, read from its beginning. Answers when it is done, which takes as long
+    /// is) or it is there already (`known`), which changes nothing of what is at work. `component` is a regular file or memfd, read from its beginning. Answers when it is done, which takes as long
     /// as compiling does.
     #[zbus(out_args("plugin"))]
     async fn add(
@@ -352,7 +352,7 @@ impl Manager {
             force.map_err(|_| Error::InvalidArgument("option \"force\" is not true or false (b)".to_owned()))?;
         let share = options.get("share").map(u32::try_from).transpose();
         let share = share.map_err(|_| Error::InvalidArgument("option \"share\" is not a number (u)".to_owned()))?;
-        Ok(self.registry.plan(action, reference, share, force)?)
+        Ok(self.registry.plan(action, reference, share, force).await?)
     }
 
     /// The versions at work and how they are linked, as `text`, `mermaid`, `dot` or `json`.
@@ -406,7 +406,7 @@ fn file(descriptor: OwnedFd) -> File {
 
 fn info(found: Found) -> PluginInfo {
     let share = found.share();
-    let Found { name, version, entry, active, .. } = found;
+    let Found { name, version, entry, active, at_work, known, .. } = found;
     let exports = entry.metadata.exports.iter();
     PluginInfo {
         exports: exports.map(|export| format!("{} ({})", export.name, export.kind)).collect(),
@@ -418,5 +418,7 @@ fn info(found: Found) -> PluginInfo {
         added: entry.added,
         active,
         share,
+        known: Some(known),
+        at_work: Some(at_work.map(|version| version.to_string()).unwrap_or_default()),
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
+use shipote_bus::words::counted;
 use shipote_plugin_abi::check::Refusal;
 use shipote_plugin_abi::metadata::Metadata;
 
@@ -76,7 +77,8 @@ fn judge(files: &[PathBuf], folder: Option<&Path>, json: bool) -> anyhow::Result
             writeln!(out, "{}", serde_json::to_string(&verdict)?)?;
         } else if let (true, Some(metadata)) = (verdict.ok, &verdict.metadata) {
             let (name, version) = (&metadata.name, &metadata.version);
-            writeln!(out, "{}: good: {name} {version}, {} exports", file.display(), metadata.exports.len())?;
+            let exports = counted(metadata.exports.len(), "export");
+            writeln!(out, "{}: good: {name} {version}, {exports}", file.display())?;
         } else {
             writeln!(out, "{}: refused", file.display())?;
             for refusal in &verdict.refusals {

@@ -12,8 +12,8 @@ use shipote_plugin_abi::reference::ReferenceError;
 pub(crate) enum Error {
     #[error("find plugin {0}: none fits; `shipote plugin ls` shows what there is")]
     NoSuchPlugin(String),
-    #[error("add plugin {what}: refused: {}", join(.refusals))]
-    Refused { what: String, refusals: Vec<Refusal> },
+    #[error("{action} plugin {what}: refused: {}", join(.refusals))]
+    Refused { action: &'static str, what: String, refusals: Vec<Refusal> },
     #[error(
         "add plugin {name} {version}: this version is there with another content ({there}); give the new one a new version, or remove the old one"
     )]

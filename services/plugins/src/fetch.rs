@@ -18,6 +18,7 @@ use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use serde::Deserialize;
+use shipote_bus::words::counted;
 
 use crate::forge::Bounds;
 
@@ -69,7 +70,7 @@ async fn pull(reference: &Reference, auth: &RegistryAuth, most: u64) -> anyhow::
     let found = &manifest.config.media_type;
     ensure!(found == CONFIG_TYPE, "its configuration is {found}, not {CONFIG_TYPE}; it is no Wasm artifact");
     let [layer] = &manifest.layers[..] else {
-        bail!("it has {} layers instead of one; push the component alone", manifest.layers.len());
+        bail!("it has {} instead of one; push the component alone", counted(manifest.layers.len(), "layer"));
     };
     ensure!(layer.media_type == LAYER_TYPE, "its layer is {}, not {LAYER_TYPE}", layer.media_type);
     let declared = u64::try_from(layer.size).unwrap_or(u64::MAX);

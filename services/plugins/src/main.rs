@@ -31,7 +31,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use serde::Deserialize;
 use shipote_bus::Service;
+use shipote_bus::paths::ServicePaths;
 use shipote_service::{Definition, Parts, run};
 
 use crate::registry::Registry;
@@ -42,7 +44,17 @@ struct Serving {
     connection: zbus::Connection,
 }
 
+/// `[plugins]` of the configuration: it has no key yet, so that each one is a mistake.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Section {}
+
 impl Parts for Serving {
+    fn judge(paths: &ServicePaths) -> anyhow::Result<()> {
+        shipote_config::load::<Section>(&paths.config.join("shipote.toml"), Some("plugins"))?;
+        Ok(())
+    }
+
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
         let (plugins, versions) = self.registry.counts();
         Ok(BTreeMap::from([("plugins".to_owned(), plugins), ("versions".to_owned(), versions)]))
@@ -96,7 +108,7 @@ fn serve() -> ExitCode {
     let definition = Definition { service: Service::Plugins, version: env!("CARGO_PKG_VERSION") };
     run(
         definition,
-        |_| Ok(()),
+        |paths| Serving::judge(paths).context("read the configuration"),
         async |context, ()| {
             let policies = context.paths.config.join("plugins");
             let (registry, warnings) =

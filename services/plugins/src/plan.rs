@@ -39,14 +39,25 @@ impl Change {
         }
     }
 
-    fn what(&self) -> String {
+    /// What errors call it, before `plugin NAME`.
+    pub(crate) fn verb(&self) -> &'static str {
         match self {
-            Self::Activate(name, version) => format!("activate plugin {name} {version}"),
-            Self::RollBack(name) => format!("roll back plugin {name}"),
-            Self::Canary { name, version, .. } => format!("give plugin {name} {version} a share"),
-            Self::Promote(name) => format!("promote the canary of plugin {name}"),
-            Self::Abort(name) => format!("end the canary of plugin {name}"),
-            Self::Remove { name, version, .. } => format!("remove plugin {name} {version}"),
+            Self::Activate(..) => "activate",
+            Self::RollBack(_) => "roll back",
+            Self::Canary { .. } => "give a share to",
+            Self::Promote(_) => "promote the canary of",
+            Self::Abort(_) => "end the canary of",
+            Self::Remove { .. } => "remove",
+        }
+    }
+
+    fn what(&self) -> String {
+        let (verb, name) = (self.verb(), self.name());
+        match self {
+            Self::Activate(_, version) | Self::Canary { version, .. } | Self::Remove { version, .. } => {
+                format!("{verb} plugin {name} {version}")
+            }
+            Self::RollBack(_) | Self::Promote(_) | Self::Abort(_) => format!("{verb} plugin {name}"),
         }
     }
 
@@ -83,10 +94,21 @@ impl Change {
         }
     }
 
-    /// What it would do.
-    pub(crate) fn plan(&self, index: &Index) -> PlanInfo {
+    /// The version that is put to work by it, or gets calls.
+    pub(crate) fn puts_to_work(&self, index: &Index) -> Option<(String, Version)> {
+        let version = match self {
+            Self::Activate(_, version) | Self::Canary { version, .. } => Some(version),
+            Self::RollBack(name) => index.last(name),
+            Self::Promote(name) => index.canary(name).map(|canary| &canary.version),
+            Self::Abort(_) | Self::Remove { .. } => None,
+        };
+        version.map(|version| (self.name().to_owned(), version.clone()))
+    }
+
+    /// What it would do; `refused` is what keeps it from being done beside what the index itself says.
+    pub(crate) fn plan(&self, index: &Index, refused: Option<Error>) -> PlanInfo {
         let mut after = index.clone();
-        let refused = self.apply(&mut after).err().map(|error| error.to_string());
+        let refused = self.apply(&mut after).err().or(refused).map(|error| error.to_string());
         let name = self.name();
         let canary = if refused.is_some() { index } else { &after }.canary(name);
         let active = |index: &Index| {
@@ -128,9 +150,9 @@ mod tests {
     fn a_provider_that_is_needed_stays_unless_forced() {
         let before = index(&[("leaf", &["a:b/c"], &[]), ("edge", &[], &[("a:b/c", Cardinality::ExactlyOne)])]);
         let remove = |force| Change::Remove { name: "leaf".to_owned(), version: Version::new(1, 0, 0), force };
-        let plan = remove(false).plan(&before);
+        let plan = remove(false).plan(&before, None);
         assert!(plan.refused.contains("it is active"), "{plan:?}");
-        let plan = remove(true).plan(&before);
+        let plan = remove(true).plan(&before, None);
         assert_eq!((plan.from.as_str(), plan.to.as_str(), plan.used_by), ("1.0.0", "", vec!["edge".to_owned()]));
         assert_eq!(plan.removed.as_deref(), Some("1.0.0"));
         let mut after = before.clone();

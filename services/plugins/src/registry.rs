@@ -40,6 +40,10 @@ pub(crate) struct Found {
     pub(crate) version: Version,
     pub(crate) entry: Entry,
     pub(crate) active: bool,
+    /// The active version of its name.
+    pub(crate) at_work: Option<Version>,
+    /// It was there before it was added.
+    pub(crate) known: bool,
     /// The canary of its name.
     pub(crate) canary: Option<Canary>,
 }
@@ -157,7 +161,7 @@ impl Registry {
 
     /// What a change would do. `action` is one of `activate`, `rollback`, `canary` (with a share), `promote`, `abort` and
     /// `remove` (which may be forced).
-    pub(crate) fn plan(
+    pub(crate) async fn plan(
         &self,
         action: &str,
         reference: &str,
@@ -190,7 +194,8 @@ impl Registry {
                 return Err(Error::InvalidArgument(format!("plan {other:?}: no such action; there are {known}")));
             }
         };
-        Ok(change.plan(lock(&self.store).index()))
+        let unsigned = self.vouch(&change).await.err();
+        Ok(change.plan(lock(&self.store).index(), unsigned))
     }
 
     /// The versions at work and how they are linked, as `text`, `mermaid`, `dot` or `json`.
@@ -297,7 +302,7 @@ impl Registry {
         let (report, code) = self.examine(incoming.open()?, &incoming.digest, &wish, true).await?;
         let metadata = match report.metadata {
             Some(metadata) if report.refusals.is_empty() => metadata,
-            _ => return Err(Error::Refused { what, refusals: report.refusals }),
+            _ => return Err(Error::Refused { action: "add", what, refusals: report.refusals }),
         };
         let version = Version::parse(&metadata.version)
             .map_err(|error| Error::Examine(format!("version {:?}: {error}", metadata.version)))?;
@@ -306,23 +311,31 @@ impl Registry {
         let entry =
             Entry { digest, size: incoming.size, added: now(), kind, metadata, signature: wish.signature, links };
         let engine = report.engine;
+        // Where the policy wants a signature, the one that came along is good: else it were refused by now.
+        let vouched = !lock(&self.policies).of(&entry.digest, &[&name]).signed_by.is_empty();
         self.with_store(move |store| {
             let add = |index: &mut Index| {
-                index.add(&name, &version, entry.clone())?;
+                let is_new = index.add(&name, &version, entry.clone())?;
+                // Signed since it was added, or by another key.
+                if let Some(signature) = &entry.signature {
+                    index.sign(&name, &version, signature, vouched);
+                }
                 let activate = Change::Activate(name.clone(), version.clone());
-                if wish.activate {
+                if !is_new {
+                    // Whoever hands in once more what was replaced long ago need not mean to go back to it.
+                } else if wish.activate {
                     activate.apply(index)?;
-                } else if index.find(&Reference::Active(name.clone())).is_none() {
+                } else if index.active(&name).is_none() {
                     // A first version goes to work unasked, but only where it fits.
                     let mut fits = index.clone();
                     if activate.apply(&mut fits).is_ok() {
                         *index = fits;
                     }
                 }
-                Ok(())
+                Ok(is_new)
             };
             // Refused before anything is kept; and once more below, where the index is changed.
-            add(&mut store.index().clone())?;
+            let known = !add(&mut store.index().clone())?;
             let digest = entry.digest.clone();
             store.keep(incoming)?;
             match forge::content(&code)
@@ -334,14 +347,16 @@ impl Registry {
                     tracing::warn!("keep compiled code of {name} {version}: {error}; it is compiled when it is needed");
                 }
             }
-            store.change(add)?;
-            look_up(store, &exactly(&name, &version)).ok_or(Error::NoSuchPlugin(name))
+            store.change(|index| add(index).map(drop))?;
+            let found = look_up(store, &exactly(&name, &version)).ok_or(Error::NoSuchPlugin(name))?;
+            Ok(Found { known, ..found })
         })
         .await
     }
 
     /// Carries out a change, and shows the version that `reference` stands for then.
     async fn change(&self, change: Change, reference: Reference) -> Result<Found, Error> {
+        self.vouch(&change).await?;
         self.with_store(move |store| {
             store.change(|index| change.apply(index))?;
             look_up(store, &reference).ok_or_else(|| Error::NoSuchPlugin(format!("{reference:?}")))
@@ -405,8 +420,21 @@ impl Registry {
         Ok(gone)
     }
 
+    /// Refuses a change that puts a version to work whose code would not be handed over: what rules call would go on with
+    /// the version from before, or fail, long after whoever made the change was told that it is done.
+    async fn vouch(&self, change: &Change) -> Result<(), Error> {
+        let found = {
+            let store = lock(&self.store);
+            change.puts_to_work(store.index()).and_then(|(name, version)| look_up(&store, &exactly(&name, &version)))
+        };
+        match found {
+            Some(found) => self.still_signed(change.verb(), &found).await,
+            None => Ok(()),
+        }
+    }
+
     /// The policy may have come to want a signature, or another one, since the version was added.
-    async fn still_signed(&self, found: &Found) -> Result<(), Error> {
+    async fn still_signed(&self, action: &'static str, found: &Found) -> Result<(), Error> {
         let keys = self.policy_of(found).signed_by;
         if keys.is_empty() {
             return Ok(());
@@ -415,16 +443,20 @@ impl Registry {
         let checked = self
             .with_store(move |store| Ok(signature::check(&keys, signature.as_deref(), &mut store.component(&digest)?)))
             .await?;
-        checked.map_err(|refusal| Error::Refused {
+        checked.map_err(|Refusal { rule, reason }| Error::Refused {
+            action,
             what: format!("{} {}", found.name, found.version),
-            refusals: vec![refusal],
+            refusals: vec![Refusal {
+                rule,
+                reason: format!("{reason} (`shipote plugin add FILE` once more takes it along)"),
+            }],
         })
     }
 
     /// A version's compiled code in a sealed memfd; from the cache, or compiled anew.
     pub(crate) async fn open_code(&self, reference: &str) -> Result<(File, Found), Error> {
         let found = self.find(reference)?;
-        self.still_signed(&found).await?;
+        self.still_signed("hand over", &found).await?;
         let engine = self.engine_of(&found).to_owned();
         let (digest, wanted) = (found.entry.digest.clone(), engine.clone());
         if let Some(code) = self.with_store(move |store| Ok(store.cached(&digest, &wanted))).await? {
@@ -437,6 +469,7 @@ impl Registry {
         let (report, code) = self.examine(component, &found.entry.digest, &wish, true).await?;
         if !report.refusals.is_empty() {
             return Err(Error::Refused {
+                action: "hand over",
                 what: format!("{} {}", found.name, found.version),
                 refusals: report.refusals,
             });
@@ -465,7 +498,16 @@ async fn signed_by(keys: Vec<String>, text: Option<String>, mut component: File)
 
 fn found(index: &Index, (name, version, entry, active): (&str, &Version, &Entry, bool)) -> Found {
     let canary = index.canary(name).cloned();
-    Found { name: name.to_owned(), version: version.clone(), entry: entry.clone(), active, canary }
+    let at_work = index.active(name).cloned();
+    Found {
+        name: name.to_owned(),
+        version: version.clone(),
+        entry: entry.clone(),
+        active,
+        at_work,
+        known: false,
+        canary,
+    }
 }
 
 fn look_up(store: &Store, reference: &Reference) -> Option<Found> {

@@ -13,7 +13,7 @@ use shipote_bus::proxy::{
 };
 use shipote_proxy::egress::{Access, EgressError};
 use shipote_rules::{Graph, Source, compile, mermaid};
-use shipote_service::Authority;
+use shipote_service::{Authority, Configuration};
 use zbus::OwnedVariant;
 use zbus::message::Header;
 
@@ -32,6 +32,17 @@ pub(crate) struct Manager {
     pub(crate) state: Arc<State>,
     pub(crate) authority: Authority,
     pub(crate) audit: Arc<Audit>,
+    pub(crate) configuration: Arc<Configuration>,
+}
+
+impl Manager {
+    /// As SIGHUP does it: nothing is loaded where a start would be refused.
+    async fn load(&self) -> Result<Loaded, ProxyError> {
+        let later = self.configuration.examine().await.map_err(ProxyError::Unreadable)?;
+        let mut loaded = self.state.reload().await?;
+        loaded.warnings.extend(later);
+        Ok(loaded)
+    }
 }
 
 #[zbus::interface(name = "org.shipote.Proxy1.Manager")]
@@ -58,7 +69,7 @@ impl Manager {
     }
 
     /// Compiles rule files, given as paths (which errors name) and texts, and prints the graph as `json` or
-    /// `mermaid`, without touching traffic. Also returns warnings.
+    /// `mermaid`, without touching traffic; plugins that they name are not looked up. Also returns warnings.
     #[zbus(out_args("graph", "warnings"))]
     async fn compile(&self, files: Vec<(String, String)>, format: &str) -> Result<(String, Vec<String>), ProxyError> {
         if files.iter().map(|(path, text)| path.len() + text.len()).sum::<usize>() > RULES_MAX {
@@ -71,7 +82,8 @@ impl Manager {
     }
 
     /// Reads the rule files of the configuration folder again and goes over to them, whole or not at all. Returns how
-    /// many listeners and rules there are, and warnings. No options yet.
+    /// many listeners and rules there are, and warnings. Refused where `shipote.toml` has mistakes, too; of its settings
+    /// those that changed are named in a warning: they hold from the next start on. No options yet.
     #[zbus(out_args("listeners", "rules", "warnings"))]
     async fn reload(
         &self,
@@ -80,7 +92,7 @@ impl Manager {
     ) -> Result<(u32, u32, Vec<String>), ProxyError> {
         none(&options)?;
         let caller = may_manage(&self.authority, &self.audit, &header).await?;
-        let result = self.state.reload().await;
+        let result = self.load().await;
         let object = self.state.rules_dir().display().to_string();
         let record = Record::new(Event::ProxyReload, object, caller, Door::Bus).outcome(&result);
         if let Err(error) = self.audit.record(&record) {

@@ -1,12 +1,13 @@
 //! The data plane as a whole: its workers, what they listen on, and the plan they run by.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use shipote_bus::proxy::{CertInfo, PoolInfo};
-use shipote_rules::{Graph, ListenSpec, Terminator, Transport};
+use shipote_rules::{Graph, ListenSpec, Listener, Terminator, Transport};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::acme::{Acme, Challenges};
@@ -33,13 +34,36 @@ pub enum ApplyError {
     #[error("start the engine of plugins: {0}")]
     Plugins(String),
     /// An address could not be bound.
-    #[error("listen on {address}: {source}")]
+    #[error("{whose}: listen on {address}: {source}; {}", way_out(.source))]
     Listen {
+        /// File and name of the first rule that wants it.
+        whose: String,
         /// The address.
         address: SocketAddr,
         /// Why not.
         source: io::Error,
     },
+}
+
+/// What to do about an address that could not be bound.
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "end what listens there (`ss -lntup` shows it), or give the rule another address",
+        io::ErrorKind::PermissionDenied => {
+            "give the rule a port from 1024 on, or the proxy CAP_NET_BIND_SERVICE, as its unit does"
+        }
+        io::ErrorKind::AddrNotAvailable => "give the rule an address that this host has",
+        _ => "give the rule another address",
+    }
+}
+
+/// The first rule that has a socket of this address opened.
+fn listens(graph: &Graph, spec: &ListenSpec) -> String {
+    // One socket may stand for two addresses of a port.
+    let same = |l: &&Listener| l.listen.socket() == spec.socket();
+    let port = |l: &&Listener| l.listen.address.port() == spec.address.port();
+    let listener = graph.listeners.iter().find(same).or_else(|| graph.listeners.iter().find(port));
+    graph.whose(listener.and_then(|l| l.rules.first()).map_or("", String::as_str))
 }
 
 /// An open connection.
@@ -134,6 +158,7 @@ impl Engine {
             middleware: Vec::new(),
             terminators: Vec::new(),
             files: Vec::new(),
+            sources: BTreeMap::new(),
             warnings: Vec::new(),
         };
         let none = Plugins { runtime: None, codes: &[] };
@@ -216,7 +241,11 @@ impl Engine {
                 Ok(opened) => new.push((*spec, opened)),
                 Err(source) => {
                     new.into_iter().for_each(|(spec, opened)| listeners.give_back(spec, opened));
-                    return Err(ApplyError::Listen { address: spec.address, source });
+                    return Err(ApplyError::Listen {
+                        whose: listens(&plan.graph, spec),
+                        address: spec.address,
+                        source,
+                    });
                 }
             }
         }
@@ -255,7 +284,7 @@ impl Engine {
         match graph.terminators.iter().find(|t| matches!(t.terminator, Terminator::Cgi(_))) {
             None => Ok(()),
             Some(entry) => Err(LinkError {
-                rule: entry.rule.clone(),
+                whose: graph.whose(&entry.rule),
                 reason: "cgi: nobody here runs programs; that needs the bus".to_owned(),
             }),
         }

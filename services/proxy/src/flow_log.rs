@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use shipote_bus::words::counted;
+
 use crate::flows::Flow;
 
 /// Flows that wait to be written.
@@ -86,7 +88,7 @@ fn run(flows: &Receiver<Flow>, lost: &AtomicU64, mut write: impl FnMut(&Flow) ->
         broken = failed.is_some();
         let missing = lost.load(Relaxed);
         if !broken && missing > told && when.is_none_or(|when| when.elapsed() > QUIET) {
-            tracing::warn!("{} flows are missing from the flow log", missing - told);
+            tracing::warn!("missing from the flow log: {}", counted(missing - told, "flow"));
             (told, when) = (missing, Some(Instant::now()));
         }
     }

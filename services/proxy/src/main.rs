@@ -27,6 +27,7 @@ use clap::{Parser, Subcommand};
 use shipote_bus::Service;
 use shipote_bus::egress::Keeper;
 use shipote_bus::paths::ServicePaths;
+use shipote_bus::words::counted;
 use shipote_proxy::acme::Store;
 use shipote_proxy::egress::{Access, Egress};
 use shipote_proxy::{Engine, FlowLog, Settings, admin};
@@ -41,6 +42,13 @@ struct Proxy {
 }
 
 impl Parts for Proxy {
+    fn judge(paths: &ServicePaths) -> anyhow::Result<()> {
+        for (client, way) in &config::load(&paths.config)?.egress {
+            Egress::judge(client, &way.allow).with_context(|| format!("[proxy.egress.{client:?}]"))?;
+        }
+        Ok(())
+    }
+
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
         let engine = &self.state.engine;
         let listeners = engine.with_graph(|g| g.listeners.len()) as u64;
@@ -54,7 +62,7 @@ impl Parts for Proxy {
     async fn stop(&self) {
         let left = self.state.engine.drain().await;
         if left > 0 {
-            tracing::warn!("{left} connections were still open when the time to drain was up");
+            tracing::warn!("still open when the time to drain was up: {}", counted(left, "connection"));
         }
     }
 }
@@ -120,6 +128,7 @@ async fn start(context: Context, early: Configured) -> anyhow::Result<Proxy> {
         state: Arc::clone(&state),
         authority: context.authority.clone(),
         audit: Arc::clone(&context.audit),
+        configuration: Arc::clone(&context.configuration),
     };
     let certificates = bus::Certificates {
         state: Arc::clone(&state),

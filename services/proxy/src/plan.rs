@@ -20,10 +20,10 @@ use crate::upstream::{Registry, Speak, Target};
 
 /// A rule that this build cannot serve.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("link rule {rule:?}: {reason}")]
+#[error("{whose}: {reason}")]
 pub struct LinkError {
-    /// The rule.
-    pub rule: String,
+    /// Its file and its name.
+    pub whose: String,
     /// What is missing, and what can be written instead.
     pub reason: String,
 }
@@ -66,17 +66,18 @@ impl Plan {
         acme: &Acme,
         before: Option<&Plan>,
     ) -> Result<Self, LinkError> {
+        let refuse = |rule: &str, reason: String| LinkError { whose: graph.whose(rule), reason };
         let mut targets = Vec::with_capacity(graph.terminators.len());
         let mut others = Vec::with_capacity(graph.terminators.len());
         let mut runs_of = Vec::with_capacity(graph.terminators.len());
         for entry in &graph.terminators {
-            let upstreams = upstreams_of(entry).map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
+            let upstreams = upstreams_of(entry).map_err(|reason| refuse(&entry.rule, reason))?;
             let version = match &entry.terminator {
                 Terminator::HttpProxy(spec) => Some(spec.version),
                 _ => None,
             };
             let linked: Result<Vec<_>, String> = upstreams.iter().map(|u| registry.target(u, version)).collect();
-            let linked = linked.map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
+            let linked = linked.map_err(|reason| refuse(&entry.rule, reason))?;
             let retries = matches!(&entry.terminator, Terminator::HttpProxy(spec) if spec.retries > 0);
             let program = match &entry.terminator {
                 // The same program of the same rule goes on counting across a reload.
@@ -101,13 +102,13 @@ impl Plan {
             let rule = listener.rules.first().cloned().unwrap_or_default();
             let configure = |tls| crate::tls::configure(&listener.listen.address.to_string(), tls, acme.store.as_ref());
             let configured = listener.tls.as_ref().map(configure).transpose();
-            let configured = configured.map_err(|reason| LinkError { rule: rule.clone(), reason })?;
+            let configured = configured.map_err(|reason| refuse(&rule, reason))?;
             let configured = configured.map(|(config, infos)| {
                 certs.extend(infos);
                 config
             });
             let over = configured.as_ref().filter(|_| listener.listen.transport == Transport::Quic);
-            quic.push(over.map(|tls| Crypto::new(tls)).transpose().map_err(|reason| LinkError { rule, reason })?);
+            quic.push(over.map(|tls| Crypto::new(tls)).transpose().map_err(|reason| refuse(&rule, reason))?);
             tls.push(configured);
         }
         let mut places: Vec<Option<Place>> = Vec::with_capacity(graph.middleware.len());
@@ -115,10 +116,10 @@ impl Plan {
         let mut auth = Vec::with_capacity(graph.middleware.len());
         let mut limiters = Vec::with_capacity(graph.middleware.len());
         for entry in &graph.middleware {
-            let mut place = plugins.place(entry, before, &mut seen)?;
+            let place = plugins.place(entry, before, &mut seen);
+            let mut place = place.map_err(|reason| refuse(&entry.rule, reason))?;
             if let Some(place) = &mut place {
-                fits(&graph, places.len(), place.site.kind)
-                    .map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?;
+                fits(&graph, places.len(), place.site.kind).map_err(|reason| refuse(&entry.rule, reason))?;
                 let same = |canary: &Canary| canary.site.kind == place.site.kind;
                 if let Some(canary) = place.canary.take_if(|canary| !same(canary)) {
                     let (was, is) = (place.site.kind.name(), canary.site.kind.name());
@@ -129,7 +130,7 @@ impl Plan {
             auth.push(match &entry.middleware {
                 Middleware::ForwardAuth { upstream, .. } => {
                     let linked = registry.target(upstream, Some(HttpVersion::H1));
-                    Some(linked.map_err(|reason| LinkError { rule: entry.rule.clone(), reason })?)
+                    Some(linked.map_err(|reason| refuse(&entry.rule, reason))?)
                 }
                 _ => None,
             });
@@ -220,12 +221,11 @@ impl Plugins<'_> {
         entry: &MiddlewareEntry,
         before: Option<&Plan>,
         seen: &mut HashMap<(String, String, String, String), usize>,
-    ) -> Result<Option<Place>, LinkError> {
+    ) -> Result<Option<Place>, String> {
         let Middleware::Plugin { module, export, args, .. } = &entry.middleware else { return Ok(None) };
-        let refuse = |reason: String| LinkError { rule: entry.rule.clone(), reason };
         let code = self.codes.iter().find(|c| c.name == *module);
         let (Some(code), Some(runtime)) = (code, self.runtime) else {
-            return Err(refuse(format!("plugin {module:?} is not in the registry; add it with `shipote plugin add`")));
+            return Err(format!("plugin {module:?} is not in the registry; add it with `shipote plugin add`"));
         };
         let nth = seen.entry((entry.rule.clone(), module.clone(), export.clone(), args.clone())).or_insert(0);
         let place = before.and_then(|before| {
@@ -245,7 +245,7 @@ impl Plugins<'_> {
             Some(kept) => Ok(Arc::clone(kept)),
             None => runtime.site(code, export, args),
         };
-        let mut place = Place { site: site(code).map_err(refuse)?, canary: None };
+        let mut place = Place { site: site(code)?, canary: None };
         if let Some(canary) = &code.canary {
             let trial = runtime.trial(code, canary);
             match canary.code.as_ref().map_err(String::clone).and_then(site) {

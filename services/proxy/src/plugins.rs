@@ -1,6 +1,6 @@
 //! Plugins from the registry: their code, and word of changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::os::fd::OwnedFd;
@@ -21,15 +21,18 @@ use crate::state::State;
 /// Largest compiled code, bytes.
 const CODE_MAX: u64 = 256 << 20;
 
-fn names(graph: &Graph) -> BTreeSet<String> {
-    let name = |entry: &shipote_rules::MiddlewareEntry| match &entry.middleware {
-        Middleware::Plugin { module, .. } => Some(module.clone()),
-        _ => None,
-    };
-    graph.middleware.iter().filter_map(name).collect()
+/// The plugins that a graph names, each with the first rule that does so.
+fn names(graph: &Graph) -> BTreeMap<&str, &str> {
+    let mut names = BTreeMap::new();
+    for entry in &graph.middleware {
+        if let Middleware::Plugin { module, .. } = &entry.middleware {
+            names.entry(module.as_str()).or_insert(entry.rule.as_str());
+        }
+    }
+    names
 }
 
-/// The code of all plugins that a graph names; the error says which is missing.
+/// The code of all plugins that a graph names; the error says which is missing, and for which rule.
 pub(crate) async fn fetch(connection: &zbus::Connection, graph: &Graph) -> Result<Vec<PluginCode>, String> {
     let names = names(graph);
     if names.is_empty() {
@@ -41,10 +44,11 @@ pub(crate) async fn fetch(connection: &zbus::Connection, graph: &Graph) -> Resul
         .await
         .map_err(|e| format!("reach the plugin registry: {e}"))?;
     let mut codes = Vec::with_capacity(names.len());
-    for name in names {
-        let (mut code, info) = fetch_one(&registry, &name, &name, DEPTH).await?;
+    for (name, rule) in names {
+        let fetched = fetch_one(&registry, name, name, DEPTH).await;
+        let (mut code, info) = fetched.map_err(|e| format!("{}: {e}", graph.whose(rule)))?;
         if !info.canary.is_empty() {
-            code.canary = Some(Box::new(fetch_canary(&registry, &name, &info, &code.policy).await));
+            code.canary = Some(Box::new(fetch_canary(&registry, name, &info, &code.policy).await));
         }
         codes.push(code);
     }
@@ -203,7 +207,7 @@ pub(crate) async fn follow(mut news: News, state: Arc<State>) {
                 None => return tracing::error!("changes of plugins go unnoticed until a reload: the bus is gone"),
                 Some(Err(_)) => continue,
                 Some(Ok(change)) => {
-                    let used = state.engine.with_graph(|graph| names(graph).contains(change.name.as_str()));
+                    let used = state.engine.with_graph(|graph| names(graph).contains_key(change.name.as_str()));
                     (used || state.lacks()).then(|| format!("plugin {} {}", change.name, change.version))
                 }
             },

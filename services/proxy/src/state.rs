@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use shipote_bus::proxy::ProxyError;
+use shipote_bus::words::counted;
 use shipote_proxy::Engine;
 use shipote_proxy::egress::Egress;
 use shipote_rules::{Graph, compile, load_dir};
@@ -84,7 +85,7 @@ impl State {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
-        tracing::info!("{} rules on {} listeners", loaded.rules, loaded.listeners);
+        tracing::info!("{} on {}", counted(loaded.rules, "rule"), counted(loaded.listeners, "listener"));
         Ok(loaded)
     }
 

@@ -119,13 +119,48 @@ fn an_upstream_that_is_not_there_is_502_and_the_next_one_is_tried() {
         json!({"name": name, "listen": [format!("127.0.0.1:{port}")],
             "terminate": {"type": "http_proxy", "upstreams": upstreams}})
     };
-    let _proxy = Proxy::start(&json!([
+    let proxy = Proxy::start(&json!([
         rule("one", one, json!([format!("127.0.0.1:{dead}")])),
         rule("both", both, json!([format!("127.0.0.1:{dead}"), upstream.address()])),
     ]));
-    assert_eq!(ask(one, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 502);
+    let answer = ask(one, "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(answer.status, 502);
+    // Who asks hears why, but not where; who runs the proxy hears that, too.
+    assert_eq!(answer.text(), "502 Bad Gateway\nthe upstream cannot be reached: nobody listens there\n");
+    let error = proxy.flow(502).error;
+    assert!(error.contains(&dead.to_string()) && error.contains("refused"), "{error}");
     for _ in 0..6 {
         assert_eq!(ask(both, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_named_with_file_and_rule() {
+    let proxy = Proxy::start(&json!([]));
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    let rule = |name: &str, listen: String, chain: Json| {
+        json!({"name": name, "listen": [listen], "middleware_chain": chain,
+            "terminate": {"type": "static", "status": 200}})
+    };
+    let free = || format!("127.0.0.1:{}", free_port());
+    let fine = rule("fine", free(), json!([]));
+    for (wrong, parts) in [
+        (
+            rule("taken", taken.to_string(), json!([])),
+            ["test.json: rule \"taken\": listen on 127.0.0.1:", "in use", "another address"],
+        ),
+        (
+            rule("far", "192.0.2.1:8080".to_owned(), json!([])),
+            ["test.json: rule \"far\": listen on 192.0.2.1:8080", "Cannot assign", "that this host has"],
+        ),
+        (
+            rule("plugin", free(), json!([{"use": "edge:check"}])),
+            ["test.json: rule \"plugin\": plugin \"edge\"", "not in the registry", "shipote plugin add"],
+        ),
+    ] {
+        let refused = proxy.apply(&json!([fine, wrong])).unwrap_err();
+        assert!(parts.iter().all(|part| refused.contains(part)), "{refused}");
     }
 }
 
@@ -178,16 +213,19 @@ fn an_answer_that_breaks_off_is_broken_off_for_the_client_too() {
 
 #[test]
 fn nonsense_from_an_upstream_is_502() {
-    for raw in [
-        "SSH-2.0-x\r\n",
-        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "HTTP/1.1 101 Switching Protocols\r\n\r\n",
-        "",
+    for (raw, reason) in [
+        ("SSH-2.0-x\r\n", "the upstream did not answer in HTTP/1.1"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", ""),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", ""),
+        ("HTTP/1.1 101 Switching Protocols\r\n\r\n", "the upstream switches protocols unasked"),
+        ("", "the upstream closed the connection without an answer"),
     ] {
         let upstream = Upstream::fixed(raw);
-        let (_proxy, port) = proxy_to(&upstream);
-        assert_eq!(ask(port, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 502, "{raw:?}");
+        let (proxy, port) = proxy_to(&upstream);
+        let answer = ask(port, "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let error = proxy.flow(502).error;
+        assert!(!error.is_empty() && error.contains(reason), "{raw:?}: {error}");
+        assert_eq!((answer.status, answer.text()), (502, format!("502 Bad Gateway\n{error}\n")), "{raw:?}");
     }
 }
 

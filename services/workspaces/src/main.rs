@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use shipote_bus::Service;
-use shipote_bus::paths::{BUS_ADDRESS_ENV, SOCKET_NAME};
+use shipote_bus::paths::{BUS_ADDRESS_ENV, SOCKET_NAME, ServicePaths};
 use shipote_confinement::Mechanism;
 use shipote_metrics::Bound;
 use shipote_sandbox::{Spawner, SpawnerConfig};
@@ -61,6 +61,11 @@ struct Workspaces {
 }
 
 impl Parts for Workspaces {
+    fn judge(paths: &ServicePaths) -> anyhow::Result<()> {
+        Section::load(&paths.config)?.admin(paths).context("workspaces.admin")?;
+        Ok(())
+    }
+
     async fn figures(&self) -> Result<BTreeMap<String, u64>, String> {
         self.actor.ask(|state, _| figures(state)).await.map_err(|e| e.to_string())
     }

@@ -13,6 +13,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::json;
+use shipote_bus::words::counted;
 use shipote_bus::{connect, paths};
 
 use crate::{embedded, output};
@@ -103,10 +104,10 @@ fn print(findings: &[Finding]) {
     }
     let count = |state| findings.iter().filter(|f| f.state == state).count();
     anstream::println!(
-        "{} looked at: {} ok, {} warnings, {} failed",
+        "{} looked at: {} ok, {}, {} failed",
         findings.len(),
         count(State::Ok),
-        count(State::Warning),
+        counted(count(State::Warning), "warning"),
         count(State::Failed)
     );
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use shipote_bus::machines::{MachineInfo, MachinesProxy};
 use shipote_bus::proxy::EgressProxy;
 use shipote_bus::service::Service1Proxy;
+use shipote_bus::words::counted;
 use shipote_bus::{Service, connect};
 use zbus::proxy::CacheProperties;
 
@@ -76,7 +77,7 @@ async fn pending(connection: &zbus::Connection) -> Option<Finding> {
     let clients: Vec<&str> = clients.into_iter().collect();
     Some(Finding::warning(
         "egress",
-        format!("{} connections of {} wait for an answer", waiting.len(), clients.join(", ")),
+        format!("{} of {} to be answered", counted(waiting.len(), "connection"), clients.join(", ")),
         "`shipote egress pending` shows them, `shipote egress approve N` lets one out",
     ))
 }

@@ -128,18 +128,68 @@ pub(super) fn done(what: &str, outcome: Result<PluginInfo, PluginsError>, json: 
     if json {
         return output::json(&plugin);
     }
+    println!("{}", told(what, &plugin));
+    Ok(())
+}
+
+/// What became of a version, and of which one is at work.
+fn told(what: &str, plugin: &PluginInfo) -> String {
+    let PluginInfo { name, version, digest, .. } = plugin;
+    let what = if plugin.known == Some(true) { "there already:" } else { what };
     let state = match plugin.share {
         0 if plugin.active => "at work".to_owned(),
-        0 => "not at work".to_owned(),
+        0 => {
+            let is = match plugin.at_work.as_deref() {
+                None => String::new(),
+                Some("") => ", nor is another".to_owned(),
+                Some(other) => format!("; {other} is"),
+            };
+            format!("not at work{is}; `shipote plugin activate {name}@{version}` puts it to work")
+        }
         share => format!("canary with {} of the calls", percent(share)),
     };
-    println!("{what} {} {} ({}), {state}", plugin.name, plugin.version, plugin.digest);
-    Ok(())
+    format!("{what} {name} {version} ({digest}), {state}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_hands_in_a_version_hears_which_one_is_at_work() {
+        let info = |active, at_work: &str, known, share| PluginInfo {
+            name: "edge".to_owned(),
+            version: "1.0.0".to_owned(),
+            kind: "plugin".to_owned(),
+            digest: "sha256:00".to_owned(),
+            size: 1,
+            added: 1,
+            active,
+            share,
+            exports: Vec::new(),
+            at_work: Some(at_work.to_owned()),
+            known: Some(known),
+        };
+        let activate = "`shipote plugin activate edge@1.0.0` puts it to work";
+        for (info, line) in [
+            (info(true, "1.0.0", false, 0), "added edge 1.0.0 (sha256:00), at work".to_owned()),
+            (info(true, "1.0.0", true, 0), "there already: edge 1.0.0 (sha256:00), at work".to_owned()),
+            (
+                info(false, "1.1.0", true, 0),
+                format!("there already: edge 1.0.0 (sha256:00), not at work; 1.1.0 is; {activate}"),
+            ),
+            (
+                info(false, "", false, 0),
+                format!("added edge 1.0.0 (sha256:00), not at work, nor is another; {activate}"),
+            ),
+            (
+                info(false, "1.1.0", true, 500),
+                "there already: edge 1.0.0 (sha256:00), canary with 5 % of the calls".to_owned(),
+            ),
+        ] {
+            assert_eq!(told("added", &info), line);
+        }
+    }
 
     #[test]
     fn shares_are_percentages_with_two_places() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use shipote_bus::connect;
 use shipote_bus::proxy::{FLOWS_MAX, FlowInfo, ManagerProxy, ProxyError};
+use shipote_bus::words::counted;
 use zbus::proxy::CacheProperties;
 
 use crate::output;
@@ -88,7 +89,7 @@ pub(super) async fn reload(args: &JsonArgs) -> anyhow::Result<()> {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
-    print(&format!("{rules} rules on {listeners} listeners"));
+    print(&format!("{} on {}", counted(rules, "rule"), counted(listeners, "listener")));
     Ok(())
 }
 

@@ -15,7 +15,7 @@ pub(crate) struct ProxyArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Compile a directory of rules and print the flow graph, without touching any traffic
+    /// Compile a directory of rules and print the flow graph, without touching any traffic; plugins are not looked up
     Compile(compile::CompileArgs),
     /// List the listeners and their rules, in the order in which they are tried
     #[command(visible_aliases = ["ls", "list"])]

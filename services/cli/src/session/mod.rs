@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde_json::json;
+use shipote_bus::words::counted;
 use shipote_bus::workspaces::{ManagerProxy, WorkspaceInfo, WorkspaceProxy, WorkspacesError};
 
 use crate::output;
@@ -207,7 +208,7 @@ pub(crate) async fn run(args: SessionArgs) -> anyhow::Result<ExitCode> {
             if json {
                 output::json(&json!({"name": name, "reaped": reaped}))?;
             } else {
-                println!("removed {name}, {reaped} processes ended");
+                println!("removed {name}, {} ended", counted(reaped, "process"));
             }
         }
     }

@@ -6,6 +6,7 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Paragraph, Sparkline};
 use ratatui::{Frame, Terminal};
+use shipote_bus::words::counted;
 use shipote_bus::workspaces::{FlowInfo, WorkspaceStats};
 
 use super::beside::{self, Beside};
@@ -32,10 +33,10 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &Model) {
     ])
     .areas(area);
     let title = format!(
-        "{} workspaces, {} commands, {} flows; by {}; q quits, m c n sort",
-        workspaces.len(),
-        workspaces.iter().map(|(s, _)| s.commands_alive).sum::<u32>(),
-        flows.iter().filter(|(f, _)| f.state == "flowing").count(),
+        "{}, {}, {}; by {}; q quits, m c n sort",
+        counted(workspaces.len(), "workspace"),
+        counted(workspaces.iter().map(|(s, _)| s.commands_alive).sum::<u32>(), "command"),
+        counted(flows.iter().filter(|(f, _)| f.state == "flowing").count(), "flow"),
         model.order.name(),
     );
     frame.render_widget(Paragraph::new(title), head);
@@ -184,7 +185,7 @@ mod tests {
     fn every_workspace_and_flow_has_its_line_and_its_sparkline() {
         let text = text(&model(), 110).unwrap();
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[0].starts_with("2 workspaces, 4 commands, 1 flows; by memory"), "{text}");
+        assert!(lines[0].starts_with("2 workspaces, 4 commands, 1 flow; by memory"), "{text}");
         let big = "bigname                      2  200.0 MiB  256.0 MiB   100%      7/64         -   1m01s";
         assert!(lines[2].starts_with(big), "{text}");
         // half and whole: the middle and the full block

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
+use shipote_bus::words::counted;
 use shipote_bus::{Service, appliance::ServiceStatus, paths};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -165,7 +166,7 @@ impl Engine {
         orphans::wait(ORPHANS_GRACE).await;
         let left = orphans::kill();
         if left > 0 {
-            engine.log.say(format!("killed {left} processes that the services left behind"));
+            engine.log.say(format!("killed {} that the services left behind", counted(left, "process")));
         }
         engine.folders.clear();
         Ok(engine.given_up.map(|unit| (unit, engine.known(unit).status.clone())))

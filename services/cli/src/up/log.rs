@@ -17,6 +17,7 @@ use std::{
 };
 
 use anstyle::{AnsiColor, Style};
+use shipote_bus::words::counted;
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt},
     sync::oneshot,
@@ -103,7 +104,7 @@ fn write(folder: &Path, lines: &Receiver<Line>, dropped: &AtomicU64) {
         file.write(&line.text);
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            show("up", &format!("{lost} lines of the services were dropped: stderr was not read in time"));
+            show("up", &format!("dropped {} of the services: stderr was not read in time", counted(lost, "line")));
         }
     }
 }

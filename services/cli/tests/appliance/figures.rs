@@ -193,7 +193,7 @@ fn the_view_is_printed_for_those_without_a_terminal() {
     let shipote = Appliance::start();
     shipote.ok(&["workspace", "create", "w"]);
     let view = shipote.ok(&["top", "--once"]);
-    assert!(view.starts_with("1 workspaces") && view.lines().any(|line| line.starts_with("w ")), "{view}");
+    assert!(view.starts_with("1 workspace,") && view.lines().any(|line| line.starts_with("w ")), "{view}");
     let figures = shipote.json(&["top", "--json"]);
     assert_eq!(figures["workspaces"][0]["name"], "w");
     let refused = shipote.run(&["top"]);

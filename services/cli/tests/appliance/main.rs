@@ -23,6 +23,7 @@ mod permissions;
 mod pipelines;
 mod plugins;
 mod refusals;
+mod reloads;
 mod restarts;
 mod saved;
 mod sessions;

@@ -152,6 +152,16 @@ impl Index {
             .unwrap_or_default()
     }
 
+    /// The version of a name that is active.
+    pub(crate) fn active(&self, name: &str) -> Option<&Version> {
+        self.plugins.get(name)?.active.as_ref()
+    }
+
+    /// The version of a name that was active before the one that is.
+    pub(crate) fn last(&self, name: &str) -> Option<&Version> {
+        self.plugins.get(name)?.before.first()
+    }
+
     /// The version of a name that gets a share of its calls.
     pub(crate) fn canary(&self, name: &str) -> Option<&Canary> {
         self.plugins.get(name)?.canary.as_ref()
@@ -168,11 +178,12 @@ impl Index {
         all
     }
 
-    /// Adds a version. The same content once more is no change; another under the same version is refused.
-    pub(crate) fn add(&mut self, name: &str, version: &Version, entry: Entry) -> Result<(), Error> {
+    /// Adds a version; whether it is a new one. The same content once more is no change, another under the same version is
+    /// refused.
+    pub(crate) fn add(&mut self, name: &str, version: &Version, entry: Entry) -> Result<bool, Error> {
         let plugin = self.plugins.entry(name.to_owned()).or_default();
         match plugin.versions.get(version) {
-            Some(there) if there.digest == entry.digest => Ok(()),
+            Some(there) if there.digest == entry.digest => Ok(false),
             Some(there) => Err(Error::VersionTaken {
                 name: name.to_owned(),
                 version: version.to_string(),
@@ -180,8 +191,16 @@ impl Index {
             }),
             None => {
                 plugin.versions.insert(version.clone(), entry);
-                Ok(())
+                Ok(true)
             }
+        }
+    }
+
+    /// Keeps the signature of a version; in place of one that is there only if this one is known to be good.
+    pub(crate) fn sign(&mut self, name: &str, version: &Version, signature: &str, good: bool) {
+        let entry = self.plugins.get_mut(name).and_then(|plugin| plugin.versions.get_mut(version));
+        if let Some(entry) = entry.filter(|entry| good || entry.signature.is_none()) {
+            entry.signature = Some(signature.to_owned());
         }
     }
 

@@ -77,7 +77,8 @@ async fn what_is_refused_changes_nothing() {
     let report = manager.check(memfd(b"junk").as_fd().into(), &AddOptions::default()).await.unwrap();
     assert!(!report.ok && report.refusals[0].rule == "format");
     assert_eq!(manager.list(Options::new()).await.unwrap(), std::slice::from_ref(&first));
-    assert_eq!(add(&manager, &stamp("1.0.0")).await.unwrap().digest, first.digest, "the same once more is no fault");
+    let again = add(&manager, &stamp("1.0.0")).await.unwrap();
+    assert_eq!((again.digest, again.known), (first.digest, Some(true)), "the same once more is no fault");
 }
 
 #[tokio::test]
@@ -120,6 +121,25 @@ async fn a_policy_may_want_a_signature() {
     let (next, options) = (stamp("1.1.0"), sign(&stamp("1.1.0")));
     assert!(manager.add(memfd(&next).as_fd().into(), &options).await.unwrap().active);
     manager.open("stamp", Options::new()).await.unwrap();
+    // What would not be handed over is not put to work either, by whatever way.
+    let refused = |what: &str, outcome: Result<_, PluginsError>| match outcome {
+        Err(PluginsError::Refused(text)) => {
+            let parts = [&format!("{what} plugin stamp 1.0.0: refused: signature"), "shipote plugin add FILE"];
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        }
+        other => panic!("{what}: {other:?}"),
+    };
+    refused("activate", manager.activate("stamp@1.0.0", Options::new()).await);
+    refused("roll back", manager.rollback("stamp", Options::new()).await);
+    refused("give a share to", manager.canary("stamp@1.0.0", 500, Options::new()).await);
+    let plan = manager.plan("activate", "stamp@1.0.0", Options::new()).await.unwrap();
+    assert!(plan.refused.contains("signature") && plan.to == "1.1.0", "{plan:?}");
+    assert_eq!(manager.show("stamp").await.unwrap().version, "1.1.0");
+    // The way out that the refusal names.
+    let (first, options) = (stamp("1.0.0"), sign(&stamp("1.0.0")));
+    manager.add(memfd(&first).as_fd().into(), &options).await.unwrap();
+    assert!(manager.activate("stamp@1.0.0", Options::new()).await.unwrap().active);
+    manager.open("stamp", Options::new()).await.unwrap();
 }
 
 /// A policy that is changed holds for what runs: whoever runs it is told to open it anew.
@@ -157,6 +177,28 @@ async fn a_reload_tells_whose_policy_is_another_one() {
         told.push(change.args().unwrap().name.clone());
     }
     assert_eq!(told, ["other", "stamp"]);
+}
+
+/// Whoever hands in once more what was replaced does not go back to it unasked.
+#[tokio::test]
+async fn what_is_there_already_does_not_change_what_is_at_work() {
+    let appliance = Appliance::start().await;
+    let manager = appliance.manager().await;
+    for version in ["1.0.0", "1.1.0"] {
+        let added = add(&manager, &stamp(version)).await.unwrap();
+        assert_eq!((added.active, added.known), (true, Some(false)));
+    }
+    let again = add(&manager, &stamp("1.0.0")).await.unwrap();
+    assert_eq!((again.active, again.known, again.at_work.as_deref()), (false, Some(true), Some("1.1.0")));
+    assert_eq!(manager.show("stamp").await.unwrap().version, "1.1.0");
+    let again = add(&manager, &stamp("1.1.0")).await.unwrap();
+    assert_eq!((again.active, again.known), (true, Some(true)));
+    // A new one is put to work even if its number is lower.
+    assert!(add(&manager, &stamp("0.9.0")).await.unwrap().active);
+    let options = Options::from([("force", true.into())]);
+    manager.remove("stamp@0.9.0", options).await.unwrap();
+    let again = add(&manager, &stamp("1.1.0")).await.unwrap();
+    assert_eq!((again.active, again.at_work.as_deref()), (false, Some("")));
 }
 
 /// Versions that differ in their build alone are two, and each is named by itself.

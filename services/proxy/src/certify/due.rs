@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use shipote_bus::words::counted;
 use shipote_proxy::acme::{Dates, Status, Store, fits};
 
 /// How long one that failed is left alone at first; each failure doubles it. Authorities count failures, too: the usual
@@ -40,8 +41,8 @@ pub(super) fn look(store: &Store, names: &[String], now: i64) -> Due {
     let status = store.status(first);
     if now < status.next_try {
         return Due::Later(format!(
-            "{why}, but it failed {} times ({}) and is not asked for again before {} are over; --now does",
-            status.failures,
+            "{why}, but it failed {} ({}) and is not asked for again before {} are over; --now does",
+            counted(status.failures, "time"),
             status.error,
             days(status.next_try - now)
         ));
@@ -61,9 +62,9 @@ pub(super) fn after_failure(before: &Status, error: String, now: i64) -> Status 
 fn days(seconds: i64) -> String {
     match seconds {
         ..0 => "the past".to_owned(),
-        0..7200 => format!("{} minutes", seconds / 60),
-        7200..172_800 => format!("{} hours", seconds / 3600),
-        _ => format!("{} days", seconds / 86_400),
+        0..7200 => counted(seconds / 60, "minute"),
+        7200..172_800 => counted(seconds / 3600, "hour"),
+        _ => counted(seconds / 86_400, "day"),
     }
 }
 

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use shipote_bus::words::counted;
 use shipote_rules::{CgiSpec, NodeId};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -29,6 +30,11 @@ const HELD: u64 = 1 << 20;
 /// How long is waited to hear why a program that wrote no answer ended.
 const WHY: Duration = Duration::from_secs(1);
 
+/// What clients are told of a program that could not be started; why is for the flow log, which those who run it read.
+const NOT_STARTED: &str = "the program could not be started";
+/// What clients are told of one that ended before it answered.
+const NO_ANSWER: &str = "the program ended without an answer";
+
 /// Which program a request goes to.
 pub(crate) struct Way<'p> {
     pub(crate) spec: &'p CgiSpec,
@@ -48,7 +54,8 @@ pub(crate) async fn pass(
 ) -> Ended {
     let Ok(_place) = way.places.try_acquire() else {
         let at_once = way.spec.at_once;
-        return Ended::refuse(503, &format_args!("the program answers {at_once} requests already (at_once)"));
+        let error = format_args!("the program answers {} already (at_once)", counted(at_once, "request"));
+        return Ended::owed(503, &error, "the program answers as many requests as it may at once");
     };
     let mut answer = request.worker.pool.body();
     let ended = run(request, way, edits, body, client, &mut answer).await;
@@ -77,15 +84,15 @@ async fn run(
     let about = About { peer: request.peer, target, protocol: client.protocol(), length };
     let env = variables(spec, &text, &about).map_err(refused)?;
     let Ends { stream, said, theirs } =
-        pipes(rule).map_err(|e| Ended::refuse(502, &format_args!("make pipes for a program: {e}")))?;
+        pipes(rule).map_err(|e| Ended::owed(502, &format_args!("make pipes for a program: {e}"), NOT_STARTED))?;
     let io = Io::new(stream, Rc::clone(request.slot));
     request.slot.set(spec.limits.connect);
     let started = start(&request.worker.shared.starts, spec, env, theirs);
     let mut end = match client.unless_gone(within(request.slot, started)).await {
         None => return Err(taken_back()),
         Some(Ok(Ok(end))) => end,
-        Some(Ok(Err(reason))) => return Err(Ended::refuse(502, &reason)),
-        Some(Err(e)) => return Err(Ended::refuse(504, &format_args!("start the program: {e}"))),
+        Some(Ok(Err(reason))) => return Err(Ended::owed(502, &reason, NOT_STARTED)),
+        Some(Err(e)) => return Err(Ended::owed(504, &format_args!("start the program: {e}"), NOT_STARTED)),
     };
     request.slot.set(if body.is_over() { spec.limits.response } else { request.worker.settings.body_time });
     let progress = Progress::default();
@@ -159,18 +166,18 @@ async fn head(io: &Io, buf: &mut Buf, end: &mut End, said: &Said) -> Result<(Ans
         match answer::parse(buf.filled()) {
             Ok(Some((length, found))) => return Ok((found, length)),
             Ok(None) if buf.spare().is_empty() => {
-                return Err(Ended::refuse(502, &"the head of the program's answer is too large"));
+                return Err(Ended::fault(502, &"the head of the program's answer is too large"));
             }
             Ok(None) => {}
-            Err(refusal) => return Err(Ended::refuse(502, &refusal)),
+            Err(refusal) => return Err(Ended::fault(502, &refusal)),
         }
         match io.fill(buf).await {
             Ok(1..) => {}
-            Ok(0) => return Err(Ended::refuse(502, &why(end, said, buf.is_empty()).await)),
+            Ok(0) => return Err(Ended::owed(502, &why(end, said, buf.is_empty()).await, NO_ANSWER)),
             Err(IoError::TimedOut) => {
-                return Err(Ended::refuse(504, &"the program did not begin to answer within its time limit"));
+                return Err(Ended::fault(504, &"the program did not begin to answer within its time limit"));
             }
-            Err(e) => return Err(Ended::refuse(502, &format_args!("read the program's answer: {e}"))),
+            Err(e) => return Err(Ended::owed(502, &format_args!("read the program's answer: {e}"), NO_ANSWER)),
         }
     }
 }

@@ -184,6 +184,16 @@ impl Egress {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Judges a client's name and list as [`Egress::set`] would, and changes nothing.
+    ///
+    /// # Errors
+    /// [`EgressError::Client`], [`EgressError::Entry`].
+    pub fn judge(name: &str, allow: &[String]) -> Result<(), EgressError> {
+        file_name(name).ok_or_else(|| EgressError::Client(name.to_owned()))?;
+        shipote_egress::Policy::parse(allow)?;
+        Ok(())
+    }
+
     /// Gives a client a socket as its way out, or changes its list. Open connections go on. Returns the socket.
     ///
     /// # Errors

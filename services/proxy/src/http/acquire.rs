@@ -109,10 +109,10 @@ pub(crate) async fn acquire(want: &Want<'_>) -> Result<Link, Ended> {
         last = Some(failed);
     }
     Err(match last {
-        Some(e @ AcquireError::TimedOut(_)) => Ended::refuse(504, &e),
-        Some(e @ AcquireError::Unavailable(..)) => Ended { told: Some(e.to_string()), ..Ended::refuse(503, &e) },
-        Some(e) => Ended::refuse(502, &e),
-        None => Ended::refuse(502, &"the rule has no upstream"),
+        Some(e @ AcquireError::TimedOut(_)) => Ended::owed(504, &e, &e.told()),
+        Some(e @ AcquireError::Unavailable(..)) => Ended::owed(503, &e, &e.told()),
+        Some(e) => Ended::owed(502, &e, &e.told()),
+        None => Ended::fault(502, &"the rule has no upstream"),
     })
 }
 

@@ -26,7 +26,7 @@ use super::sink::{Sink, relay};
 use super::{Body, Client, Source};
 use crate::http1::body::{BodyError, Coding};
 use crate::http1::compose;
-use crate::http1::exchange::{Ended, InFlight, broken_body, read_head};
+use crate::http1::exchange::{BROKEN, Ended, InFlight, LATE, broken_body, read_head};
 use crate::http1::{Framing, Refusal};
 use crate::http2;
 use crate::http3::{
@@ -235,11 +235,11 @@ async fn one(
                 Some(Err(e)) => return Err(Failed::Elsewhere(e.ended())),
             }
             if try_status && matches!(head.status, 502..=504) {
-                return Err(Failed::Elsewhere(Ended::refuse(head.status, &"the upstream said so")));
+                return Err(Failed::Elsewhere(Ended::fault(head.status, &"the upstream said so")));
             }
             progress.started.set(true);
             if head.status == 101 {
-                return Err(Failed::For(Ended::refuse(502, &"the upstream switches protocols unasked")));
+                return Err(Failed::For(Ended::fault(502, &"the upstream switches protocols unasked")));
             }
             let reply = Reply::one(&head, answer.filled()).map_err(refused)?;
             answer.consume(head.lines.length);
@@ -276,14 +276,14 @@ async fn two(
     body: &mut Body<'_>,
     client: &mut Client<'_>,
 ) -> Result<Ended, Failed> {
-    let again = |e: h2::Error| Failed::Again(Ended::refuse(502, &format_args!("send the request: {e}")));
+    let again = |e: h2::Error| Failed::Again(Ended::owed(502, &format_args!("send the request: {e}"), BROKEN));
     match within(request.slot, std::future::poll_fn(|cx| place.send.poll_ready(cx))).await {
         Ok(Ok(())) => {}
         Ok(Err(e)) => {
             place.give_up();
             return Err(again(e));
         }
-        Err(e) => return Err(Failed::For(Ended::refuse(504, &e))),
+        Err(e) => return Err(Failed::For(Ended::owed(504, &e, LATE))),
     }
     let (answer, stream) = place.send.send_request(asked, body.is_over()).map_err(again)?;
     let progress = Progress::default();
@@ -298,10 +298,10 @@ async fn two(
             Some(Err(e)) => {
                 // Nothing says whether the connection still lives.
                 place.give_up();
-                return Err(Failed::Elsewhere(Ended::refuse(504, &e)));
+                return Err(Failed::Elsewhere(Ended::owed(504, &e, LATE)));
             }
             Some(Ok(Err(e))) => {
-                let ended = Ended::refuse(502, &format_args!("read the answer: {e}"));
+                let ended = Ended::owed(502, &format_args!("read the answer: {e}"), BROKEN);
                 // A refused stream was not acted upon (RFC 9113, section 8.7); a connection that went away while it
                 // was idle looks like an error of the connection on its first use after that.
                 let untouched = e.reason() == Some(h2::Reason::REFUSED_STREAM)
@@ -314,7 +314,7 @@ async fn two(
             }
         };
         if try_status && matches!(answer.status().as_u16(), 502..=504) {
-            return Err(Failed::Elsewhere(Ended::refuse(answer.status().as_u16(), &"the upstream said so")));
+            return Err(Failed::Elsewhere(Ended::fault(answer.status().as_u16(), &"the upstream said so")));
         }
         progress.started.set(true);
         let (parts, stream) = answer.into_parts();
@@ -342,11 +342,11 @@ async fn three(
         Ok(Ok(stream)) => stream,
         Ok(Err(e)) => {
             place.give_up();
-            return Err(Failed::Again(Ended::refuse(502, &format_args!("send the request: {e}"))));
+            return Err(Failed::Again(Ended::owed(502, &format_args!("send the request: {e}"), BROKEN)));
         }
         Err(e) => {
             place.give_up();
-            return Err(Failed::For(Ended::refuse(504, &e)));
+            return Err(Failed::For(Ended::owed(504, &e, LATE)));
         }
     };
     let (send, mut answer) = stream.split();
@@ -362,10 +362,10 @@ async fn three(
                 Some(Err(e)) => {
                     // Nothing says whether the connection still lives.
                     place.give_up();
-                    return Err(Failed::Elsewhere(Ended::refuse(504, &e)));
+                    return Err(Failed::Elsewhere(Ended::owed(504, &e, LATE)));
                 }
                 Some(Ok(Err(e))) => {
-                    let ended = Ended::refuse(502, &format_args!("read the answer: {e}"));
+                    let ended = Ended::owed(502, &format_args!("read the answer: {e}"), BROKEN);
                     // A rejected request was not acted upon (RFC 9114, section 4.1.1).
                     let rejected = matches!(e, StreamError::RemoteTerminate { code: Code::H3_REQUEST_REJECTED, .. });
                     let lost = matches!(e, StreamError::ConnectionError { .. } | StreamError::RemoteClosing { .. });
@@ -378,7 +378,7 @@ async fn three(
             }
         };
         if try_status && matches!(response.status().as_u16(), 502..=504) {
-            return Err(Failed::Elsewhere(Ended::refuse(response.status().as_u16(), &"the upstream said so")));
+            return Err(Failed::Elsewhere(Ended::fault(response.status().as_u16(), &"the upstream said so")));
         }
         progress.started.set(true);
         let (parts, ()) = response.into_parts();
@@ -398,7 +398,10 @@ async fn three(
 }
 
 fn refused(refusal: Refusal) -> Failed {
-    Failed::For(Ended::refuse(refusal.status, &refusal))
+    Failed::For(match refusal.status {
+        502 => Ended::fault(502, &refusal),
+        status => Ended::refuse(status, &refusal),
+    })
 }
 
 /// What the two directions know of each other.
@@ -448,7 +451,7 @@ pub(crate) async fn both(
             result = &mut receiving => return match result {
                 Err(Failed::For(mut ended) | Failed::Elsewhere(mut ended)) if ended.status == 504 && open => {
                     // It was the client that the time ran out for.
-                    ended.status = 408;
+                    (ended.status, ended.told) = (408, None);
                     Err(Failed::For(ended))
                 }
                 other => other,
@@ -502,7 +505,8 @@ async fn look(request: &Request<'_, '_>, after: &After<'_>, reply: &mut Reply, b
     let mut view = None;
     if let Some(limit) = turn.body(|site| site.limits.response_body) {
         if let Err(e) = body.hold(limit).await {
-            return replace(reply, body, Response::empty(502), e.to_string());
+            let broken = Ended::fault(502, &"the upstream's answer broke off before a plugin could look at it");
+            return replace(reply, body, Response { body: broken.own_body(), ..Response::empty(502) }, e.to_string());
         }
         view = Some(body.view(usize::try_from(limit).unwrap_or(usize::MAX)));
     }

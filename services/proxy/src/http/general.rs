@@ -78,7 +78,7 @@ pub(crate) async fn run<'p>(
         let (head, bytes) = match elsewhere {
             Ok(found) => found,
             Err(refusal) => {
-                let ended = own(request, Ended::refuse(refusal.status, &refusal), body, client).await;
+                let ended = own(request, Ended::fault(refusal.status, &refusal), body, client).await;
                 return Outcome { ended, ..outcome };
             }
         };

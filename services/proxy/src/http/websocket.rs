@@ -64,7 +64,7 @@ pub(crate) async fn pass(
         None => return taken_back(),
         Some(Err(ended)) => return ended,
         Some(Ok(Link::One { io, target, .. })) => (io, target),
-        Some(Ok(_)) => return Ended::refuse(502, &"the upstream does not speak HTTP/1.1"),
+        Some(Ok(_)) => return Ended::fault(502, &"the upstream does not speak HTTP/1.1"),
     };
     let _open = InFlight::new(&target);
     request.slot.set(way.spec.limits.response);
@@ -94,12 +94,12 @@ async fn switch(
     }
     let reply = match Reply::one(&head, answer.filled()) {
         Ok(reply) => reply,
-        Err(e) => return Ended::refuse(e.status, &e),
+        Err(e) => return Ended::fault(e.status, &e),
     };
     answer.consume(head.lines.length);
     if head.status != 101 {
         if (200..300).contains(&head.status) {
-            return Ended::refuse(502, &"the upstream did not switch protocols");
+            return Ended::fault(502, &"the upstream did not switch protocols");
         }
         let source = Source::one(io, &mut answer, head.framing.unwrap_or(Framing::Empty), false);
         let phase = (way.response, way.spec.limits.idle);
@@ -107,7 +107,7 @@ async fn switch(
     }
     let key = request.head.lines.values(request.bytes, b"sec-websocket-key").next().unwrap_or_default();
     if reply.headers.get(SEC_WEBSOCKET_ACCEPT).is_none_or(|given| given.as_bytes() != accept(key).as_bytes()) {
-        return Ended::refuse(502, &"the upstream's answer does not fit the key that it got");
+        return Ended::fault(502, &"the upstream's answer does not fit the key that it got");
     }
     tunnel(request, way, io, Reply { status: 200, length: None, ..reply }, body, &mut answer, client).await
 }

@@ -58,7 +58,8 @@ pub(crate) struct Ended {
     /// What another path would have been answered with is the answer; nothing was sent yet.
     pub(crate) elsewhere: Option<String>,
     pub(crate) error: Option<String>,
-    /// What the client is told beside the status, where that helps it.
+    /// What the client is told beside the status. Never where an upstream is, nor what it said: `error` is for those who
+    /// run the proxy.
     pub(crate) told: Option<String>,
 }
 
@@ -72,6 +73,16 @@ impl Ended {
 
     pub(crate) fn refuse(status: u16, error: &dyn Display) -> Self {
         Self { status, refuse: true, error: Some(error.to_string()), ..Self::default() }
+    }
+
+    /// An answer that an upstream owes; `told` is what the client hears of `error`.
+    pub(crate) fn owed(status: u16, error: &dyn Display, told: &str) -> Self {
+        Self { told: Some(told.to_owned()), ..Self::refuse(status, error) }
+    }
+
+    /// The same for a reason that anybody may hear.
+    pub(crate) fn fault(status: u16, error: &dyn Display) -> Self {
+        Self { told: Some(error.to_string()), ..Self::refuse(status, error) }
     }
 
     pub(crate) fn broken(status: u16, error: &dyn Display) -> Self {
@@ -110,6 +121,11 @@ impl Line {
     }
 }
 
+/// What clients are told of an upstream that took longer than it may.
+pub(crate) const LATE: &str = "the upstream did not answer within the time limit";
+/// What clients are told of a connection to an upstream that failed.
+pub(crate) const BROKEN: &str = "the connection to the upstream broke before its answer";
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HeadError {
     #[error("send the request: {0}")]
@@ -126,9 +142,11 @@ pub(crate) enum HeadError {
 
 impl HeadError {
     pub(crate) fn ended(&self) -> Ended {
-        let status =
-            if matches!(self, Self::Io(IoError::TimedOut) | Self::Send(IoError::TimedOut)) { 504 } else { 502 };
-        Ended::refuse(status, &self)
+        match self {
+            Self::Io(IoError::TimedOut) | Self::Send(IoError::TimedOut) => Ended::owed(504, self, LATE),
+            Self::Io(_) | Self::Send(_) => Ended::owed(502, self, BROKEN),
+            Self::Nothing | Self::Short | Self::Refused(_) => Ended::fault(502, self),
+        }
     }
 
     /// A connection that was closed while it was idle looks like this.
@@ -257,7 +275,7 @@ async fn streamed(ask: &Ask<'_>, buf: &mut Buf, out: &mut Vec<u8>) -> Ended {
                     Ok((ended, _)) => ended,
                     Err(mut ended) => {
                         if ended.status == 504 && open {
-                            ended.status = 408;
+                            (ended.status, ended.told) = (408, None);
                         }
                         ended
                     }
@@ -296,7 +314,7 @@ async fn acquire(ask: &Ask<'_>, repeatable: bool, fresh: bool) -> Result<Line, E
     let want = Want { worker, plan, spec, terminator, slot, key, avoid: &[], repeatable, fresh, only_one: true };
     match acquire::acquire(&want).await? {
         Link::One { io, target, served } => Ok(Line { io, target, served }),
-        Link::Two { .. } | Link::Three { .. } => Err(Ended::refuse(502, &"the upstream does not speak HTTP/1.1")),
+        Link::Two { .. } | Link::Three { .. } => Err(Ended::fault(502, &"the upstream does not speak HTTP/1.1")),
     }
 }
 
@@ -354,7 +372,7 @@ async fn relay_back(
 ) -> (Ended, bool) {
     let facts = ask.head.facts;
     if head.status == 101 {
-        return (Ended::refuse(502, &"the upstream switches protocols unasked"), false);
+        return (Ended::fault(502, &"the upstream switches protocols unasked"), false);
     }
     let incoming = head.framing.unwrap_or(Framing::Empty);
     let framing = match incoming {

@@ -39,8 +39,10 @@ mod tests {
 
     #[test]
     fn who_sleeps_has_no_processor_and_who_works_has() {
-        let before = at_most(Instant::now());
-        std::thread::sleep(Duration::from_millis(50));
+        let (before, end) = (at_most(Instant::now()), Instant::now() + Duration::from_millis(50));
+        while let Some(left) = end.checked_duration_since(Instant::now()) {
+            std::thread::park_timeout(left);
+        }
         assert!(had().saturating_sub(before) < Duration::from_millis(50));
         let begun = had();
         while had().saturating_sub(begun) < Duration::from_millis(5) {

@@ -101,7 +101,7 @@ impl Site {
             args: args.to_owned(),
             inspects: found.inspects.clone(),
             deadline: u64::from(plugin.policy.deadline_ms.max(1)),
-            capacity: plugin.policy.instances.clamp(1, 1024) as usize,
+            capacity: plugin.policy.instances.clamp(1, Policy::INSTANCES_MAX) as usize,
             policy: plugin.policy.clone(),
             linked,
             linked_to: plugin.linked_to(),

@@ -37,6 +37,27 @@ pub(crate) enum AcquireError {
     Full(String),
 }
 
+impl AcquireError {
+    /// The same for clients, who are not told where the upstream is. The name of a workspace or a machine is in the rules'
+    /// own words, and says no address.
+    pub(crate) fn told(&self) -> String {
+        let what = match self {
+            Self::Connect(_, error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => "nobody listens there",
+                io::ErrorKind::InvalidData => "TLS could not be agreed on with it",
+                io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof => "it closed the connection",
+                _ => "no connection could be made",
+            },
+            Self::TimedOut(_) => "it did not take the connection within the time limit",
+            Self::Unavailable(..) => return self.to_string(),
+            Self::Asleep(_) => "it sleeps",
+            Self::NotTwo(_) => "it does not speak HTTP/2",
+            Self::Full(_) => "it takes no request",
+        };
+        format!("the upstream cannot be reached: {what}")
+    }
+}
+
 /// A connection, and how many requests it carried.
 #[derive(Debug)]
 pub(crate) struct Used {

@@ -49,6 +49,11 @@ impl Proxy {
             compile(&[Source::new("test.json", json!({"rules": rules}).to_string())]).map_err(|e| e.to_string())?;
         self.engine.apply_with(graph, plugins).map_err(|e| e.to_string())
     }
+
+    /// The last flow with this status. It is told of after its client was answered.
+    pub fn flow(&self, status: u16) -> shipote_proxy::Flow {
+        until(|| self.engine.flows(100).into_iter().rev().find(|flow| flow.status == status))
+    }
 }
 
 /// A port that nobody listens on. Taken from the kernel, which does not hand out the same one again soon.

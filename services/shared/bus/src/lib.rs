@@ -20,6 +20,7 @@ pub mod plugins;
 pub mod proxy;
 pub mod service;
 pub mod spec;
+pub mod words;
 pub mod workspaces;
 
 pub use error::NotAvailable;

@@ -4,6 +4,8 @@
 //! (`[plugins.NAME]`, or `[plugins."sha256:…"]` for one exact component), which says all of [`Policy`].
 //! A digest's entry wins over a name's, TOML over JSON. An absent file is deny-all, a malformed one an error.
 
+mod bounds;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -41,12 +43,13 @@ pub struct HttpPolicy {
     /// `verify-tls: false` is honoured instead of refused.
     pub allow_insecure: bool,
     /// Host names: literal, `*.example.com` (any name below `example.com`, not itself), or `*`. Empty: none.
+    #[serde(deserialize_with = "bounds::hosts")]
     pub allowed_hosts: Vec<String>,
     /// Bytes of a request's and of a response's body.
     #[serde(deserialize_with = "shipote_units::size")]
     pub max_body_size: u32,
     /// Milliseconds, where the call gives none.
-    #[serde(deserialize_with = "shipote_units::millis")]
+    #[serde(deserialize_with = "bounds::milliseconds")]
     pub default_timeout_ms: u32,
     /// Redirects followed, where the call gives no number.
     pub default_follow_redirects: u32,
@@ -150,10 +153,13 @@ impl Cardinality {
 pub struct CanaryPolicy {
     /// Calls after which it is judged by its share of failures and by its latency. Fewer are counted as if they were so
     /// many, so that what fails from the start does not get them all.
+    #[serde(deserialize_with = "bounds::calls")]
     pub calls: u32,
     /// Percent of its calls that may trap, overrun their deadline, run out of fuel or answer what the ABI does not allow.
+    #[serde(deserialize_with = "bounds::percent")]
     pub failures_percent: u32,
     /// Its 95th percentile of time a call, in percent of that of the version at work.
+    #[serde(deserialize_with = "bounds::latency")]
     pub latency_percent: u32,
     /// Microseconds that it may be slower in any case.
     pub latency_slack_us: u32,
@@ -170,24 +176,28 @@ impl Default for CanaryPolicy {
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
     /// Milliseconds a call may take.
-    #[serde(deserialize_with = "shipote_units::millis")]
+    #[serde(deserialize_with = "bounds::milliseconds")]
     pub deadline_ms: u32,
     /// Bytes of linear memory an instance may have.
-    #[serde(deserialize_with = "shipote_units::size")]
+    #[serde(deserialize_with = "bounds::memory")]
     pub memory_bytes: u64,
     /// Instances of one pool.
+    #[serde(deserialize_with = "bounds::instances")]
     pub instances: u32,
     /// Units of work a call may take, about one an instruction; 0: they are not counted, which is faster.
     pub fuel: u64,
     /// WASI interfaces, by full name, that the component may import; each is a stub that traps when called.
+    #[serde(deserialize_with = "bounds::interfaces")]
     pub wasi_stubs: Vec<String>,
     /// Bytes that it may keep from call to call (`shipote:state/store`), all its instances and versions together; 0: a component
     /// that wants to keep something is refused.
     #[serde(deserialize_with = "shipote_units::size")]
     pub state_bytes: u64,
     /// Public keys of minisign, in base64; if there are any, a component must be signed with one of them.
+    #[serde(deserialize_with = "bounds::keys")]
     pub signed_by: Vec<String>,
     /// Interfaces of other plugins that the component may call, each with how many plugins are to implement it.
+    #[serde(deserialize_with = "bounds::sockets")]
     pub sockets: BTreeMap<String, Cardinality>,
     /// Input sizes.
     pub limits: InputLimits,
@@ -195,6 +205,11 @@ pub struct Policy {
     pub http: HttpPolicy,
     /// When a canary of it goes back by itself.
     pub canary: CanaryPolicy,
+}
+
+impl Policy {
+    /// Most instances of a pool.
+    pub const INSTANCES_MAX: u32 = 1024;
 }
 
 impl Default for Policy {
@@ -220,7 +235,7 @@ impl Default for Policy {
 #[serde(deny_unknown_fields)]
 pub struct PolicyTable {
     /// The entries.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounds::plugins")]
     pub plugins: BTreeMap<String, Policy>,
 }
 
@@ -336,12 +351,12 @@ mod tests {
     #[test]
     fn a_digest_wins_over_a_name_and_an_unknown_key_is_refused() {
         let table = PolicyTable::from_toml(
-            "[plugins.edge]\ndeadline_ms = 5\n[plugins.\"sha256:aa\"]\ndeadline_ms = 7\nhttp.allowed_hosts = [\"h\"]\n",
+            "[plugins.edge]\ndeadline_ms = 5\n[plugins.\"sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"]\ndeadline_ms = 7\nhttp.allowed_hosts = [\"h\"]\n",
             "policy.toml",
         )
         .unwrap();
         assert_eq!(table.get("edge", "sha256:bb").deadline_ms, 5);
-        assert_eq!(table.get("edge", "sha256:aa").deadline_ms, 7);
+        assert_eq!(table.get("edge", &format!("sha256:{}", "a".repeat(64))).deadline_ms, 7);
         for (text, parts) in [
             ("[plugins.edge]\ndeadline = 5\n", ["policy.toml", "deadline_ms"]),
             ("[plugins.edge]\nhttp.allowed_host = []\n", ["policy.toml", "allowed_hosts"]),

@@ -1,5 +1,6 @@
 //! The flow graph: what the data plane walks.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -159,6 +160,8 @@ pub struct Graph {
     pub terminators: Vec<TerminatorEntry>,
     /// The files that the rules came from.
     pub files: Vec<PathBuf>,
+    /// The file of each rule, by the rule's name: what cannot be served is named as what does not compile.
+    pub sources: BTreeMap<String, PathBuf>,
     /// What is allowed but hardly meant, such as a rule that nothing reaches.
     pub warnings: Vec<String>,
 }
@@ -174,6 +177,15 @@ impl Graph {
     #[must_use]
     pub fn check(&self, id: CheckId) -> &Check {
         &self.checks[id.index()]
+    }
+
+    /// File and name of a rule, as errors begin with them.
+    #[must_use]
+    pub fn whose(&self, rule: &str) -> String {
+        match self.sources.get(rule) {
+            Some(file) => format!("{}: rule {rule:?}", file.display()),
+            None => format!("rule {rule:?}"),
+        }
     }
 
     /// A terminator.

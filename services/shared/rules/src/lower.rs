@@ -67,6 +67,7 @@ pub(crate) fn lower(set: &AnalysedSet) -> Graph {
         middleware: builder.middleware,
         terminators: builder.terminators,
         files: set.files.clone(),
+        sources: set.rules.iter().map(|r| (r.rule.name.clone(), r.rule.file.clone())).collect(),
     }
 }
 

@@ -9,6 +9,7 @@
 //! every object is served before the bus name is taken; readiness is said last; the
 //! watchdog is pinged only after the state actor has answered.
 mod authority;
+mod configuration;
 mod confine;
 mod health;
 mod lifecycle;
@@ -27,6 +28,7 @@ use shipote_bus::paths::ServicePaths;
 use shipote_confinement::Mechanism;
 
 pub use authority::{Authority, Caller, NotAuthorized};
+pub use configuration::Configuration;
 pub use health::mechanism_info;
 pub use store::FdStore;
 
@@ -54,14 +56,24 @@ pub struct Context {
     pub audit: Arc<Audit>,
     /// Descriptors that outlive this process.
     pub store: FdStore,
+    /// The settings of the start, and what the files say since.
+    pub configuration: Arc<Configuration>,
 }
 
 /// What the scaffold asks a running service for.
 pub trait Parts: Send + Sync + 'static {
+    /// Judges the configuration files as a start would, and applies nothing: a reload is refused where this fails. There is no
+    /// default, so that no service forgets the keys that it does not know. Blocking.
+    ///
+    /// # Errors
+    /// What keeps a start from being made with them.
+    fn judge(paths: &ServicePaths) -> anyhow::Result<()>;
+
     /// Figures for `Health`, answered by the state actor itself: the watchdog relies on it.
     fn figures(&self) -> impl Future<Output = Result<BTreeMap<String, u64>, String>> + Send;
 
-    /// Reads the configuration anew; what is running goes on.
+    /// Reads anew what may change while the service runs (rules, policies); what is running goes on. Only called where the
+    /// configuration was judged to be good.
     fn reload(&self) -> impl Future<Output = Result<(), String>> + Send {
         async { Ok(()) }
     }

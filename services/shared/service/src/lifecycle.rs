@@ -10,9 +10,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use shipote_audit::Audit;
 use shipote_bus::paths::{self, ServicePaths};
-use shipote_config::AuditMode;
+use shipote_config::{AuditMode, AuditSection};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::configuration::Configuration;
 use crate::health::{HealthInterface, now_usec};
 use crate::{Authority, Context, Definition, FdStore, Parts, confine};
 
@@ -41,13 +42,15 @@ where
     let runtime = runtime()?;
     let ended = runtime.block_on(async {
         let (connection, embedded) = connect().await?;
-        let audit = Arc::new(open_audit(service, &paths)?);
+        let configuration = Arc::new(Configuration::read::<P>(service, &paths)?);
+        let audit = Arc::new(open_audit(service, &paths, configuration.audit()));
         let context = Context {
             authority: Authority::new(connection.clone(), embedded, Arc::clone(&audit)),
             audit,
             connection: connection.clone(),
             paths,
             store,
+            configuration: Arc::clone(&configuration),
             confinement: Arc::clone(&confinement),
         };
         let parts = Arc::new(start(context, prepared).await?);
@@ -68,7 +71,7 @@ where
         let signals = Signals::listen()?;
         notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
         tracing::info!("{} {} serves {}", service.binary(), definition.version, service.bus_name());
-        let ended = serve(&connection, parts.as_ref(), signals).await;
+        let ended = serve(&connection, parts.as_ref(), &configuration, signals).await;
         notify(&[NotifyState::Stopping]);
         // what hangs here must not keep the service from ending: the manager would kill it
         if tokio::time::timeout(STOP_TIMEOUT, parts.stop()).await.is_err() {
@@ -135,14 +138,19 @@ impl Signals {
     }
 }
 
-async fn serve<P: Parts>(connection: &zbus::Connection, parts: &P, mut signals: Signals) -> anyhow::Result<()> {
+async fn serve<P: Parts>(
+    connection: &zbus::Connection,
+    parts: &P,
+    configuration: &Arc<Configuration>,
+    mut signals: Signals,
+) -> anyhow::Result<()> {
     // half the interval, as sd_watchdog_enabled(3) recommends
     let mut watchdog = sd_notify::watchdog_enabled().map(|every| tokio::time::interval(every / 2));
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
             _ = signals.interrupt.recv() => return Ok(()),
-            _ = signals.hang_up.recv() => reload(parts).await,
+            _ = signals.hang_up.recv() => reload(parts, configuration).await,
             () = connection.closed() => anyhow::bail!("the bus closed the connection"),
             () = async { match &mut watchdog { Some(w) => { w.tick().await; } None => pending().await } } => {
                 match tokio::time::timeout(ANSWER_TIMEOUT, parts.figures()).await {
@@ -155,21 +163,32 @@ async fn serve<P: Parts>(connection: &zbus::Connection, parts: &P, mut signals: 
     }
 }
 
-async fn reload<P: Parts>(parts: &P) {
+async fn reload<P: Parts>(parts: &P, configuration: &Arc<Configuration>) {
     match NotifyState::monotonic_usec_now() {
         Ok(stamp) => notify(&[NotifyState::Reloading, stamp]),
         Err(e) => tracing::error!("read the monotonic clock for RELOADING=1: {e}"),
     }
-    match parts.reload().await {
-        Ok(()) => {
+    // first: what a start would refuse must not be called reloaded
+    let reloaded = match configuration.examine().await {
+        Ok(later) => parts.reload().await.map(|()| later),
+        Err(refused) => Err(refused),
+    };
+    // a protocol of lines: what the manager shows is the first one's
+    let status = match reloaded {
+        Ok(None) => {
             tracing::info!("configuration reloaded");
-            notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+            "serving".to_owned()
+        }
+        Ok(Some(later)) => {
+            tracing::warn!("configuration reloaded; {later}");
+            format!("serving; {later}")
         }
         Err(e) => {
             tracing::error!("reload refused, the configuration from before goes on: {e}");
-            notify(&[NotifyState::Ready, NotifyState::Status("serving; the last reload was refused, see the log")]);
+            format!("serving; the last reload was refused: {}", e.lines().next().unwrap_or_default())
         }
-    }
+    };
+    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 }
 
 /// The soft limit of open files is for programs that use select(2); ours do not
@@ -182,17 +201,13 @@ fn raise_open_files() {
 }
 
 /// Where records go and whether they are required, from `[audit]` of the configuration.
-fn open_audit(service: shipote_bus::Service, paths: &ServicePaths) -> anyhow::Result<Audit> {
-    let loaded: shipote_config::Loaded<serde::de::IgnoredAny> =
-        shipote_config::load(&paths.config.join("shipote.toml"), Some(service.name()))
-            .context("read the configuration")?;
-    let section = loaded.audit;
-    let file = section.file.unwrap_or_else(|| paths.state.join("audit.jsonl"));
-    Ok(Audit::builder(&file)
+fn open_audit(service: shipote_bus::Service, paths: &ServicePaths, section: &AuditSection) -> Audit {
+    let file = section.file.clone().unwrap_or_else(|| paths.state.join("audit.jsonl"));
+    Audit::builder(&file)
         .identifier(service.binary())
         .required(section.mode == AuditMode::Required)
         .sync(section.sync)
-        .open())
+        .open()
 }
 
 fn notify(states: &[NotifyState<'_>]) {

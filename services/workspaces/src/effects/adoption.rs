@@ -11,6 +11,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use shipote_bus::words::counted;
 use shipote_sandbox::{Adopted, Held, Keeper};
 use tokio::task::JoinSet;
 use ulid::Ulid;
@@ -90,7 +91,8 @@ impl Live {
         }
         let (workspaces, running) = (survivors.workspaces.len(), survivors.running.len());
         if workspaces > 0 {
-            tracing::info!("took over {workspaces} workspaces with {running} commands");
+            let (workspaces, running) = (counted(workspaces, "workspace"), counted(running, "command"));
+            tracing::info!("took over {workspaces} with {running}");
         }
         Ok((live, survivors))
     }

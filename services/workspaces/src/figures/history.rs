@@ -13,6 +13,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use shipote_bus::words::counted;
+
 use super::sample::Sample;
 
 /// Samples that are kept: two minutes of them.
@@ -45,7 +47,8 @@ impl History {
         match decode(&bytes) {
             Some((samples, next, torn)) => {
                 if torn > 0 {
-                    tracing::warn!("read the history {}: {torn} samples are torn and left out", path.display());
+                    let torn = counted(torn, "sample");
+                    tracing::warn!("read the history {}: left out, as torn: {torn}", path.display());
                 }
                 History { samples, next, file: None }
             }

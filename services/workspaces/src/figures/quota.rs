@@ -1,6 +1,7 @@
 //! Limits beside what is used.
 
 use shipote_bus::spec::QuotaAction;
+use shipote_bus::words::counted;
 use shipote_cgroup::Events;
 use tokio::sync::mpsc;
 use ulid::Ulid;
@@ -56,9 +57,9 @@ pub(super) fn over(subject: &Subject, sample: &Sample) -> Vec<Breach> {
 fn held(events: &Events) -> Vec<String> {
     let mut all = Vec::new();
     if events.oom_kill > 0 {
-        all.push(format!("memory: {} processes were ended for want of it", events.oom_kill));
+        all.push(format!("memory: {} ended for want of it", counted(events.oom_kill, "process")));
     } else if events.oom > 0 {
-        all.push(format!("memory: it ran out {} times", events.oom));
+        all.push(format!("memory: it ran out {}", counted(events.oom, "time")));
     }
     if events.pids_max > 0 {
         all.push(format!("processes: {} were refused", events.pids_max));
@@ -102,7 +103,10 @@ impl Standing {
             let (limit, times) = (share.memory?, share.cgroup.ran_out());
             let user = share.uid;
             (times > 0).then(|| {
-                format!("memory: that of all workspaces of user {user} ran out at {limit} bytes {times} times")
+                format!(
+                    "memory: that of all workspaces of user {user} ran out at {limit} bytes {}",
+                    counted(times, "time")
+                )
             })
         });
         Report {
@@ -151,7 +155,7 @@ mod tests {
     #[test]
     fn what_the_kernel_did_is_told() {
         let events = Events { memory_max: 9, oom: 2, oom_kill: 1, pids_max: 5, ..Events::default() };
-        assert_eq!(held(&events), ["memory: 1 processes were ended for want of it", "processes: 5 were refused"]);
+        assert_eq!(held(&events), ["memory: 1 process ended for want of it", "processes: 5 were refused"]);
         assert!(held(&Events { memory_max: 9, ..Events::default() }).is_empty());
     }
 }

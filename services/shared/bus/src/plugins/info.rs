@@ -41,6 +41,10 @@ pub struct PluginInfo {
     pub share: u32,
     /// Each export as `name (kind)`.
     pub exports: Vec<String>,
+    /// The version of its name that is at work; empty: none.
+    pub at_work: Option<String>,
+    /// In the answer of `Add`: it was there already, and what is at work was left as it was.
+    pub known: Option<bool>,
 }
 
 /// What `Check` found.
