@@ -47,9 +47,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
 
 /// Whole MiB; a bare number counts them.
 pub(crate) fn mebibytes(text: &str) -> Result<u32, String> {
-    let problem =
-        |error: &dyn std::fmt::Display| format!("{error}; it has to be whole MiB, which a bare number counts");
-    let count = shipote_units::mebibytes(text).map_err(|error| problem(&error))?;
+    let count = shipote_units::mebibytes(text).map_err(|error| error.to_string())?;
     u32::try_from(count).map_err(|_| format!("{text:?} is more than any host has; give less"))
 }
 

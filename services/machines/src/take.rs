@@ -90,7 +90,10 @@ pub async fn create(
 ) -> Result<(), Error> {
     let kept = snapshots.get(from)?;
     let spec = changed(name, &kept.spec, text)?;
-    crate::ssh_agent::check(name, &spec).await?;
+    // One that came with the snapshot may be gone, as it may be of any machine that lasts: that is told at the start.
+    if spec.ssh_agent != kept.spec.ssh_agent {
+        crate::ssh_agent::check(name, &spec).await?;
+    }
     if actor.list().await?.iter().any(|machine| machine.name == name) {
         return Err(Error::NameTaken(name.to_owned()));
     }

@@ -111,7 +111,7 @@ fn texts_of_refusals() {
         ),
         (
             "port = 70000",
-            "p.toml:1:8: port: found integer `70000`, expected a whole number from 0 to 65535; write the number without quotes",
+            "p.toml:1:8: port: found integer `70000`, expected a whole number from 0 to 65535; give a number in that range",
         ),
         (
             "lossless = 'yes'",

@@ -38,7 +38,7 @@ impl Kind for Mebibytes {
         if text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!("{text:?} has no unit; write {text}M, or the number without quotes"));
         }
-        crate::mebibytes(text).map_err(|error| format!("{error}; it has to be whole MiB"))
+        crate::mebibytes(text).map_err(|error| error.to_string())
     }
 }
 

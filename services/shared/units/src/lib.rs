@@ -18,6 +18,11 @@ pub use keys::{mib, mib_opt, millis, millis_opt, seconds, seconds_opt, size, siz
 #[error("{0:?} is no size; write a whole number and K, M, G or T (of 1024), as in 512M or 2GiB, or bytes")]
 pub struct NoSize(String);
 
+/// Not a size in whole MiB.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no size in whole MiB; write 512M or 2GiB, or a whole number, which counts MiB")]
+pub struct NoMebibytes(String);
+
 /// Not a time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no time; write numbers with ms, s, m, h or d, as in 90s, 1m30s or 5m")]
@@ -41,10 +46,12 @@ pub fn bytes(text: &str) -> Result<u64, NoSize> {
 /// The same in whole MiB, which a bare number counts.
 ///
 /// # Errors
-/// [`NoSize`], also where it is no whole number of MiB.
-pub fn mebibytes(text: &str) -> Result<u64, NoSize> {
-    let bytes = sized(text, 20)?;
-    if bytes.is_multiple_of(1 << 20) { Ok(bytes >> 20) } else { Err(NoSize(shown(text))) }
+/// [`NoMebibytes`].
+pub fn mebibytes(text: &str) -> Result<u64, NoMebibytes> {
+    match sized(text, 20) {
+        Ok(bytes) if bytes.is_multiple_of(1 << 20) => Ok(bytes >> 20),
+        _ => Err(NoMebibytes(shown(text))),
+    }
 }
 
 /// `bare` is the power of two that a bare number counts.
