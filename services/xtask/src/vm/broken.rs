@@ -77,7 +77,14 @@ fn script(row: &Row) -> anyhow::Result<String> {
         writeln!(script, "mkdir -p {folder}; cat > {folder}/broken.conf <<'END'\n[Service]\n{lines}\nEND")?;
     }
     for service in &row.services {
-        writeln!(script, "systemctl daemon-reload; systemctl restart shipote-{service}.service")?;
+        // what does not run yet is not started by this: that, too, scenarios look at
+        writeln!(script, "systemctl daemon-reload; systemctl try-restart shipote-{service}.service")?;
+    }
+    if !row.services.is_empty() {
+        // a line that systemd does not understand it leaves out, and breaks nothing
+        script.push_str(
+            "journalctl --sync\nif journalctl -q -b --no-pager --grep 'broken.conf:.*ignoring' >&2; then exit 1; fi\n",
+        );
     }
     script.push_str("\nsync");
     Ok(script)
@@ -104,6 +111,14 @@ mod tests {
         for scenario in driver::scenarios(&[]).unwrap() {
             assert!(rows.iter().any(|row| row.path == scenario), "nothing breaks {}", scenario.display());
         }
+    }
+
+    #[test]
+    fn a_service_that_has_not_been_started_is_not_started_by_being_broken() {
+        let script = chosen(&["not-restarted".to_owned()]).unwrap().remove(0).script;
+        assert!(script.contains("Restart=no") && script.contains("try-restart shipote-workspaces.service"), "{script}");
+        assert!(!script.contains(" restart "), "{script}");
+        assert!(script.contains("'broken.conf:.*ignoring'"), "what systemd leaves out is to be noticed: {script}");
     }
 
     #[test]
