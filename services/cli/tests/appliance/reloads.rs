@@ -7,7 +7,7 @@ use crate::support::{Appliance, eventually, text};
 /// All services, and what of each a misspelt key is refused with.
 const SERVICES: [(&str, &str, &str); 4] = [
     ("workspaces", "admn", "did you mean `admin`?"),
-    ("machines", "start", "did you mean `start_s`?"),
+    ("machines", "strt_s", "did you mean `start_s`?"),
     ("proxy", "worker", "did you mean `workers`?"),
     ("plugins", "policy", "unknown key `policy`"),
 ];
