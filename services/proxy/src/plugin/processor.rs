@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// For how long what was read last is near enough: asking the kernel takes as long as a short call does.
+/// For how long what was read last is near enough, so that calls, of which there are many a millisecond, do not each ask the
+/// kernel.
 const FRESH: Duration = Duration::from_millis(1);
 
 thread_local! {
