@@ -115,10 +115,16 @@ fn say(text: &str) {
     println!("\n── {text}\n");
 }
 
+/// What a microVM takes of this host, and a registry for its image.
+const MACHINE_TOOLS: &[(&str, &str)] =
+    &[("qemu-system-x86_64", "qemu-system-x86"), (registry::PROGRAM, "docker-registry")];
+
 /// Makes what machines are started with, if this host can start any.
 fn machine_image() -> anyhow::Result<bool> {
+    if let Err(error) = host::require("demo", MACHINE_TOOLS, None) {
+        println!("(the demo goes on without what is missing: {error:#})");
+    }
     if host::find("qemu-system-x86_64").is_none() {
-        println!("(no qemu-system-x86_64 here: the demo goes on without a microVM; install qemu-system-x86)");
         return Ok(false);
     }
     say("The kernel and the initramfs of microVMs, from Debian's packages and this tree (built once)");
