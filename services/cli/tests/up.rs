@@ -36,8 +36,11 @@ impl House {
     fn new(services: &[(&str, &str)]) -> Self {
         let house = Self(tempfile::tempdir().unwrap());
         fs::create_dir(house.path("bin")).unwrap();
-        let built = env!("CARGO_BIN_EXE_shipote");
-        make("install -m 755 \"$1\" \"$2\"", built, &house.path("bin/shipote"));
+        let built =
+            [("shipote", env!("CARGO_BIN_EXE_shipote")), ("shipote-commands", env!("CARGO_BIN_EXE_shipote-commands"))];
+        for (name, path) in built {
+            make("install -m 755 \"$1\" \"$2\"", path, &house.path(&format!("bin/{name}")));
+        }
         for (name, behaviour) in services {
             let script = format!(
                 "#!/bin/sh\nBEHAVIOUR={behaviour} SERVICE={name} exec {} --ignored --exact --nocapture service\n",
@@ -174,6 +177,10 @@ fn make(script: &str, first: &str, second: &Path) {
     assert!(Command::new("sh").args(["-ec", script, "sh", first]).arg(second).status().unwrap().success());
 }
 
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
 fn pid(id: u32) -> Pid {
     Pid::from_raw(id.cast_signed()).unwrap()
 }
@@ -199,6 +206,24 @@ fn watch(process: u32) -> OwnedFd {
 fn gone(pidfd: BorrowedFd<'_>) -> bool {
     let timeout = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
     poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&timeout)).unwrap() == 1
+}
+
+#[test]
+fn the_program_that_runs_commands_needs_the_other_for_all_else() {
+    let house = House::new(&[]);
+    let ask = |words: &[&str]| {
+        let output = house.shipote().args(words).output().unwrap();
+        (output.status.code(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+    };
+    let (code, version) = ask(&["--version"]);
+    assert!(code == Some(0) && version.starts_with("shipote "), "{version}");
+    let (code, wrong) = ask(&["plugin"]);
+    assert!(code == Some(2) && wrong.contains("Usage: shipote plugin <COMMAND>"), "{wrong}");
+    fs::remove_file(house.path("bin/shipote-commands")).unwrap();
+    assert_eq!(ask(&["run", "--help"]).0, Some(0));
+    let (code, alone) = ask(&["ps"]);
+    assert_eq!(code, Some(1));
+    assert!(alone.contains("bin/shipote-commands: No such file") && alone.contains("same installation"), "{alone}");
 }
 
 #[test]

@@ -595,3 +595,19 @@ fn a_websocket_passes_in_a_stream_where_the_rule_allows_it() {
         .unwrap();
     assert_eq!(runtime.block_on(chat(port, "websocket", b"x")).0, 501, "an answer of the rule's own");
 }
+
+/// All 146 cases of h2spec (github.com/summerwind/h2spec, written in Go), which no package registry has. An upstream
+/// that waits for a request's end answers none too early, as a rule of type `static` may.
+#[test]
+#[ignore = "takes h2spec, which is to be built from its source; its path in SHIPOTE_H2SPEC"]
+fn h2spec_finds_nothing_to_object_to() {
+    let program = std::env::var_os("SHIPOTE_H2SPEC").expect("the path of h2spec in SHIPOTE_H2SPEC");
+    let (port, upstream, dir) = (free_port(), Upstream::echo(), tempfile::tempdir().unwrap());
+    let mut rules = to(port, "http_proxy", &upstream.address());
+    rules[0]["tls"] = support::three::Cert::new(dir.path()).tls();
+    let _proxy = Proxy::start(&rules);
+    let port = port.to_string();
+    let output = Command::new(program).args(["-t", "-k", "-h", "127.0.0.1", "-p", &port]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("146 tests, 146 passed, 0 skipped, 0 failed"), "{said}");
+}

@@ -34,15 +34,24 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
 
 /// Compiles a part of it.
 pub(crate) fn build_packages(packages: &[&str]) -> anyhow::Result<PathBuf> {
-    host::require("appliance", TOOLS, None)?;
-    cargo_build(|cargo| cargo.args(packages.iter().flat_map(|package| ["--package", package])))?;
-    Ok(target()?.join("release"))
+    build_as("release", packages)
 }
 
-/// Runs `cargo build` with optimisation and what else is said.
-pub(crate) fn cargo_build(what: impl FnOnce(&mut Command) -> &mut Command) -> anyhow::Result<()> {
+/// Compiles a part of it as packages ship it, which takes longer.
+pub(crate) fn build_shipped(packages: &[&str]) -> anyhow::Result<PathBuf> {
+    build_as("dist", packages)
+}
+
+fn build_as(profile: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
+    host::require("appliance", TOOLS, None)?;
+    cargo_build(profile, |cargo| cargo.args(packages.iter().flat_map(|package| ["--package", package])))?;
+    Ok(target()?.join(profile))
+}
+
+/// Runs `cargo build` for a profile and with what else is said.
+pub(crate) fn cargo_build(profile: &str, what: impl FnOnce(&mut Command) -> &mut Command) -> anyhow::Result<()> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(repository()?).args(["build", "--release", "--locked"]);
+    cargo.current_dir(repository()?).args(["build", "--profile", profile, "--locked"]);
     let status = what(&mut cargo).status().context("run cargo build")?;
     if !status.success() {
         bail!("cargo build failed: {status}");

@@ -13,9 +13,14 @@ use clap::Parser;
 
 use crate::vm::{host, repository};
 
-/// Packages of the workspace whose binary, of the same name, is installed in `usr/bin`.
-const BINARIES: &[&str] =
+/// Packages of the workspace whose binaries are installed in `usr/bin`.
+const PACKAGES: &[&str] =
     &["shipote", "shipote-machines", "shipote-plugins", "shipote-proxy", "shipote-runner", "shipote-workspaces"];
+
+/// Their binaries: one of the same name each, and one more of the command line's.
+fn binaries() -> impl Iterator<Item = &'static str> {
+    PACKAGES.iter().copied().chain(["shipote-commands"])
+}
 
 /// Folder in the source tree, ending of the file names, folder in the installation.
 const DATA: &[(&str, &str, &str)] = &[
@@ -132,20 +137,20 @@ fn put(file: &Path, dir: &Path, mode: u32) -> anyhow::Result<()> {
 /// Compiles the services, or finds them where the profile says.
 fn compile(root: &Path, profile: &Profile) -> anyhow::Result<Vec<PathBuf>> {
     if let Some(folder) = &profile.binaries {
-        return Ok(BINARIES.iter().map(|binary| folder.join(binary)).collect());
+        return Ok(binaries().map(|binary| folder.join(binary)).collect());
     }
     let mut words = vec!["build"];
     if profile.release {
-        words.extend(BINARIES.iter().flat_map(|package| ["--package", package]));
+        words.extend(PACKAGES.iter().flat_map(|package| ["--package", package]));
         words.push("--release");
     } else {
         // As the tests build it: a part of the workspace has other features of its dependencies, and builds them anew.
         words.push("--workspace");
     }
     let mut found: Vec<PathBuf> = executables(root, &words)?.into_iter().map(|built| built.path).collect();
-    found.retain(|path| BINARIES.iter().any(|binary| path.file_name().is_some_and(|name| name == *binary)));
-    if found.len() != BINARIES.len() {
-        bail!("compile the services: cargo built {} of {} binaries", found.len(), BINARIES.len());
+    found.retain(|path| binaries().any(|binary| path.file_name().is_some_and(|name| name == binary)));
+    if found.len() != binaries().count() {
+        bail!("compile the services: cargo built {} of {} binaries", found.len(), binaries().count());
     }
     Ok(found)
 }

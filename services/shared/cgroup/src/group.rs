@@ -48,7 +48,9 @@ impl Cgroup {
         Ok(group)
     }
 
-    fn below(&self, name: &str) -> Cgroup {
+    /// The group of this name below it, which need not be there.
+    #[must_use]
+    pub fn below(&self, name: &str) -> Cgroup {
         Cgroup { path: self.path.join(name), controllers: Controllers::default() }
     }
 

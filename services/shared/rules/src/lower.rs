@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use crate::analyse::{Analysed, AnalysedSet, Group};
 use crate::field::Phase;
 use crate::graph::{
@@ -71,16 +73,19 @@ pub(crate) fn lower(set: &AnalysedSet) -> Graph {
     }
 }
 
+/// Graphs are large, and none but the machine's administrator writes what is in them.
+type Known<K, V> = HashMap<K, V, RandomState>;
+
 #[derive(Default)]
 struct Builder {
     nodes: Vec<Node>,
-    known_nodes: HashMap<Node, NodeId>,
+    known_nodes: Known<Node, NodeId>,
     checks: Vec<Check>,
-    known_checks: HashMap<String, CheckId>,
+    known_checks: Known<String, CheckId>,
     middleware: Vec<MiddlewareEntry>,
-    known_middleware: HashMap<Middleware, MiddlewareId>,
+    known_middleware: Known<Middleware, MiddlewareId>,
     terminators: Vec<TerminatorEntry>,
-    known_terminators: HashMap<(String, Terminator), TerminatorId>,
+    known_terminators: Known<(String, Terminator), TerminatorId>,
 }
 
 /// The phases in which rules are decided, the earliest first.

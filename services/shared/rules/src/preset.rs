@@ -3,6 +3,8 @@
 //! A preset is rewritten to the rules that somebody could have written by hand, as JSON, and those are read like any
 //! other; so `shipote proxy compile` shows what a preset means.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value as Json, json};
 
 use crate::error::{Problem, suggest};
@@ -11,9 +13,9 @@ use crate::section::Section;
 const PRESETS: [&str; 4] = ["reverse_proxy", "port_forward", "static_site", "redirect_https"];
 
 /// The rules that an entry stands for: itself, unless it is a preset.
-pub(crate) fn expand(value: &Json) -> Result<Vec<Json>, Problem> {
+pub(crate) fn expand(value: &Json) -> Result<Cow<'_, [Json]>, Problem> {
     if value.get("preset").is_none() {
-        return Ok(vec![value.clone()]);
+        return Ok(Cow::Borrowed(std::slice::from_ref(value)));
     }
     let mut section = Section::new(value, "")?;
     let preset = section.require_text("preset")?;
@@ -66,7 +68,7 @@ pub(crate) fn expand(value: &Json) -> Result<Vec<Json>, Problem> {
         other => return Err(Problem::new("preset", format!("{other:?}: {}", suggest(other, PRESETS)))),
     };
     args.finish()?;
-    Ok(rules)
+    Ok(Cow::Owned(rules))
 }
 
 /// The main rule, and before it (being more specific) what happens to WebSocket upgrades: refused unless `websocket`

@@ -41,16 +41,19 @@ struct File<'s> {
 }
 
 fn read(source: &Source) -> Result<File<'_>, Problem> {
-    let value = source.value()?;
+    let mut value = source.value()?;
+    // most of a file, which is not to be copied
+    let rules = value.get_mut("rules").map(Json::take);
     let mut section = Section::new(&value, "")?;
     let order = match section.get("order") {
         None => 0,
         Some(v) => v.as_i64().ok_or_else(|| section.wrong("order", "a whole number", v))?,
     };
-    let entries = match section.get("rules") {
-        None => Vec::new(),
-        Some(Json::Array(entries)) => entries.clone(),
-        Some(other) => return Err(section.wrong("rules", "a list", other)),
+    section.get("rules");
+    let entries = match rules {
+        None | Some(Json::Null) => Vec::new(),
+        Some(Json::Array(entries)) => entries,
+        Some(other) => return Err(section.wrong("rules", "a list", &other)),
     };
     section.get("path"); // Where another tool noted the file's own path.
     section.finish()?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shipote_audit::Event;
 use shipote_bus::service::MechanismInfo;
+use shipote_bus::spec::WorkspaceSpec;
 use shipote_bus::workspaces::{CommandInfo, FlowInfo, PipelineInfo, WorkspacesError};
 use zbus::message::Header;
 
@@ -31,7 +32,7 @@ pub(super) struct WorkspaceView {
     pub(super) id: String,
     pub(super) name: String,
     pub(super) state: String,
-    pub(super) spec: String,
+    pub(super) spec: WorkspaceSpec,
     pub(super) created: u64,
     pub(super) uid: u32,
     pub(super) isolation: Vec<MechanismInfo>,
@@ -80,8 +81,11 @@ impl WorkspaceObject {
     /// The spec, as TOML; empty where somebody else than its creator or root asks.
     #[zbus(property(emits_changed_signal = "const"))]
     async fn spec(&self, #[zbus(header)] header: Option<Header<'_>>) -> String {
-        let (spec, uid) = read(&self.view, |v| (v.spec.clone(), v.uid));
-        if self.doors.is_owner(header.as_ref(), uid).await { spec } else { String::new() }
+        let uid = read(&self.view, |v| v.uid);
+        if !self.doors.is_owner(header.as_ref(), uid).await {
+            return String::new();
+        }
+        read(&self.view, |v| toml::to_string(&v.spec).unwrap_or_default())
     }
 
     /// When it was created, microseconds since the epoch.

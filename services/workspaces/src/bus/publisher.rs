@@ -22,6 +22,9 @@ use super::objects::{CommandObject, FlowObject, PipelineObject, Shared, Workspac
 use crate::actor::Change;
 use crate::state::{Command, CommandPhase, Pipeline, Workspace};
 
+/// Changes that are published one after the other, without a look at what else there is to do.
+const TOGETHER: usize = 64;
+
 struct Publisher {
     connection: zbus::Connection,
     doors: Doors,
@@ -44,9 +47,15 @@ pub(crate) async fn publish(connection: zbus::Connection, doors: Doors, mut chan
         flows: HashMap::new(),
         going_out: HashSet::new(),
     };
-    while let Some(change) = changes.recv().await {
-        if let Err(error) = publisher.take(change).await {
-            tracing::warn!("publish a change on the bus: {error}");
+    let mut some = Vec::new();
+    while changes.recv_many(&mut some, TOGETHER).await > 0 {
+        // Whoever waits for a command to start or to have ended comes before those who only hear of it: this goes on
+        // once nothing else is to be done at once.
+        tokio::task::yield_now().await;
+        for change in some.drain(..) {
+            if let Err(error) = publisher.take(change).await {
+                tracing::warn!("publish a change on the bus: {error}");
+            }
         }
     }
 }
@@ -62,7 +71,7 @@ impl Publisher {
 
     async fn take(&mut self, change: Change) -> zbus::Result<()> {
         match change {
-            Change::Workspace(workspace) => self.workspace(&workspace).await,
+            Change::Workspace(workspace) => self.workspace(*workspace).await,
             Change::WorkspaceGone(id) => {
                 if self.going_out.remove(&id) {
                     self.egress_changed(id).await?;
@@ -121,17 +130,22 @@ impl Publisher {
         }
     }
 
-    async fn workspace(&mut self, workspace: &Workspace) -> zbus::Result<()> {
-        if goes_out(workspace) {
+    async fn workspace(&mut self, workspace: Workspace) -> zbus::Result<()> {
+        if goes_out(&workspace) {
             self.going_out.insert(workspace.id);
             self.egress_changed(workspace.id).await?;
         }
         let path = convert::object_path("workspace", workspace.id);
+        let shared = self.workspaces.get(&workspace.id);
+        let slept = shared.map(|shared| shared.read().unwrap_or_else(PoisonError::into_inner).state == "sleeping");
+        if slept.is_some_and(|slept| slept != workspace.sleep.asleep) {
+            self.record_sleep(&workspace);
+        }
         let view = WorkspaceView {
             id: workspace.id.to_string(),
-            name: workspace.name.clone(),
             state: workspace.state().to_owned(),
-            spec: toml::to_string(&workspace.spec).unwrap_or_default(),
+            name: workspace.name,
+            spec: workspace.spec,
             created: workspace.created,
             uid: workspace.uid,
             isolation: workspace.mechanisms.iter().map(mechanism_info).collect(),
@@ -139,11 +153,7 @@ impl Publisher {
             wake_usec: workspace.sleep.wake_usec,
             given_back: workspace.sleep.given_back,
         };
-        if let Some(shared) = self.workspaces.get(&workspace.id) {
-            let slept = shared.read().unwrap_or_else(PoisonError::into_inner).state == "sleeping";
-            if slept != workspace.sleep.asleep {
-                self.record_sleep(workspace);
-            }
+        if let Some(shared) = shared {
             let properties = HashMap::from([("State", view.state.clone().into())]);
             write(shared, view);
             self.changed::<WorkspaceObject>(&path, properties).await

@@ -5,10 +5,13 @@
 //! and wait for whoever asks for just that:
 //!
 //! ```text
-//!   run ──▶ none fits: raised while its caller waits ──▶ comes up ──▶ others like it are begun
-//!   run ──▶ the one made ahead fits: it gets that one's id ─────────▶ another like it is begun
+//!   run ──▶ none fits: raised while its caller waits ──▶ comes up ──▶ ends ──▶ others like it are begun
+//!   run ──▶ the one made ahead fits: it gets that one's id ─────────▶ ends ──▶ another like it is begun
 //!                                          nobody came for it in time, or the host has changed: it is ended
 //! ```
+//!
+//! They are begun when a workspace has ended, or soon: a caller's command is not to share the processors with the
+//! making of what its successor may want.
 //!
 //! It is no workspace of the service's until somebody has it: in no list, in no store, and it ends with the service.
 //! What belongs to somebody (granted paths, what is kept, a door out) is not made ahead; see [`is_plain`].
@@ -20,6 +23,7 @@ use std::time::Duration;
 use shipote_bus::spec::{Soma, WorkspaceSpec};
 use shipote_confinement::Mechanism;
 use shipote_sandbox::{ExitStream, HostFiles, HostMark, Keeper, Network, SandboxSpec, Spawner};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use ulid::Ulid;
 
@@ -30,6 +34,8 @@ use crate::error::Error;
 /// As many wait at once: one for whoever asks next, while the other is made for who asks after that. A command may take
 /// less time than a workspace.
 const WAITING: usize = 2;
+/// How long the next ones are put off at most, for a command that is begun to be on its way.
+const PAUSE: Duration = Duration::from_millis(10);
 /// How long one waits.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -64,6 +70,8 @@ pub(super) struct Raiser {
 pub(crate) struct Ahead {
     raiser: Raiser,
     slot: Arc<Mutex<Slot>>,
+    /// A workspace has ended.
+    ended: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -136,7 +144,7 @@ fn label(id: Ulid) -> String {
 
 impl Ahead {
     pub(super) fn new(raiser: Raiser) -> Self {
-        Self { raiser, slot: Arc::default() }
+        Self { raiser, slot: Arc::default(), ended: Arc::default() }
     }
 
     pub(super) fn raiser(&self) -> Raiser {
@@ -176,35 +184,27 @@ impl Ahead {
         }
     }
 
-    /// Begins as many like `asked`, which has just come up, as there are to be. The host was like this before.
-    pub(super) fn prepare(&self, asked: &Asked, mut like: WorkspaceSpec, host: HostMark) {
+    /// A workspace has ended, and what it kept busy has time for others.
+    pub(super) fn ended(&self) {
+        self.ended.notify_waiters();
+    }
+
+    /// Begins as many like `asked`, which has just come up, as there are to be, once there is time for it. The host was
+    /// like this before.
+    pub(super) fn prepare(&self, asked: Asked, mut like: WorkspaceSpec, host: HostMark) {
         if !is_plain(&asked.spec) || asked.name != label(asked.id) {
             return;
         }
         like.label.clear();
-        let host = Arc::new(host);
-        let mut slot = self.lock();
-        if slot.closed {
-            return;
-        }
-        let fits = |spare: &Spare| spare.like == like && spare.asked.uid == asked.uid && spare.host == host;
-        let (kept, before): (VecDeque<Spare>, VecDeque<Spare>) =
-            std::mem::take(&mut slot.spares).into_iter().partition(fits);
-        slot.spares = kept;
-        let mut begun = Vec::new();
-        while slot.spares.len() < WAITING {
-            let spare = self.begin(asked, &like, &host);
-            begun.push(spare.asked.id);
-            slot.spares.push_back(spare);
-        }
-        drop(slot);
-        if begun.is_empty() && before.is_empty() {
-            return;
-        }
-        let ahead = self.clone();
+        let (ahead, ended) = (self.clone(), Arc::clone(&self.ended).notified_owned());
         tokio::spawn(async move {
+            let _ = tokio::time::timeout(PAUSE, ended).await;
+            let (before, begun) = ahead.fill(&asked, &like, &Arc::new(host));
             for spare in before {
                 ahead.end(spare).await;
+            }
+            if begun.is_empty() {
+                return;
             }
             tokio::time::sleep(PATIENCE).await;
             for id in begun {
@@ -214,6 +214,24 @@ impl Ahead {
                 }
             }
         });
+    }
+
+    /// Begins those that are missing. Returns those that are of no use any more, and the ids of those begun.
+    fn fill(&self, asked: &Asked, like: &WorkspaceSpec, host: &Arc<HostMark>) -> (VecDeque<Spare>, Vec<Ulid>) {
+        let mut slot = self.lock();
+        if slot.closed {
+            return Default::default();
+        }
+        let fits = |spare: &Spare| spare.like == *like && spare.asked.uid == asked.uid && spare.host == *host;
+        let (kept, before) = std::mem::take(&mut slot.spares).into_iter().partition(fits);
+        slot.spares = kept;
+        let mut begun = Vec::new();
+        while slot.spares.len() < WAITING {
+            let spare = self.begin(asked, like, host);
+            begun.push(spare.asked.id);
+            slot.spares.push_back(spare);
+        }
+        (before, begun)
     }
 
     fn begin(&self, asked: &Asked, like: &WorkspaceSpec, host: &Arc<HostMark>) -> Spare {

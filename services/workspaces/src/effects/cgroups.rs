@@ -294,6 +294,8 @@ impl Cgroups {
 
     /// Removes a leaf, at once or when the last process that the command left behind ends.
     async fn retire(self, workspace: Ulid, command: Ulid, leaf: Cgroup) {
+        // whoever waits for the end is told first
+        tokio::task::yield_now().await;
         // Nearly all leave nothing behind. What has to be waited for is watched before it is tried again, so that no end
         // falls in between.
         let mut watched: Option<Notice> = None;
@@ -362,6 +364,8 @@ impl Cgroups {
         }
         let it = self.clone();
         Some(tokio::task::spawn_blocking(move || {
+            // most have nothing else left; what it does not do, the next line does or says
+            let _ = group.cgroup.below(KEEPER).discard();
             if let Err(error) = group.cgroup.end() {
                 tracing::warn!("the workspace {workspace} has ended: {error}");
             }

@@ -135,7 +135,7 @@ impl Live {
             keepers.lock().unwrap_or_else(PoisonError::into_inner).insert(id, kept);
             let _ = inputs.send(Input::KeeperReady { workspace: id, mechanisms });
             if let (Some(like), Some(host)) = (like, host) {
-                ahead.prepare(&asked, like, host);
+                ahead.prepare(asked, like, host);
             }
         });
     }

@@ -246,6 +246,7 @@ impl Effects for Live {
         self.meter.untrack(workspace);
         self.slots.close(&self.flows, workspace);
         self.store.forget(&stored_name(workspace));
+        self.ahead.ended();
     }
 
     fn wire(&mut self, pipeline: &Pipeline, labels: &[&str]) -> Result<(), Error> {

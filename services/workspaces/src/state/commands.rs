@@ -41,7 +41,7 @@ impl State {
         now: Usec,
         out: &mut Vec<Effect>,
     ) -> Result<(), Error> {
-        if self.living + commands.len() > COMMANDS_MAX {
+        if self.living() + commands.len() > COMMANDS_MAX {
             return Err(Error::LimitReached(format!(
                 "run: {COMMANDS_MAX} commands are living; wait for one to end or end one"
             )));
@@ -94,7 +94,7 @@ impl State {
                 reply: if pipeline_id.is_none() { Some(request) } else { None },
                 what,
             };
-            self.living += 1;
+            self.living.insert((command.workspace, command.what.id));
             self.touched.insert(Key::Command(command.what.id));
             self.commands.insert(command.what.id, command);
         }
@@ -381,7 +381,7 @@ impl State {
         command.reason = reason;
         command.ended = Some(now);
         let (workspace, pipeline, message) = (command.workspace, command.pipeline, command.message.clone());
-        self.living -= 1;
+        self.living.remove(&(workspace, id));
         out.push(Effect::Complete { id, status, reason, message });
         out.push(Effect::CommandChanged { command: id });
         self.history.push_back(id);

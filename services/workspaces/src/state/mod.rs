@@ -60,7 +60,8 @@ pub(crate) struct State {
     names: HashMap<String, Ulid>,
     /// Ended commands, oldest first.
     history: VecDeque<Ulid>,
-    living: usize,
+    /// Commands that have not ended, by workspace: a look at one is not to go through all that have.
+    living: BTreeSet<(Ulid, Ulid)>,
     /// What was changed since the records were taken.
     touched: BTreeSet<Key>,
 }
@@ -198,12 +199,13 @@ impl State {
 
     /// Living commands of a workspace.
     pub(crate) fn living_in(&self, workspace: Ulid) -> impl Iterator<Item = &Command> {
-        self.commands.values().filter(move |c| c.workspace == workspace && c.phase != CommandPhase::Ended)
+        let all = (workspace, Ulid::from(0))..=(workspace, Ulid::from(u128::MAX));
+        self.living.range(all).filter_map(|(_, command)| self.commands.get(command))
     }
 
     /// Living commands of all workspaces.
     pub(crate) fn living(&self) -> usize {
-        self.living
+        self.living.len()
     }
 }
 

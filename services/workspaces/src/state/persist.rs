@@ -80,7 +80,8 @@ impl State {
         let ended = state.commands.values().filter(|c| c.phase == CommandPhase::Ended);
         let by_end: BTreeMap<(Option<Usec>, Ulid), Ulid> = ended.map(|c| ((c.ended, c.what.id), c.what.id)).collect();
         state.history = by_end.into_values().collect();
-        state.living = state.commands.len() - state.history.len();
+        let living = state.commands.values().filter(|c| c.phase != CommandPhase::Ended);
+        state.living = living.map(|c| (c.workspace, c.what.id)).collect();
         state
     }
 
@@ -126,8 +127,7 @@ impl State {
     fn resume_commands(&mut self, survivors: &Survivors, now: Usec, out: &mut Vec<Effect>) -> BTreeSet<Ulid> {
         let mut torn = BTreeSet::new();
         let after = |at: Usec| Duration::from_micros(at.saturating_sub(now));
-        let living: Vec<Ulid> =
-            self.commands.values().filter(|c| c.phase != CommandPhase::Ended).map(|c| c.what.id).collect();
+        let living: BTreeSet<Ulid> = self.living.iter().map(|(_, command)| *command).collect();
         for id in living {
             let will_end = survivors.ended.contains(&id);
             let Some(command) = self.commands.get(&id) else { continue };

@@ -1,6 +1,6 @@
 //! What one user may have of what all share, so that none keeps the others out.
 
-use super::{COMMANDS_MAX, CommandPhase, State, WORKSPACES_MAX};
+use super::{COMMANDS_MAX, State, WORKSPACES_MAX};
 use crate::error::Error;
 
 /// Living commands of one user.
@@ -18,11 +18,11 @@ impl State {
     /// service's own user: that one, in tests as in an embedded appliance, is everybody.
     pub(super) fn check_share_of_commands(&self, uid: u32, more: usize) -> Result<(), Error> {
         // nobody has more than there are: counting is for a service that is busy
-        if manages(uid) || self.living + more <= COMMANDS_SHARE {
+        if manages(uid) || self.living() + more <= COMMANDS_SHARE {
             return Ok(());
         }
-        let living = |c: &&super::Command| c.uid == uid && c.phase != CommandPhase::Ended;
-        if self.commands.values().filter(living).count() + more <= COMMANDS_SHARE {
+        let living = self.living.iter().filter_map(|(_, command)| self.commands.get(command));
+        if living.filter(|c| c.uid == uid).count() + more <= COMMANDS_SHARE {
             return Ok(());
         }
         Err(Error::LimitReached(format!(

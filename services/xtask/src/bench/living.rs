@@ -26,7 +26,7 @@ const EACH: f64 = 64.0 * 1024.0;
 pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     let binaries = match &setting.binaries {
         Some(folder) => folder.clone(),
-        None => appliance::build_packages(&["shipote", "shipote-workspaces"])?,
+        None => appliance::build_shipped(&["shipote", "shipote-workspaces"])?,
     };
     // Two appliances, so that both are asked in turns in the same run.
     let start = || Appliance::start_services(binaries.clone(), true, &["workspaces"]);

@@ -40,7 +40,7 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     bubblewrap::require()?;
     let binaries = match &setting.binaries {
         Some(folder) => folder.clone(),
-        None => appliance::build_packages(&["shipote", "shipote-workspaces"])?,
+        None => appliance::build_shipped(&["shipote", "shipote-workspaces"])?,
     };
     let appliance = Appliance::start_services(binaries, true, &["workspaces"])?;
     let runtime = Builder::new_current_thread().enable_all().build().context("start the runtime")?;

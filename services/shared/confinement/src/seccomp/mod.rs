@@ -31,6 +31,19 @@ impl Filter {
         self.program.len()
     }
 
+    /// The program as the kernel takes it, eight bytes an instruction (`struct sock_filter`, seccomp(2)): for those who load
+    /// a filter from a file.
+    pub fn bytes(&self) -> Vec<u8> {
+        let whole = |step: &libc::sock_filter| {
+            let mut bytes = [0; 8];
+            bytes[..2].copy_from_slice(&step.code.to_ne_bytes());
+            bytes[2..4].copy_from_slice(&[step.jt, step.jf]);
+            bytes[4..].copy_from_slice(&step.k.to_ne_bytes());
+            bytes
+        };
+        self.program.iter().flat_map(whole).collect()
+    }
+
     /// Puts the calling thread, and what it starts from now on, under the filter for good.
     ///
     /// The caller must have set `no_new_privs`, or hold CAP_SYS_ADMIN. Makes no allocation, so that

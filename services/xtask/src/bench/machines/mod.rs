@@ -62,7 +62,7 @@ const FILE: Claim = Claim {
 pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     let binaries = match &setting.binaries {
         Some(folder) => folder.clone(),
-        None => appliance::build_packages(&["shipote", "shipote-machines"])?,
+        None => appliance::build_shipped(&["shipote", "shipote-machines"])?,
     };
     image::ensure(false).context("make what machines are started with")?;
     let work = tempfile::tempdir().context("make a folder")?;

@@ -125,7 +125,7 @@ fn relative<'a>(of: impl Fn(Case) -> Option<&'a Series>) -> Vec<String> {
 /// What is measured of ours, built in one go, so that all of it has the same wasmtime.
 fn build() -> anyhow::Result<PathBuf> {
     let packages = ["shipote", "shipote-link", "shipote-plugins", "shipote-proxy"];
-    cargo_build(|cargo| {
+    cargo_build("release", |cargo| {
         cargo.args(packages.iter().flat_map(|package| ["--package", package]));
         cargo.args(["--bins", "--example", LINK, "--example", PROXY])
     })?;
@@ -145,6 +145,6 @@ fn rival(setting: &Setting) -> anyhow::Result<Program> {
 fn build_rival() -> anyhow::Result<PathBuf> {
     let folder = target()?.join("wasm-link");
     let manifest = Path::new("services/xtask/bench/wasm-link/Cargo.toml");
-    cargo_build(|cargo| cargo.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(&folder))?;
+    cargo_build("release", |cargo| cargo.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(&folder))?;
     Ok(folder.join("release").join(RIVAL))
 }

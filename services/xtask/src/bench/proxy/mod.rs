@@ -75,7 +75,7 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     rivals::require()?;
     let binaries = match &setting.binaries {
         Some(folder) => folder.clone(),
-        None => appliance::build_packages(&["shipote", "shipote-plugins", "shipote-proxy"])?,
+        None => appliance::build_shipped(&["shipote", "shipote-plugins", "shipote-proxy"])?,
     };
     let folder = tempfile::tempdir().context("make a folder for the servers")?;
     let [origin, plain, plugin, tls, nginx_plain, nginx_tls, haproxy_plain, vaned_plain] = rivals::ports::<8>()?;
