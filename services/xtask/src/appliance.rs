@@ -10,12 +10,11 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::install::PACKAGES;
 use crate::vm::{host, repository};
 
 /// What `shipote up` needs beside itself.
 const TOOLS: &[(&str, &str)] = &[("cc", "gcc"), ("dbus-daemon", "dbus-daemon"), ("busctl", "systemd")];
-const PACKAGES: &[&str] =
-    &["shipote", "shipote-machines", "shipote-plugins", "shipote-proxy", "shipote-runner", "shipote-workspaces"];
 /// How long the services may take to end by themselves.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 

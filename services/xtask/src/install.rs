@@ -14,7 +14,7 @@ use clap::Parser;
 use crate::vm::{host, repository};
 
 /// Packages of the workspace whose binaries are installed in `usr/bin`.
-const PACKAGES: &[&str] =
+pub(crate) const PACKAGES: &[&str] =
     &["shipote", "shipote-machines", "shipote-plugins", "shipote-proxy", "shipote-runner", "shipote-workspaces"];
 
 /// Their binaries: one of the same name each, and one more of the command line's.
