@@ -17,6 +17,6 @@ fn main() -> ExitCode {
     }
     let program = std::env::current_exe().map_or_else(|_| PathBuf::from(COMMANDS), |own| own.with_file_name(COMMANDS));
     let error = Command::new(&program).arg0(name).args(args).exec();
-    eprintln!("shipote: start {}: {error}; it belongs to the same installation as `shipote`", program.display());
+    eprintln!("shipote: start {}: {error}; put it there, from the same installation as `shipote`", program.display());
     ExitCode::FAILURE
 }
