@@ -49,7 +49,7 @@ fn read(source: &Source) -> Result<File<'_>, Problem> {
         None => 0,
         Some(v) => v.as_i64().ok_or_else(|| section.wrong("order", "a whole number", v))?,
     };
-    section.get("rules");
+    section.get("rules"); // Known; what it was is taken already.
     let entries = match rules {
         None | Some(Json::Null) => Vec::new(),
         Some(Json::Array(entries)) => entries,
