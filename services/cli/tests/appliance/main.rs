@@ -16,6 +16,7 @@ mod figures;
 mod hostile;
 mod interfaces;
 mod leaks;
+mod linked;
 mod listeners;
 mod machines;
 mod nodes;
