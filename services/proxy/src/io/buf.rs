@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 /// Room for a message's head, bytes. A head larger than this is refused.
 pub(crate) const HEAD_BYTES: usize = 32 << 10;
-/// Room for a piece of a body, bytes.
-pub(crate) const BODY_BYTES: usize = 64 << 10;
+/// Room for a piece of a body, bytes: 64 KiB, which many bodies have, and the head before them.
+pub(crate) const BODY_BYTES: usize = (64 + 4) << 10;
 
 /// A fixed block; what was read and not yet used lies in `data[start..end]`.
 #[derive(Debug, Default)]
