@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use shipote_rules::{HeaderEdit, NodeId, ProxySpec, TerminatorId};
 
@@ -121,6 +122,8 @@ impl Line {
     }
 }
 
+/// How long the head of an answer waits for the beginning of its body.
+const HEAD_WAITS: Duration = Duration::from_millis(5);
 /// What clients are told of an upstream that took longer than it may.
 pub(crate) const LATE: &str = "the upstream did not answer within the time limit";
 /// What clients are told of a connection to an upstream that failed.
@@ -386,6 +389,10 @@ async fn relay_back(
     compose::response(out, head, buf.filled(), &edits, outgoing);
     buf.consume(head.lines.length);
     ask.client.slot().set(ask.spec.limits.idle);
+    if incoming != Framing::Empty && buf.is_empty() {
+        // Many servers send head and body with two calls, which need not be two for the client as well.
+        up.fill_soon(buf, HEAD_WAITS).await;
+    }
     let coding = if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
     match relay(up, buf, incoming, ask.client, out, coding).await {
         Ok(Relayed { bytes }) => {

@@ -6,6 +6,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
@@ -227,6 +228,12 @@ impl Io {
     /// The same, leaving the deadline where it is.
     pub(crate) async fn fill_within(&self, buf: &mut Buf) -> Result<usize, IoError> {
         poll_fn(|cx| self.poll_fill(cx, buf)).await
+    }
+
+    /// Reads once, if there is something to read before this time has passed. An end is read again later, and an error
+    /// is one then.
+    pub(crate) async fn fill_soon(&self, buf: &mut Buf, within: Duration) {
+        let _ = tokio::time::timeout(within, self.fill(buf)).await;
     }
 
     fn poll_fill(&self, cx: &mut Context<'_>, buf: &mut Buf) -> Poll<Result<usize, IoError>> {
