@@ -267,6 +267,18 @@ impl Upstream {
         })
     }
 
+    /// Sends the head of each answer, then its body (`body`) once `wait` has returned.
+    pub fn in_two(wait: impl Fn() + Send + Sync + 'static) -> Self {
+        Self::start(move |mut stream, shared| {
+            stream.set_nodelay(true).unwrap();
+            while request(&mut stream, shared).is_some() {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n");
+                wait();
+                let _ = stream.write_all(b"body");
+            }
+        })
+    }
+
     /// Answers 503 while it is ill, else `name`.
     pub fn moody(ill: Arc<std::sync::atomic::AtomicBool>, name: &str) -> Self {
         let name = name.to_owned();
