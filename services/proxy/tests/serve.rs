@@ -214,6 +214,23 @@ fn head_and_body_that_come_one_after_the_other_go_out_as_one() {
 }
 
 #[test]
+fn a_request_whose_body_follows_its_head_takes_a_connection_that_is_there() {
+    let upstream = Upstream::echo();
+    let (_proxy, port) = proxy_to(&upstream);
+    let mut client = connect(port);
+    client.set_nodelay(true).unwrap();
+    for _ in 0..50 {
+        write!(client, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        client.write_all(b"body").unwrap();
+        assert!(read_answer(&mut client, false).text().ends_with("body"));
+    }
+    // A busy machine may part them; it does not do so every time.
+    let connections = upstream.accepted.load(Relaxed);
+    assert!(connections < 50, "{connections}");
+}
+
+#[test]
 fn a_head_does_not_wait_for_a_body_that_takes_long() {
     let (seen, told) = std::sync::mpsc::channel();
     let told = std::sync::Mutex::new(told);

@@ -32,6 +32,11 @@ impl Buf {
         self.end - self.start
     }
 
+    /// How much it can hold.
+    pub(crate) fn size(&self) -> usize {
+        self.data.len()
+    }
+
     /// Forgets the first `n` bytes.
     pub(crate) fn consume(&mut self, n: usize) {
         debug_assert!(n <= self.len());
