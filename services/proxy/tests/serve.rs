@@ -202,7 +202,7 @@ fn piece(client: &mut TcpStream) -> String {
 
 #[test]
 fn head_and_body_that_come_one_after_the_other_go_out_as_one() {
-    let upstream = Upstream::in_two(|| std::thread::sleep(Duration::from_millis(1)));
+    let upstream = Upstream::in_two(|| std::thread::park_timeout(Duration::from_millis(1)));
     let (_proxy, port) = proxy_to(&upstream);
     // A busy machine may part them; it does not do so every time.
     let whole = (0..50).any(|_| {
@@ -221,7 +221,7 @@ fn a_request_whose_body_follows_its_head_takes_a_connection_that_is_there() {
     client.set_nodelay(true).unwrap();
     for _ in 0..50 {
         write!(client, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").unwrap();
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::park_timeout(Duration::from_millis(1));
         client.write_all(b"body").unwrap();
         assert!(read_answer(&mut client, false).text().ends_with("body"));
     }
