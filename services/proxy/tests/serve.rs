@@ -220,7 +220,7 @@ fn a_request_whose_body_follows_its_head_takes_a_connection_that_is_there() {
     let mut client = connect(port);
     client.set_nodelay(true).unwrap();
     for _ in 0..50 {
-        write!(client, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").unwrap();
+        write!(client, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").unwrap();
         std::thread::park_timeout(Duration::from_millis(1));
         client.write_all(b"body").unwrap();
         assert!(read_answer(&mut client, false).text().ends_with("body"));
