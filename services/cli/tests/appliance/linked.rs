@@ -18,4 +18,7 @@ fn the_program_that_scripts_start_by_the_thousand_has_libc_in_it() {
     assert!(listed(env!("CARGO_BIN_EXE_shipote-commands"), &["--help"]));
     let dynamic = listed(env!("CARGO_BIN_EXE_shipote"), &["run", "--help"]);
     assert_eq!(dynamic, !(cfg!(target_env = "gnu") && has_static));
+    // either way its address is another one each time: `ET_DYN` (elf(5))
+    let program = std::fs::read(env!("CARGO_BIN_EXE_shipote")).unwrap();
+    assert_eq!(program[16..18], [3, 0]);
 }
