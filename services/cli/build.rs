@@ -59,7 +59,10 @@ fn gather(folder: &Path) -> Result<(), String> {
     }
     fs::create_dir_all(folder).map_err(told)?;
     for (name, of) in LIBRARIES {
-        std::os::unix::fs::symlink(find(of)?, folder.join(name)).map_err(told)?;
+        let found = find(of)?;
+        // the next version of the compiler has its own elsewhere, and this one's go
+        println!("cargo::rerun-if-changed={}", found.display());
+        std::os::unix::fs::symlink(found, folder.join(name)).map_err(told)?;
     }
     Ok(())
 }
