@@ -1,14 +1,16 @@
 //! The running service: its engine and where its rules come from.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use shipote_bus::proxy::ProxyError;
 use shipote_bus::words::counted;
 use shipote_proxy::Engine;
 use shipote_proxy::egress::Egress;
-use shipote_rules::{Graph, compile, load_dir};
+use shipote_rules::{Graph, compile_with_pauses, load_dir};
 use tokio::sync::Mutex;
 
 use crate::plugins;
@@ -70,7 +72,7 @@ impl State {
             } else {
                 Vec::new()
             };
-            compile(&sources).map_err(|e| ProxyError::InvalidRules(e.to_string()))
+            compile_with_pauses(&sources, &take_turns()).map_err(|e| ProxyError::InvalidRules(e.to_string()))
         })
         .await??;
         let warnings = graph.warnings.clone();
@@ -103,18 +105,22 @@ impl State {
     }
 }
 
-/// How much the workers, which serve requests at the usual priority, go before a load of rules: nice(2) units.
-const NICE: i32 = 10;
+/// For how long a load of rules keeps a processor at most, while others want it. By itself the kernel may leave it there until its
+/// next tick, 4 ms at 250 Hz, and the requests that wait meanwhile are the slowest of all.
+const TURN: Duration = Duration::from_micros(250);
 
-/// Does work on a thread of its own that gives way to the workers.
+/// Lets others have the processor whenever a turn is over.
+fn take_turns() -> impl Fn() {
+    let begun = Cell::new(Instant::now());
+    move || {
+        if begun.get().elapsed() >= TURN {
+            std::thread::yield_now();
+            begun.set(Instant::now());
+        }
+    }
+}
+
+/// Does work on a thread of its own.
 async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ProxyError> {
-    let (tell, told) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().name("rules".to_owned()).spawn(move || {
-        // Where the unit forbids it, a load is as good, and requests wait a little longer for a processor meanwhile.
-        let _ = rustix::process::setpriority_process(None, NICE);
-        // Nobody waits for a load whose caller went away.
-        let _ = tell.send(work());
-    });
-    thread.map_err(|e| ProxyError::Unreadable(format!("start a thread that loads the rules: {e}")))?;
-    told.await.map_err(|_| ProxyError::Unreadable("the thread that loads the rules panicked".to_owned()))
+    tokio::task::spawn_blocking(work).await.map_err(|e| ProxyError::Unreadable(format!("load the rules: {e}")))
 }

@@ -170,11 +170,13 @@ pub(crate) async fn proxy(ask: &Ask<'_>, buf: &mut Buf, edits: &Edits<'_>) -> En
     compose::request(&mut out, ask.head, buf.filled(), edits, ask.peer, ask.spec.host.as_deref(), websocket);
     buf.consume(ask.head.lines.length);
     if let Framing::Length(n) = facts.framing
-        && n > buf.len() as u64
+        && (buf.len() as u64 + 1..=buf.size() as u64).contains(&n)
         && !facts.expects_continue
     {
+        // Many clients send head and body with two calls. A request that is whole takes a connection that is there already,
+        // and can be sent again.
         ask.client.slot().set(ask.worker.settings.body_time);
-        gather(ask.client, buf, n).await;
+        ask.client.fill_soon(buf, n as usize, PARTS_WAIT).await;
     }
     let ended = match facts.framing {
         Framing::Empty => whole(ask, buf, 0, &mut out, websocket).await,
@@ -186,17 +188,6 @@ pub(crate) async fn proxy(ask: &Ask<'_>, buf: &mut Buf, edits: &Edits<'_>) -> En
         target.outcome(!matches!(ended.status, 502..=504), passive.as_ref());
     }
     ended
-}
-
-/// Waits a moment for the rest of a body that `buf` has room for: many clients send head and body with two calls. A request
-/// that is whole takes a connection that is there already, and can be sent again.
-async fn gather(client: &Io, buf: &mut Buf, length: u64) {
-    if length > buf.size() as u64 {
-        return;
-    }
-    // What goes wrong here goes wrong again for who reads on.
-    let rest = async { while (buf.len() as u64) < length && matches!(client.fill(buf).await, Ok(1..)) {} };
-    let _ = tokio::time::timeout(PARTS_WAIT, rest).await;
 }
 
 /// A request of which `body` bytes in `buf` are all that is missing after `out`.
@@ -409,7 +400,7 @@ async fn relay_back(
     ask.client.slot().set(ask.spec.limits.idle);
     if incoming != Framing::Empty && buf.is_empty() {
         // Many servers send head and body with two calls, which need not be two for the client as well.
-        up.fill_soon(buf, PARTS_WAIT).await;
+        up.fill_soon(buf, 1, PARTS_WAIT).await;
     }
     let coding = if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
     match relay(up, buf, incoming, ask.client, out, coding).await {

@@ -230,10 +230,11 @@ impl Io {
         poll_fn(|cx| self.poll_fill(cx, buf)).await
     }
 
-    /// Reads once, if there is something to read before this time has passed. An end is read again later, and an error
-    /// is one then.
-    pub(crate) async fn fill_soon(&self, buf: &mut Buf, within: Duration) {
-        let _ = tokio::time::timeout(within, self.fill(buf)).await;
+    /// Reads until the buffer, which has room for them, holds so many bytes, or this time has passed. An end is read again
+    /// later, and an error is one then.
+    pub(crate) async fn fill_soon(&self, buf: &mut Buf, bytes: usize, within: Duration) {
+        let rest = async { while buf.len() < bytes && matches!(self.fill(buf).await, Ok(1..)) {} };
+        let _ = tokio::time::timeout(within, rest).await;
     }
 
     fn poll_fill(&self, cx: &mut Context<'_>, buf: &mut Buf) -> Poll<Result<usize, IoError>> {

@@ -57,6 +57,14 @@ impl Proxy {
 }
 
 /// A port that nobody listens on. Taken from the kernel, which does not hand out the same one again soon.
+/// A proxy of one rule, and its port.
+pub fn proxy_to(upstream: &Upstream) -> (Proxy, u16) {
+    let port = free_port();
+    let rule = json!({"name": "all", "listen": [format!("127.0.0.1:{port}")],
+        "terminate": {"type": "http_proxy", "upstream": upstream.address()}});
+    (Proxy::start(&json!([rule])), port)
+}
+
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -70,9 +70,18 @@ pub use upstream::{ProxyProtocol, Upstream, UpstreamAddress, UpstreamTls};
 /// # Errors
 /// [`Problems`]: at least one problem, each naming file, rule and field.
 pub fn compile(sources: &[Source]) -> Result<Graph, Problems> {
-    let rules = source::merge(sources)?;
+    compile_with_pauses(sources, &|| ())
+}
+
+/// The same, with a call of `pause` after every rule in every stage that takes long: for a thread that shares its processor
+/// with others that are in a hurry.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_with_pauses(sources: &[Source], pause: &dyn Fn()) -> Result<Graph, Problems> {
+    let rules = source::merge(sources, pause)?;
     let analysed = analyse::analyse(rules)?;
-    let graph = lower::lower(&analysed);
+    let graph = lower::lower(&analysed, pause);
     validate::validate(&graph)?;
     Ok(graph)
 }

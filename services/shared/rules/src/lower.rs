@@ -17,7 +17,7 @@ use crate::response::Response;
 use crate::rule::{Limits, Rule};
 use crate::terminate::Terminator;
 
-pub(crate) fn lower(set: &AnalysedSet) -> Graph {
+pub(crate) fn lower(set: &AnalysedSet, pause: &dyn Fn()) -> Graph {
     let mut builder = Builder::default();
     let mut shared: HashMap<(Vec<usize>, Transport, bool), NodeId> = HashMap::new();
     let mut entries = Vec::with_capacity(set.groups.len());
@@ -26,7 +26,7 @@ pub(crate) fn lower(set: &AnalysedSet) -> Graph {
         let entry = match shared.get(&key) {
             Some(entry) => *entry,
             None => {
-                let entry = builder.listener(set, group);
+                let entry = builder.listener(set, group, pause);
                 shared.insert(key, entry);
                 entry
             }
@@ -104,7 +104,7 @@ impl Builder {
 
     /// Builds the rules of a listener from the last to the first, in every phase that can be reached, from the
     /// latest to the earliest: `tails[p]` is what happens in phase `p` if no rule so far matched.
-    fn listener(&mut self, set: &AnalysedSet, group: &Group) -> NodeId {
+    fn listener(&mut self, set: &AnalysedSet, group: &Group, pause: &dyn Fn()) -> NodeId {
         let encrypted = group.tls.is_some();
         let close = self.terminate("", Terminator::Close, Limits::default(), None);
         let not_found = {
@@ -116,6 +116,7 @@ impl Builder {
         let mut tails = [close, close, close, not_found, not_found];
         for analysed in rules.iter().rev() {
             tails = self.rule(analysed, tails, encrypted);
+            pause();
         }
         tails[0]
     }

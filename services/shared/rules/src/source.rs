@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use crate::error::{Problem, Problems, RuleProblem};
 use crate::preset;
@@ -25,13 +25,47 @@ impl Source {
         Self { path: path.into(), text: text.into() }
     }
 
-    fn value(&self) -> Result<Json, Problem> {
+    fn value(&self, pause: &dyn Fn()) -> Result<Json, Problem> {
         if self.path.extension().is_some_and(|e| e == "toml") {
+            if let Some(value) = rule_by_rule(&self.text, pause) {
+                return Ok(value);
+            }
             toml::from_str(&self.text).map_err(|e| Problem::new("", format!("not TOML: {}", e.to_string().trim())))
         } else {
             serde_json::from_str(&self.text).map_err(|e| Problem::new("", format!("not JSON: {e}")))
         }
     }
+}
+
+/// Begins a rule of a TOML file.
+const HEADER: &str = "[[rules]]";
+
+/// Reads a TOML file in pieces, each of which begins with a line that begins a rule: one piece needs little memory, which
+/// the next one has again, and there is a pause between them. None where the file is not made of such pieces: it is wrong,
+/// or to be read as a whole.
+///
+/// That the pieces mean what the whole means: the line is the header of a rule, or stands in a string, an array or an
+/// inline table of several lines. Then the piece before it ends inside of that, and is no TOML.
+fn rule_by_rule(text: &str, pause: &dyn Fn()) -> Option<Json> {
+    let begins_line = |at: &usize| *at == 0 || text.as_bytes()[at - 1] == b'\n';
+    let mut bounds: Vec<usize> = text.match_indices(HEADER).map(|(at, _)| at).filter(begins_line).collect();
+    let head = &text[..*bounds.first()?];
+    bounds.push(text.len());
+    let mut whole: Map<String, Json> = toml::from_str(head).ok()?;
+    if whole.contains_key("rules") {
+        return None;
+    }
+    let mut entries = Vec::with_capacity(bounds.len());
+    for bound in bounds.windows(2) {
+        let mut piece: Map<String, Json> = toml::from_str(&text[bound[0]..bound[1]]).ok()?;
+        match piece.remove("rules")? {
+            Json::Array(rules) if piece.is_empty() => entries.extend(rules),
+            _ => return None,
+        }
+        pause();
+    }
+    whole.insert("rules".to_owned(), Json::Array(entries));
+    Some(Json::Object(whole))
 }
 
 struct File<'s> {
@@ -40,8 +74,8 @@ struct File<'s> {
     entries: Vec<Json>,
 }
 
-fn read(source: &Source) -> Result<File<'_>, Problem> {
-    let mut value = source.value()?;
+fn read<'s>(source: &'s Source, pause: &dyn Fn()) -> Result<File<'s>, Problem> {
+    let mut value = source.value(pause)?;
     // most of a file, which is not to be copied
     let rules = value.get_mut("rules").map(Json::take);
     let mut section = Section::new(&value, "")?;
@@ -61,11 +95,11 @@ fn read(source: &Source) -> Result<File<'_>, Problem> {
 }
 
 /// All rules of all files, presets expanded, ordered by the files' `order`, then path, then place.
-pub(crate) fn merge(sources: &[Source]) -> Result<Vec<Rule>, Problems> {
+pub(crate) fn merge(sources: &[Source], pause: &dyn Fn()) -> Result<Vec<Rule>, Problems> {
     let mut problems: Vec<RuleProblem> = Vec::new();
     let mut files = Vec::new();
     for source in sources {
-        match read(source) {
+        match read(source, pause) {
             Ok(file) => files.push(file),
             Err(problem) => problems.push(problem.at(&source.path, None)),
         }
@@ -84,6 +118,7 @@ pub(crate) fn merge(sources: &[Source]) -> Result<Vec<Rule>, Problems> {
                 Ok(read) => rules.extend(read),
                 Err(problem) => problems.push(problem.at(file.path, Some(&label))),
             }
+            pause();
         }
     }
     let mut seen: HashMap<&str, &Path> = HashMap::new();
@@ -109,7 +144,7 @@ mod tests {
         let file = |path: &str, order: i64, name: &str| {
             Source::new(path, format!(r#"{{"order": {order}, "rules": [{}]}}"#, rule(name)))
         };
-        let rules = merge(&[file("b", 0, "second"), file("z", -1, "first"), file("c", 0, "third")]).unwrap();
+        let rules = merge(&[file("b", 0, "second"), file("z", -1, "first"), file("c", 0, "third")], &|| ()).unwrap();
         let names: Vec<&str> = rules.iter().map(|r| r.name.as_str()).collect();
         assert_eq!(names, ["first", "second", "third"]);
     }
@@ -123,8 +158,58 @@ mod tests {
             match.http.uri.path.prefix = "/a"
             terminate = { type = "static", status = 200, text = "hi" }
         "#;
-        let rules = merge(&[Source::new("a.toml", text)]).unwrap();
+        let rules = merge(&[Source::new("a.toml", text)], &|| ()).unwrap();
         assert!(rules[0].matches.is_some());
+    }
+
+    #[test]
+    fn toml_is_read_rule_by_rule_with_a_pause_after_each() {
+        let text = "order = 3\n[[rules]]\nname = \"a\"\n[rules.match]\nhttp.method.equals = \"GET\"\n\
+                    # [[rules]]\n[[rules]] # second\nname = \"\"\"[[rules]]\"\"\"\n";
+        let pauses = std::cell::Cell::new(0);
+        let read = rule_by_rule(text, &|| pauses.set(pauses.get() + 1)).unwrap();
+        assert_eq!(read, toml::from_str::<Json>(text).unwrap());
+        assert_eq!(pauses.get(), 2);
+    }
+
+    /// Lines that change what the lines after them are.
+    const LINES: [&str; 22] = [
+        "[[rules]]",
+        "[[rules]]",
+        "[[rules]] # one more",
+        " [[rules]]",
+        "[[ rules ]]",
+        "[[rules.chain]]",
+        "[rules]",
+        "[rules.match]",
+        "[other]",
+        "order = 1",
+        "rules = []",
+        "rules = [",
+        "rules.name = 1",
+        "name = \"a\"",
+        "text = \"\"\"",
+        "\"\"\"",
+        "text = '''",
+        "'''",
+        "list = [",
+        "]",
+        "part = {",
+        "}",
+    ];
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn what_is_read_rule_by_rule_means_what_the_whole_means(
+            lines in proptest::collection::vec(proptest::sample::select(&LINES[..]), 0..8),
+        ) {
+            let text = lines.join("\n");
+            if let Some(read) = rule_by_rule(&text, &|| ()) {
+                proptest::prop_assert_eq!(Ok(read), toml::from_str::<Json>(&text), "{}", text);
+            }
+        }
     }
 
     #[test]
@@ -133,7 +218,7 @@ mod tests {
             {"name": "a", "lisen": [":80"], "terminate": {"type": "static", "status": 200}},
             {"name": "b", "listen": [":80"], "terminate": {"type": "statc"}},
             {"listen": [":80"], "terminate": {"type": "static", "status": 200}}]}"#;
-        let problems = merge(&[Source::new("r/bad.json", bad), Source::new("r/torn.json", "{")]).unwrap_err();
+        let problems = merge(&[Source::new("r/bad.json", bad), Source::new("r/torn.json", "{")], &|| ()).unwrap_err();
         let lines: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
         assert_eq!(lines.len(), 4, "{lines:#?}");
         assert!(lines[0].starts_with("r/torn.json: not JSON"), "{}", lines[0]);
@@ -143,9 +228,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_toml_is_named_by_its_line_in_the_file() {
+        let text = "[[rules]]\nname = \"a\"\n[[rules]]\nname = b\n";
+        let problems = merge(&[Source::new("a.toml", text)], &|| ()).unwrap_err();
+        assert!(problems.0[0].message.contains("line 4"), "{}", problems.0[0]);
+    }
+
+    #[test]
     fn a_name_is_used_once() {
         let text = format!(r#"{{"rules": [{}, {}]}}"#, rule("a"), rule("a"));
-        let problems = merge(&[Source::new("a.json", text)]).unwrap_err();
+        let problems = merge(&[Source::new("a.json", text)], &|| ()).unwrap_err();
         assert_eq!(problems.0[0].field, "name");
     }
 }

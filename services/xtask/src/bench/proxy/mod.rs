@@ -10,7 +10,7 @@ mod rivals;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
@@ -29,6 +29,8 @@ const HEADERS: usize = 20;
 const IDLE: usize = 2000;
 /// Rules of the reload under load.
 const RULES: usize = 1000;
+/// Time from one reload to the next.
+const EVERY: Duration = Duration::from_millis(200);
 
 const REST: f64 = 16.0 * 1024.0 * 1024.0;
 const EACH: f64 = 8.0 * 1024.0;
@@ -194,10 +196,15 @@ fn reload(setting: &Setting, ours: &Ours, port: u16) -> anyhow::Result<Row> {
         let before = tree(ours.pid)?.cpu;
         let load = std::thread::scope(|scope| {
             let load = scope.spawn(|| load::wrk(&http(port, "small"), SECONDS, &[]));
-            while contender == 0 && !load.is_finished() {
+            let begun = Instant::now();
+            for turn in 1.. {
+                if contender != 0 || load.is_finished() {
+                    break;
+                }
                 generation += 1;
                 ours.crowd(RULES, generation)?;
-                std::thread::park_timeout(Duration::from_millis(200));
+                // However long one takes, there are as many a second.
+                std::thread::park_timeout((begun + EVERY * turn).saturating_duration_since(Instant::now()));
             }
             load.join().map_err(|_| anyhow::anyhow!("the load's thread panicked"))?
         })?;
