@@ -7,8 +7,8 @@ use std::sync::Arc;
 use shipote_bus::proxy::CertInfo;
 use shipote_plugin_abi::metadata::MiddlewareKind;
 use shipote_rules::{
-    CgiSpec, Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, Terminator, TerminatorEntry,
-    TerminatorId, Transport, Upstream,
+    CgiSpec, CheckId, Graph, HttpVersion, Listener, Middleware, MiddlewareEntry, Node, NodeId, Shortcuts, Terminator,
+    TerminatorEntry, TerminatorId, Transport, Upstream, View,
 };
 use tokio::sync::Semaphore;
 
@@ -32,6 +32,7 @@ pub struct LinkError {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) graph: Graph,
+    shortcuts: Shortcuts,
     /// By terminator.
     pub(crate) targets: Vec<Vec<Arc<Target>>>,
     /// By middleware; rate limits only.
@@ -146,6 +147,7 @@ impl Plan {
         let listeners =
             graph.listeners.iter().enumerate().map(|(i, l)| ((l.listen.transport, l.listen.address), i)).collect();
         Ok(Self {
+            shortcuts: Shortcuts::of(&graph),
             graph,
             targets,
             others,
@@ -160,6 +162,12 @@ impl Plan {
             quic,
             listeners,
         })
+    }
+
+    /// Where a walk goes on from a check: after the first of its chain that holds.
+    pub(crate) fn after(&self, node: NodeId, check: CheckId, (yes, no): (NodeId, NodeId), view: &dyn View) -> NodeId {
+        let tried = || if self.graph.check(check).holds(view) { yes } else { no };
+        self.shortcuts.next(node, view).unwrap_or_else(tried)
     }
 
     fn program(&self, entry: &TerminatorEntry) -> Option<Arc<Semaphore>> {

@@ -168,13 +168,7 @@ pub(crate) fn arrive(plan: &Plan, entry: NodeId, peer: &Peer, peeked: Option<boo
     let mut tunnel = false;
     loop {
         at = match plan.graph.node(at) {
-            Node::Check { check, yes, no } => {
-                if plan.graph.check(*check).holds(peer) {
-                    *yes
-                } else {
-                    *no
-                }
-            }
+            Node::Check { check, yes, no } => plan.after(at, *check, (*yes, *no), peer),
             Node::Upgrade { to: Phase::Peek, next } if peeked.is_some() => *next,
             Node::Upgrade { to: Phase::Peek, .. } => return Arrival::Peek,
             Node::Upgrade { to: Phase::Tls, .. } => return Arrival::Tls,
@@ -297,13 +291,7 @@ pub(crate) fn route<'p>(
     let view = RequestView { peer, head, bytes, held };
     loop {
         at = match plan.graph.node(at) {
-            Node::Check { check, yes, no } => {
-                if plan.graph.check(*check).holds(&view) {
-                    *yes
-                } else {
-                    *no
-                }
-            }
+            Node::Check { check, yes, no } => plan.after(at, *check, (*yes, *no), &view),
             Node::Detect { http, .. } => *http,
             Node::Upgrade { to: Phase::Body, next } if !held.is_some_and(|h| h.has(plan.body_limit)) => {
                 return Verdict::Pause { need: Need::Body { limit: plan.body_limit, whole: true }, at: *next };

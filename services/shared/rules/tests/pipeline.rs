@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
-use shipote_rules::{Field, Graph, Node, NodeId, Phase, Source, Terminator, Value, View, compile};
+use shipote_rules::{Field, Graph, Node, NodeId, Phase, Shortcuts, Source, Terminator, Value, View, compile};
 
 struct Request {
     ip: IpAddr,
@@ -42,17 +42,24 @@ impl View for Request {
 
 /// The rule that takes a request, and the phases that the walk went through.
 fn walk(graph: &Graph, entry: NodeId, request: &Request) -> (String, Vec<Phase>) {
+    let (rule, phases, _) = walk_with(graph, &Shortcuts::default(), entry, request);
+    (rule, phases)
+}
+
+/// The same by shortcuts, and how many checks were tried.
+fn walk_with(graph: &Graph, shortcuts: &Shortcuts, entry: NodeId, request: &Request) -> (String, Vec<Phase>, usize) {
     let mut phases = Vec::new();
+    let mut tried = 0;
     let mut at = entry;
     loop {
         at = match graph.node(at) {
-            Node::Check { check, yes, no } => {
-                if graph.check(*check).holds(request) {
-                    *yes
-                } else {
-                    *no
+            Node::Check { check, yes, no } => match shortcuts.next(at, request) {
+                Some(next) => next,
+                None => {
+                    tried += 1;
+                    if graph.check(*check).holds(request) { *yes } else { *no }
                 }
-            }
+            },
             Node::Detect { http, other } => {
                 if request.http {
                     *http
@@ -68,7 +75,7 @@ fn walk(graph: &Graph, entry: NodeId, request: &Request) -> (String, Vec<Phase>)
             Node::Terminate { terminator, .. } => {
                 let entry = graph.terminator(*terminator);
                 let name = if entry.rule.is_empty() { entry.terminator.name().to_owned() } else { entry.rule.clone() };
-                return (name, phases);
+                return (name, phases, tried);
             }
         };
     }
@@ -100,6 +107,31 @@ fn the_more_specific_rule_wins_wherever_it_is_written() {
     assert_eq!(take("GET", "/api/x"), "api");
     assert_eq!(take("POST", "/api/x"), "api-post");
     assert_eq!(g.listeners[0].rules, ["api-post", "api", "all"]);
+}
+
+#[test]
+fn a_thousand_rules_are_not_tried_one_by_one() {
+    let paths =
+        (0..500).map(|i| rule(&format!("p{i}"), json!({"http.uri.path": {"prefix": format!("/{i}/")}}), fixed()));
+    let names = (0..500).map(|i| {
+        let both = json!({"http.header.h": {"equals": format!("n{i}")}, "http.uri.path": {"prefix": format!("/{i}/")}});
+        rule(&format!("n{i}"), both, fixed())
+    });
+    let g = graph(json!(paths.chain(names).collect::<Vec<_>>()));
+    let shortcuts = Shortcuts::of(&g);
+    for (path, name, takes) in [
+        ("/499/", "", "p499"),
+        ("/7/x", "n7", "n7"),
+        ("/7/x", "n8", "p7"),
+        ("/", "n499", "static"),
+        ("/x", "", "static"),
+    ] {
+        let headers = vec![("h", name.to_owned())];
+        let request = Request { path: path.to_owned(), headers, ..Default::default() };
+        let (taken, _, tried) = walk_with(&g, &shortcuts, g.listeners[0].entry, &request);
+        assert_eq!(taken, takes, "{path} {name}");
+        assert!(tried < 20, "{tried} for {path} {name}");
+    }
 }
 
 #[test]
@@ -239,6 +271,35 @@ fn check() -> impl Strategy<Value = Json> {
     ]
 }
 
+/// What many rules ask: alike, as what shortcuts are made for, or not.
+fn many() -> impl Strategy<Value = Vec<Json>> {
+    let path = || {
+        prop_oneof![
+            "/[ab]{0,3}".prop_map(|p| json!({"http.uri.path": {"prefix": p}})),
+            "/[ab]{0,3}".prop_map(|p| json!({"http.uri.path": {"equals": p}})),
+            prop::collection::vec("/[ab]{1,3}", 1..3).prop_map(|p| json!({"http.uri.path": {"in": p}})),
+        ]
+    };
+    let name = || "[xyz]".prop_map(|v| json!({"http.header.h": {"equals": v}}));
+    let both = || (name(), path()).prop_map(|(name, path)| json!({"all_of": [name, path]}));
+    let two = || prop::collection::vec(path(), 2);
+    let mixed = prop_oneof![
+        path(),
+        name(),
+        both(),
+        two().prop_map(|v| json!({"any_of": v})),
+        two().prop_map(|v| json!({"all_of": v})),
+        path().prop_map(|v| json!({"not": v})),
+        check(),
+    ];
+    prop_oneof![
+        prop::collection::vec(path(), 1..60),
+        prop::collection::vec(both(), 1..60),
+        prop::collection::vec(two().prop_map(|v| json!({"all_of": v})), 1..60),
+        prop::collection::vec(mixed, 1..60),
+    ]
+}
+
 fn predicate() -> impl Strategy<Value = Json> {
     check().prop_recursive(3, 12, 3, |inner| {
         prop_oneof![
@@ -255,11 +316,16 @@ fn means(value: &Json, request: &Request) -> bool {
         "all_of" => value.as_array().unwrap().iter().all(|v| means(v, request)),
         "any_of" => value.as_array().unwrap().iter().any(|v| means(v, request)),
         "not" => !means(value, request),
-        "http.uri.path" => match (value["prefix"].as_str(), value["not_equals"].as_str()) {
-            (Some(prefix), _) => request.path.starts_with(prefix),
-            (_, Some(other)) => request.path != other,
-            _ => unreachable!(),
-        },
+        "http.uri.path" => {
+            let (operator, value) = value.as_object().unwrap().iter().next().unwrap();
+            match operator.as_str() {
+                "prefix" => request.path.starts_with(value.as_str().unwrap()),
+                "equals" => *value == request.path,
+                "not_equals" => *value != request.path,
+                "in" => value.as_array().unwrap().iter().any(|path| *path == request.path),
+                other => unreachable!("{other}"),
+            }
+        }
         "http.method" => value["equals"] == request.method,
         "http.header.h" => match (value["equals"].as_str(), value["not_equals"].as_str()) {
             (Some(want), _) => request.headers.iter().any(|(_, v)| v == want),
@@ -294,6 +360,31 @@ proptest! {
         let expected = listener.rules.iter().find(|n| means(&predicates[n.parse::<usize>().unwrap()], &request));
         let (found, _) = walk(&g, listener.entry, &request);
         prop_assert_eq!(found.as_str(), expected.map_or("static", String::as_str));
+    }
+
+    #[test]
+    fn shortcuts_lead_where_trying_each_check_leads(
+        predicates in many(),
+        path in "/[ab]{0,4}",
+        post in any::<bool>(),
+        headers in prop::collection::vec("[wxyz]", 0..3),
+    ) {
+        let rules: Vec<Json> =
+            predicates.iter().enumerate().map(|(i, p)| rule(&i.to_string(), p.clone(), fixed())).collect();
+        let g = graph(json!(rules));
+        let request = Request {
+            method: if post { "POST" } else { "GET" },
+            path,
+            headers: headers.into_iter().map(|v| ("h", v)).collect(),
+            ..Default::default()
+        };
+        let listener = &g.listeners[0];
+        let expected = listener.rules.iter().find(|n| means(&predicates[n.parse::<usize>().unwrap()], &request));
+        let (found, phases, tried) = walk_with(&g, &Shortcuts::of(&g), listener.entry, &request);
+        prop_assert_eq!(found.as_str(), expected.map_or("static", String::as_str));
+        let (_, plain, all) = walk_with(&g, &Shortcuts::default(), listener.entry, &request);
+        prop_assert_eq!(phases, plain);
+        prop_assert!(tried <= all);
     }
 
     #[test]
