@@ -56,7 +56,6 @@ impl Proxy {
     }
 }
 
-/// A port that nobody listens on. Taken from the kernel, which does not hand out the same one again soon.
 /// A proxy of one rule, and its port.
 pub fn proxy_to(upstream: &Upstream) -> (Proxy, u16) {
     let port = free_port();
@@ -65,6 +64,7 @@ pub fn proxy_to(upstream: &Upstream) -> (Proxy, u16) {
     (Proxy::start(&json!([rule])), port)
 }
 
+/// A port that nobody listens on. Taken from the kernel, which does not hand out the same one again soon.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
