@@ -105,8 +105,8 @@ impl State {
     }
 }
 
-/// For how long a load of rules keeps a processor at most, while others want it. By itself the kernel may leave it there until its
-/// next tick, 4 ms at 250 Hz, and the requests that wait meanwhile are the slowest of all.
+/// After how long a load of rules lets others have the processor, between two rules. By itself the kernel may leave it there
+/// until its next tick, 4 ms at 250 Hz, and the requests that wait meanwhile are the slowest of all.
 const TURN: Duration = Duration::from_micros(250);
 
 /// Lets others have the processor whenever a turn is over.
