@@ -337,6 +337,19 @@ fn means(value: &Json, request: &Request) -> bool {
     })
 }
 
+/// One rule for each `match`, named by its place.
+fn graph_of(predicates: &[Json]) -> Graph {
+    let rules: Vec<Json> =
+        predicates.iter().enumerate().map(|(i, p)| rule(&i.to_string(), p.clone(), fixed())).collect();
+    graph(json!(rules))
+}
+
+/// The first of these rules whose `match` holds, else what answers where none does.
+fn first<'r>(rules: &'r [String], predicates: &[Json], request: &Request) -> &'r str {
+    let holds = |name: &&String| means(&predicates[name.parse::<usize>().unwrap()], request);
+    rules.iter().find(holds).map_or("static", String::as_str)
+}
+
 proptest! {
     #[test]
     fn a_walk_finds_the_first_rule_that_holds(
@@ -346,9 +359,7 @@ proptest! {
         loopback in any::<bool>(),
         headers in prop::collection::vec("[xyz]", 0..3),
     ) {
-        let rules: Vec<Json> =
-            predicates.iter().enumerate().map(|(i, p)| rule(&i.to_string(), p.clone(), fixed())).collect();
-        let g = graph(json!(rules));
+        let g = graph_of(&predicates);
         let request = Request {
             ip: if loopback { [127, 0, 0, 1] } else { [10, 0, 0, 1] }.into(),
             method: if post { "POST" } else { "GET" },
@@ -357,9 +368,9 @@ proptest! {
             ..Default::default()
         };
         let listener = &g.listeners[0];
-        let expected = listener.rules.iter().find(|n| means(&predicates[n.parse::<usize>().unwrap()], &request));
+        let expected = first(&listener.rules, &predicates, &request);
         let (found, _) = walk(&g, listener.entry, &request);
-        prop_assert_eq!(found.as_str(), expected.map_or("static", String::as_str));
+        prop_assert_eq!(found.as_str(), expected);
     }
 
     #[test]
@@ -369,9 +380,7 @@ proptest! {
         post in any::<bool>(),
         headers in prop::collection::vec("[wxyz]", 0..3),
     ) {
-        let rules: Vec<Json> =
-            predicates.iter().enumerate().map(|(i, p)| rule(&i.to_string(), p.clone(), fixed())).collect();
-        let g = graph(json!(rules));
+        let g = graph_of(&predicates);
         let request = Request {
             method: if post { "POST" } else { "GET" },
             path,
@@ -379,9 +388,9 @@ proptest! {
             ..Default::default()
         };
         let listener = &g.listeners[0];
-        let expected = listener.rules.iter().find(|n| means(&predicates[n.parse::<usize>().unwrap()], &request));
+        let expected = first(&listener.rules, &predicates, &request);
         let (found, phases, tried) = walk_with(&g, &Shortcuts::of(&g), listener.entry, &request);
-        prop_assert_eq!(found.as_str(), expected.map_or("static", String::as_str));
+        prop_assert_eq!(found.as_str(), expected);
         let (_, plain, all) = walk_with(&g, &Shortcuts::default(), listener.entry, &request);
         prop_assert_eq!(phases, plain);
         prop_assert!(tried <= all);
