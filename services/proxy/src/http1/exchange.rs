@@ -19,7 +19,7 @@ use super::request::RequestHead;
 use super::response::ResponseHead;
 use super::{Framing, Refusal};
 use crate::http::acquire::{self, Link, Want};
-use crate::io::{Buf, Io, IoError};
+use crate::io::{Buf, Io, IoError, after_others};
 use crate::plan::Plan;
 use crate::tunnel::{Passed, tunnel};
 use crate::upstream::{Key, Target, Used};
@@ -196,6 +196,8 @@ async fn whole(ask: &Ask<'_>, buf: &mut Buf, body: usize, out: &mut Vec<u8>, web
     let mut fresh = false;
     let mut head = ask.worker.take_response_head();
     let mut answer = ask.worker.pool.body();
+    // Before a connection is taken: what was found open is to be written to at once.
+    after_others().await;
     let ended = loop {
         let link = match acquire(ask, facts.idempotent, fresh || websocket).await {
             Ok(link) => link,
@@ -403,6 +405,7 @@ async fn relay_back(
         up.fill_soon(buf, 1, PARTS_WAIT).await;
     }
     let coding = if framing == Framing::Chunked { Coding::Chunked } else { Coding::Plain };
+    after_others().await;
     match relay(up, buf, incoming, ask.client, out, coding).await {
         Ok(Relayed { bytes }) => {
             (Ended { status: head.status, reusable: keep_alive, bytes_out: bytes, ..Ended::default() }, true)
