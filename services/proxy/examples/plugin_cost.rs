@@ -17,7 +17,7 @@ use std::hint::black_box;
 
 use measured::Case;
 use shipote_plugin_abi::fixtures::Fixture;
-use shipote_plugin_abi::handlers::{BytesView, Header, L7RequestDecision, L7RequestInput};
+use shipote_plugin_abi::handlers::{BytesView, Header, L7RequestDecision, L7RequestInput, L7RequestRef};
 use shipote_plugin_abi::metadata::{MiddlewareKind, PluginError};
 use shipote_plugin_abi::policy::Policy;
 use shipote_proxy::PluginCode;
@@ -51,7 +51,7 @@ fn cases(engine: &Engine, code: &PluginCode) -> Vec<Case> {
     vec![
         Case::new("request", 5_000, move || assert!(black_box(caller.request(&ours)))),
         Case::new("request-straight", 5_000, move || {
-            let answer = handle.call(&mut store, ("l7-request".to_owned(), theirs.clone())).unwrap();
+            let answer = handle.call(&mut store, ("l7-request", L7RequestRef::from(&theirs))).unwrap();
             assert!(matches!(black_box(answer.0), Ok(L7RequestDecision::Continue)));
         }),
         Case::new("load", 50, move || loader.load(&code).unwrap()),
@@ -74,7 +74,7 @@ fn request() -> L7RequestInput {
     }
 }
 
-type Handle = TypedFunc<(String, L7RequestInput), (Result<L7RequestDecision, PluginError>,)>;
+type Handle = TypedFunc<(&'static str, L7RequestRef<'static>), (Result<L7RequestDecision, PluginError>,)>;
 
 fn straight(engine: &Engine, code: &PluginCode) -> (Store<()>, Handle) {
     // SAFETY: the bytes were compiled by this process, by the same wasmtime.

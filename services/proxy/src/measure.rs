@@ -1,6 +1,6 @@
 //! Plugins called and loaded as the workers do it, for measurements alone.
 
-use shipote_plugin_abi::handlers::L7RequestInput;
+use shipote_plugin_abi::handlers::{L7RequestInput, L7RequestRef};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::plugin::{Called, Instances, Place, PluginCode, Runtime};
@@ -26,7 +26,7 @@ impl Caller {
     /// One call of a request's handler; whether the request goes on.
     pub fn request(&self, input: &L7RequestInput) -> bool {
         let turn = self.place.turn(self.instances.draw());
-        matches!(self.instances.request(turn, |_| input.clone()), Called::On)
+        matches!(self.instances.request(turn, |_| L7RequestRef::from(input)), Called::On)
     }
 
     /// Loads code as for a call site, from nothing.

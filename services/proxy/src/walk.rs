@@ -12,7 +12,8 @@ use shipote_rules::{
 
 use crate::http1::request::RequestHead;
 use crate::plan::Plan;
-use crate::plugin::{self, Apart, Called, Instances, Passed, Turn};
+use crate::plugin::input::Texts;
+use crate::plugin::{Apart, Called, Instances, Passed, Site, Turn};
 use crate::rate::Key;
 use crate::tls::{PeerCert, Settled};
 
@@ -404,18 +405,21 @@ fn run<'p>(
                     edits.after.push(After { turn, on_error });
                     return Ran::On;
                 }
-                let input =
-                    |site: &plugin::Site| plugin::input::request(site, view.peer, view.head, view.bytes, view.held);
                 let called = match (called, turn.body(|site| site.limits.request_body)) {
                     (Some(called), _) => called,
                     (None, Some(limit)) if !view.held.is_some_and(|h| h.has(limit)) => {
                         return Ran::Pause(Need::Body { limit, whole: false });
                     }
-                    (None, _) if turn.fetches() => {
-                        let inputs = std::iter::once(turn.site).chain(turn.spare).map(|site| input(site)).collect();
-                        return Ran::Pause(Need::Call { turn: turn.apart(), inputs });
+                    (None, _) => {
+                        let texts = Texts::of(view.head, view.bytes);
+                        let input = |site: &Site| texts.request(site, view.peer, view.held);
+                        if turn.fetches() {
+                            let sites = std::iter::once(turn.site).chain(turn.spare);
+                            let inputs = sites.map(|site| input(site).into()).collect();
+                            return Ran::Pause(Need::Call { turn: turn.apart(), inputs });
+                        }
+                        plugins.request(turn, input)
                     }
-                    (None, _) => plugins.request(turn, input),
                 };
                 match called {
                     Called::On => Ran::On,

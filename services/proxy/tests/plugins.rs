@@ -58,19 +58,25 @@ fn a_plugin_lets_only_those_on_who_have_its_token() {
     let upstream = Upstream::echo();
     let (port, proxy) = (free_port(), Proxy::start(&json!([])));
     let guard = Fixture::guarding("guard", "1.0.0", ("authorization", "Bearer open sesame"), "who are you?");
-    proxy
-        .apply_with(&rules(port, &upstream.address(), "guard", &Json::Null), &[compiled(&guard, "sha256:17")])
-        .unwrap();
     let with = |lines: &str| ask(port, &format!("GET /x HTTP/1.1\r\nHost: a\r\n{lines}\r\n"));
-    for _ in 0..2 {
-        for wrong in
-            ["", "Authorization: Bearer open sesamE\r\n", "Authorization: Bearer open\r\n", "X: Bearer open sesame\r\n"]
-        {
-            let answer = with(wrong);
-            assert_eq!((answer.status, answer.text().as_str()), (401, "who are you?"), "{wrong}");
+    // In place, and apart from the workers as one that may fetch.
+    for (digest, hosts) in [("sha256:17", vec![]), ("sha256:18", vec!["api.example".to_owned()])] {
+        let mut plugin = compiled(&guard, digest);
+        plugin.policy.http.allowed_hosts = hosts;
+        proxy.apply_with(&rules(port, &upstream.address(), "guard", &Json::Null), &[plugin]).unwrap();
+        for _ in 0..2 {
+            for wrong in [
+                "",
+                "Authorization: Bearer open sesamE\r\n",
+                "Authorization: Bearer open\r\n",
+                "X: Bearer open sesame\r\n",
+            ] {
+                let answer = with(wrong);
+                assert_eq!((answer.status, answer.text().as_str()), (401, "who are you?"), "{wrong}");
+            }
+            let answer = with("Accept: */*\r\nAuthorization: Bearer open sesame\r\nX-Y: z\r\n");
+            assert!(answer.status == 200 && answer.text().starts_with("GET /x "), "after refusals too");
         }
-        let answer = with("Accept: */*\r\nAuthorization: Bearer open sesame\r\nX-Y: z\r\n");
-        assert!(answer.status == 200 && answer.text().starts_with("GET /x "), "after refusals too");
     }
 }
 

@@ -1,39 +1,71 @@
 //! What a plugin is told.
 
-use shipote_plugin_abi::handlers::{BytesView, ContextEntry, ContextValue, Header, L7RequestInput, L7ResponseInput};
+use shipote_plugin_abi::handlers::{
+    BytesRef, BytesView, ContextEntry, ContextValue, Header, HeaderRef, L7RequestRef, L7ResponseInput,
+};
 
 use super::Site;
 use crate::http::reply::Reply;
 use crate::http1::request::RequestHead;
 use crate::walk::{Held, Peer};
 
-/// A request as a plugin sees it. `held` is its body where the plugin needs it.
-pub(crate) fn request(
-    site: &Site,
-    peer: &Peer,
-    head: &RequestHead,
-    bytes: &[u8],
-    held: Option<&Held>,
-) -> L7RequestInput {
-    let mut uri = text(head.path(bytes));
-    if let Some(query) = head.query(bytes) {
-        uri.push('?');
-        uri.push_str(&text(query));
+/// The texts of a request as plugins see them, all in one block.
+#[derive(Debug)]
+pub(crate) struct Texts {
+    /// Method, path with query, then each header's name and value.
+    text: String,
+    /// Where each of them ends.
+    ends: Vec<usize>,
+}
+
+impl Texts {
+    pub(crate) fn of(head: &RequestHead, bytes: &[u8]) -> Self {
+        let lines = &head.lines;
+        let mut texts =
+            Self { text: String::with_capacity(lines.length), ends: Vec::with_capacity(2 + 2 * lines.lines.len()) };
+        texts.push(head.method(bytes));
+        push_text(&mut texts.text, head.path(bytes));
+        if let Some(query) = head.query(bytes) {
+            texts.text.push('?');
+            push_text(&mut texts.text, query);
+        }
+        texts.ends.push(texts.text.len());
+        for (_, name, value) in lines.iter(bytes) {
+            let start = texts.text.len();
+            texts.push(name);
+            texts.text[start..].make_ascii_lowercase();
+            texts.push(value);
+        }
+        texts
     }
-    let header =
-        |(_, name, value): (_, &[u8], &[u8])| Header { name: text(name).to_ascii_lowercase(), value: text(value) };
-    let limit = site.limits.request_body as usize;
-    let body = held.filter(|_| site.needs_body).map(|held| BytesView {
-        data: held.bytes[..held.bytes.len().min(limit)].to_vec(),
-        truncated: held.truncated || held.bytes.len() > limit,
-    });
-    L7RequestInput {
-        method: text(head.method(bytes)),
-        uri,
-        headers: head.lines.iter(bytes).map(header).collect(),
-        body,
-        context: context_of(&site.inspects, peer),
+
+    fn push(&mut self, bytes: &[u8]) {
+        push_text(&mut self.text, bytes);
+        self.ends.push(self.text.len());
     }
+
+    /// The request as a plugin sees it. `held` is its body where the plugin needs it.
+    pub(crate) fn request<'a>(&'a self, site: &Site, peer: &Peer, held: Option<&'a Held>) -> L7RequestRef<'a> {
+        let body = held.filter(|_| site.needs_body).map(|held| beginning(held, site.limits.request_body as usize));
+        self.lend(body, context_of(&site.inspects, peer))
+    }
+
+    fn lend<'a>(&'a self, body: Option<BytesRef<'a>>, context: Vec<ContextEntry>) -> L7RequestRef<'a> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let mut parts = starts.zip(&self.ends).map(|(start, &end)| &self.text[start..end]);
+        let (method, uri) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let mut headers = Vec::with_capacity((self.ends.len() / 2).saturating_sub(1));
+        while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+            headers.push(HeaderRef { name, value });
+        }
+        L7RequestRef { method, uri, headers, body, context }
+    }
+}
+
+/// As much of a body as a plugin may see.
+fn beginning(held: &Held, limit: usize) -> BytesRef<'_> {
+    let data = &held.bytes[..held.bytes.len().min(limit)];
+    BytesRef { data, truncated: held.truncated || data.len() < held.bytes.len() }
 }
 
 /// An answer as a plugin sees it. `body` is its beginning, and whether there is more.
@@ -58,15 +90,19 @@ pub(crate) fn response(site: &Site, peer: &Peer, reply: &Reply, body: Option<(Ve
 
 /// Text as the ABI wants it: what is not UTF-8 is written `\x{HH}`.
 fn text(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    push_text(&mut text, bytes);
+    text
+}
+
+fn push_text(text: &mut String, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
-        Ok(text) => text.to_owned(),
+        Ok(valid) => text.push_str(valid),
         Err(_) => {
-            let mut out = String::with_capacity(bytes.len() + 16);
             for chunk in bytes.utf8_chunks() {
-                out.push_str(chunk.valid());
-                chunk.invalid().iter().for_each(|b| out.push_str(&format!("\\x{{{b:02X}}}")));
+                text.push_str(chunk.valid());
+                chunk.invalid().iter().for_each(|b| text.push_str(&format!("\\x{{{b:02X}}}")));
             }
-            out
         }
     }
 }
@@ -105,10 +141,37 @@ fn context(path: &str, peer: &Peer) -> Option<ContextEntry> {
 
 #[cfg(test)]
 mod tests {
+    use shipote_plugin_abi::handlers::L7RequestInput;
+
     use super::*;
 
     #[test]
     fn bytes_that_are_no_text_are_escaped() {
         assert_eq!(text(b"a\xffb"), "a\\x{FF}b");
+    }
+
+    #[test]
+    fn a_body_is_cut_where_the_plugin_may_see_no_more() {
+        let held = |truncated| Held { bytes: b"abc".to_vec(), truncated, limit: 3 };
+        for (limit, data, truncated) in [(2, &b"ab"[..], true), (3, b"abc", false), (4, b"abc", false)] {
+            assert_eq!(beginning(&held(false), limit), BytesRef { data, truncated }, "{limit}");
+            assert!(beginning(&held(true), limit).truncated, "there was more than is held");
+        }
+    }
+
+    #[test]
+    fn a_request_keeps_its_order_its_repeats_and_what_is_empty() {
+        let bytes =
+            b"PUT /a%20b?c=d&e HTTP/1.1\r\nHost: h\r\nX-Two:  One \r\nx-two:\r\nUser-Agent: \xe9t\xc3\xa9\r\n\r\nbody";
+        let mut head = RequestHead::default();
+        assert!(head.parse(bytes).unwrap());
+        let texts = Texts::of(&head, bytes);
+        let body = BytesRef { data: b"bo", truncated: true };
+        let lent = texts.lend(Some(body), Vec::new());
+        assert_eq!((lent.method, lent.uri, lent.body), ("PUT", "/a%20b?c=d&e", Some(body)));
+        let headers: Vec<_> = lent.headers.iter().map(|h| (h.name, h.value)).collect();
+        assert_eq!(headers, [("host", "h"), ("x-two", "One"), ("x-two", ""), ("user-agent", "\\x{E9}té")]);
+        let owned = L7RequestInput::from(lent.clone());
+        assert_eq!(L7RequestRef::from(&owned), lent);
     }
 }

@@ -13,7 +13,7 @@ use std::time::Instant;
 use shipote_link::Head;
 use shipote_plugin_abi::handlers::{
     BytesView, Header, L4BytesDecision, L4BytesInput, L4PeekDecision, L4PeekInput, L7RequestDecision, L7RequestInput,
-    L7ResponseDecision, L7ResponseInput, ModifiedResponse, SynthResponse,
+    L7RequestRef, L7ResponseDecision, L7ResponseInput, ModifiedResponse, SynthResponse,
 };
 use shipote_plugin_abi::metadata::{ErrorHint, MiddlewareKind, PluginError};
 use shipote_rules::Response;
@@ -25,12 +25,14 @@ use super::input::context_of;
 use super::{Place, Site, Turn, linked};
 use crate::walk::Peer;
 
-type Func<In, Out> = TypedFunc<(String, In), (Result<Out, PluginError>,)>;
+/// A handler: the export's name and its input, to an answer. Where it says `'static` a call may be lent what lives no longer
+/// than the call (wasmtime has it so: nothing is kept).
+type Func<In, Out> = TypedFunc<(&'static str, In), (Result<Out, PluginError>,)>;
 
 enum Handle {
     Peek(Func<L4PeekInput, L4PeekDecision>),
     Bytes(Func<L4BytesInput, L4BytesDecision>),
-    Request(Func<L7RequestInput, L7RequestDecision>),
+    Request(Func<L7RequestRef<'static>, L7RequestDecision>),
     Response(Func<L7ResponseInput, L7ResponseDecision>),
     /// It calls other plugins; each has a store of its own, and the one beside this stays empty.
     Linked(Head<State>),
@@ -187,7 +189,7 @@ impl Instances {
     }
 
     /// Calls a request's handler.
-    pub(crate) fn request(&self, turn: Turn<'_>, input: impl Fn(&Site) -> L7RequestInput) -> Called {
+    pub(crate) fn request<'t>(&self, turn: Turn<'_>, input: impl Fn(&Site) -> L7RequestRef<'t>) -> Called {
         in_turn(turn, |site| decide(site, self.call(site, |live| ask(live, site, input(site)))))
     }
 
@@ -236,7 +238,7 @@ impl Instances {
 /// called.
 pub(crate) fn request_apart(turn: Turn<'_>, mut inputs: Vec<L7RequestInput>) -> Called {
     in_turn(turn, |site| match next(&mut inputs) {
-        Ok(input) => decide(site, call_shared(site, |live| ask(live, site, input))),
+        Ok(input) => decide(site, call_shared(site, |live| ask(live, site, (&input).into()))),
         Err(text) => Called::Failed(text),
     })
 }
@@ -257,27 +259,27 @@ fn mixed_up() -> wasmtime::Error {
     wasmtime::Error::msg("the handler is of another kind")
 }
 
-fn run<In, Out>(
-    f: &Func<In, Out>,
+fn run<'s, In, Out>(
+    f: &TypedFunc<(&'s str, In), (Result<Out, PluginError>,)>,
     store: &mut Store<State>,
-    site: &Site,
+    site: &'s Site,
     input: In,
 ) -> wasmtime::Result<Result<Out, PluginError>>
 where
-    (String, In): wasmtime::component::ComponentNamedList + wasmtime::component::Lower,
+    (&'s str, In): wasmtime::component::ComponentNamedList + wasmtime::component::Lower,
     (Result<Out, PluginError>,): wasmtime::component::ComponentNamedList + wasmtime::component::Lift,
 {
-    f.call(store, (site.export.clone(), input)).map(|(answer,)| answer)
+    f.call(store, (&site.export, input)).map(|(answer,)| answer)
 }
 
 fn ask(
     live: &mut Live,
     site: &Site,
-    input: L7RequestInput,
+    input: L7RequestRef<'_>,
 ) -> wasmtime::Result<Result<L7RequestDecision, PluginError>> {
     match &live.handle {
         Handle::Request(f) => run(f, &mut live.store, site, input),
-        Handle::Linked(head) => linked::call(head, site, input),
+        Handle::Linked(head) => linked::call(head, site, L7RequestInput::from(input)),
         _ => Err(mixed_up()),
     }
 }

@@ -120,6 +120,67 @@ pub struct L7RequestInput {
     pub context: Vec<ContextEntry>,
 }
 
+/// [`Header`] whose texts lie elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "runtime", derive(ComponentType, Lower), component(record))]
+pub struct HeaderRef<'a> {
+    /// Lower-case ASCII.
+    pub name: &'a str,
+    /// Bytes that are not UTF-8 written `\x{HH}`.
+    pub value: &'a str,
+}
+
+/// [`BytesView`] whose bytes lie elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "runtime", derive(ComponentType, Lower), component(record))]
+pub struct BytesRef<'a> {
+    /// The bytes.
+    pub data: &'a [u8],
+    /// There was more.
+    pub truncated: bool,
+}
+
+/// [`L7RequestInput`] whose texts and bytes lie elsewhere: a request has dozens of them, and each copy has its price.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "runtime", derive(ComponentType, Lower), component(record))]
+pub struct L7RequestRef<'a> {
+    /// As received.
+    pub method: &'a str,
+    /// As received.
+    pub uri: &'a str,
+    /// In order, repeats kept.
+    pub headers: Vec<HeaderRef<'a>>,
+    /// Present if and only if the export needs it.
+    pub body: Option<BytesRef<'a>>,
+    /// What the export inspects.
+    pub context: Vec<ContextEntry>,
+}
+
+impl From<L7RequestRef<'_>> for L7RequestInput {
+    fn from(lent: L7RequestRef<'_>) -> Self {
+        let header = |h: HeaderRef<'_>| Header { name: h.name.to_owned(), value: h.value.to_owned() };
+        Self {
+            method: lent.method.to_owned(),
+            uri: lent.uri.to_owned(),
+            headers: lent.headers.into_iter().map(header).collect(),
+            body: lent.body.map(|b| BytesView { data: b.data.to_vec(), truncated: b.truncated }),
+            context: lent.context,
+        }
+    }
+}
+
+impl<'a> From<&'a L7RequestInput> for L7RequestRef<'a> {
+    fn from(owned: &'a L7RequestInput) -> Self {
+        Self {
+            method: &owned.method,
+            uri: &owned.uri,
+            headers: owned.headers.iter().map(|h| HeaderRef { name: &h.name, value: &h.value }).collect(),
+            body: owned.body.as_ref().map(|b| BytesRef { data: &b.data, truncated: b.truncated }),
+            context: owned.context.clone(),
+        }
+    }
+}
+
 /// A response that the plugin makes itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "runtime", derive(ComponentType, Lift, Lower), component(record))]

@@ -116,6 +116,8 @@ fn every_kind_of_handler_loads_and_answers() {
     assert_eq!(plugin.handle(MiddlewareKind::L4Bytes, bytes), Ok(L4BytesDecision::Continue));
     let (method, uri) = ("GET".to_owned(), "/".to_owned());
     let request = L7RequestInput { method, uri, headers: headers(20), body: Some(view), context: context() };
+    let lent = L7RequestRef::from(&request);
+    assert_eq!(plugin.handle(MiddlewareKind::L7Request, lent), Ok(L7RequestDecision::Continue));
     assert_eq!(plugin.handle(MiddlewareKind::L7Request, request), Ok(L7RequestDecision::Continue));
     let response = L7ResponseInput { status: 200, headers: headers(20), body: None, context: context() };
     assert_eq!(plugin.handle(MiddlewareKind::L7Response, response), Ok(L7ResponseDecision::Continue));
