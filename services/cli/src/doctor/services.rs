@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use shipote_bus::appliance::Appliance1Proxy;
 use shipote_bus::machines::{MachineInfo, MachinesProxy};
 use shipote_bus::proxy::EgressProxy;
 use shipote_bus::service::Service1Proxy;
 use shipote_bus::words::counted;
 use shipote_bus::{Service, connect};
+use zbus::fdo::DBusProxy;
 use zbus::proxy::CacheProperties;
 
 use super::Finding;
@@ -26,13 +28,36 @@ pub(super) async fn ask() -> Vec<Finding> {
         }
     };
     let mut findings = vec![Finding::ok("bus", connect::address().unwrap_or_else(|| "the system bus".to_owned()))];
+    let left_out = left_out(&connection).await;
     for service in Service::ALL {
-        findings.push(one(&connection, service).await);
+        findings.push(if left_out.contains(&service) {
+            Finding::ok(service.name(), "left out: this appliance was told to run others")
+        } else {
+            one(&connection, service).await
+        });
     }
-    findings.push(enforced().await);
+    if !left_out.contains(&Service::Workspaces) {
+        findings.push(enforced().await);
+    }
     findings.extend(machines(&connection).await);
     findings.extend(pending(&connection).await);
     findings
+}
+
+/// The services that an embedded appliance was told not to run, and that nobody else runs on its bus. None under systemd,
+/// where each is there to be started, nor where the supervisor does not answer: then each is asked.
+async fn left_out(connection: &zbus::Connection) -> Vec<Service> {
+    let asked = async {
+        let supervisor = Appliance1Proxy::builder(connection).cache_properties(CacheProperties::No).build().await?;
+        let chosen = supervisor.list_services().await?;
+        let present = DBusProxy::new(connection).await?.list_names().await?;
+        let away = Service::ALL.into_iter().filter(|service| {
+            !chosen.iter().any(|one| one.name == service.name())
+                && !present.iter().any(|name| name.as_str() == service.bus_name())
+        });
+        zbus::Result::Ok(away.collect())
+    };
+    asked.await.unwrap_or_default()
 }
 
 /// Machines that do not what they are for; nothing where all do, or where the service is away, which is said elsewhere.

@@ -107,6 +107,22 @@ fn doctor_looks_at_the_host_and_every_service() {
 }
 
 #[test]
+fn doctor_does_not_miss_what_was_left_out() {
+    let appliance = Appliance::start_only("plugins");
+    let output = appliance.shipote(&["doctor", "--json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    for service in ["workspaces", "machines", "proxy"] {
+        let finding = findings.iter().find(|f| f["subject"] == service).unwrap();
+        assert_eq!(finding["state"], "ok", "{finding}");
+        assert_eq!(finding["found"], "left out: this appliance was told to run others");
+    }
+    let plugins = findings.iter().find(|f| f["subject"] == "plugins").unwrap();
+    assert!(plugins["found"].as_str().unwrap().contains("pid"), "the one that runs is asked: {plugins}");
+    assert!(!findings.iter().any(|f| f["subject"] == "isolation"), "{report}");
+}
+
+#[test]
 fn doctor_works_where_nothing_runs() {
     let folder = tempfile::tempdir().unwrap();
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_shipote"))
