@@ -60,15 +60,15 @@ mod tests {
         let seen = Rc::new(RefCell::new(Vec::new()));
         let (first, second) = (Rc::clone(&seen), Rc::clone(&seen));
         run(async {
-            let asks = spawn_local(async move {
-                yield_now().await;
-                first.borrow_mut().push("asks the kernel");
-            });
             let goes = spawn_local(async move {
                 after_others().await;
                 second.borrow_mut().push("goes on");
             });
-            let _ = join(asks, goes).await;
+            let asks = spawn_local(async move {
+                yield_now().await;
+                first.borrow_mut().push("asks the kernel");
+            });
+            let _ = join(goes, asks).await;
         });
         assert_eq!(*seen.borrow(), ["goes on", "asks the kernel"]);
     }
