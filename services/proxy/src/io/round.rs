@@ -62,11 +62,11 @@ mod tests {
         run(async {
             let goes = spawn_local(async move {
                 after_others().await;
-                second.borrow_mut().push("goes on");
+                first.borrow_mut().push("goes on");
             });
             let asks = spawn_local(async move {
                 yield_now().await;
-                first.borrow_mut().push("asks the kernel");
+                second.borrow_mut().push("asks the kernel");
             });
             let _ = join(goes, asks).await;
         });
