@@ -1,4 +1,5 @@
 # The four services run from their own unit files, confined, none of them as root, and answer on the system bus.
+# machine: fresh
 
 import json
 

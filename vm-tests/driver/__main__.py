@@ -1,12 +1,14 @@
 """Starts the machine that `cargo xtask vm` described and runs scenarios, a command, or nothing but the machine.
 
-    driver test MACHINE.json SCENARIO.py... [--hold RECORD]
+    driver test MACHINE.json SCENARIO.py... [--jobs N] [--hold RECORD]
     driver broken MACHINE.json BREAKS.json
     driver run (--machine MACHINE.json | --socket PATH) -- CMD...
     driver serve MACHINE.json RECORD
 """
 
 import argparse
+import collections
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -17,7 +19,7 @@ import time
 import broken as breaking
 import process
 from control import Control, Lost
-from machine import Failed, Machine, remove_stage
+from machine import Failed, Machine, end_all, remove_stage
 from suite import Suite, install_once, new_machines, wants
 
 
@@ -25,20 +27,33 @@ from suite import Suite, install_once, new_machines, wants
 SEVERAL_MACHINES = 3
 # More scenarios than that do not fail by accident.
 ACCIDENTS = 2
+# What a machine takes of the host's memory, in KiB: its own 1.5 GiB, what the emulator translates, and some for the rest.
+MEMORY = 3 << 20
+# So many at once are worth their time to boot.
+AT_ONCE = 4
+
+
+def fitting():
+    """How many machines this host has the processors and the memory for. One alone leaves a third of two processors idle:
+    what runs in it mostly waits for one of its own, or for the time to pass."""
+    with open("/proc/meminfo") as file:
+        available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    return max(1, min(len(os.sched_getaffinity(0)), available // MEMORY, AT_ONCE))
 
 
 def test(arguments):
-    suite = Suite()
+    jobs = 1 if arguments.hold else min(arguments.jobs or fitting(), len(arguments.scenarios))
+    suites = [Suite() for _ in range(jobs)]
     texts = []
     for path in arguments.scenarios:
         with open(path) as file:
             texts.append(file.read())
     scenarios = list(zip(arguments.scenarios, texts))
     try:
-        if 1 + sum(len(several) or fresh for several, fresh in map(wants, texts)) > SEVERAL_MACHINES:
+        if jobs + sum(len(several) or fresh for several, fresh in map(wants, texts)) > SEVERAL_MACHINES:
             install_once(arguments.machine)
-        failed = one_after_the_other(suite, arguments, scenarios)
-        second = []
+        failed = side_by_side(suites, arguments, scenarios)
+        second, suite = [], suites[0]
         if failed and not arguments.hold and len(failed) <= ACCIDENTS:
             # An emulated machine loses time to whatever else runs here. What is broken fails again; what does not is said.
             suite.failed -= len(failed)
@@ -49,8 +64,31 @@ def test(arguments):
         remove_stage(arguments.machine)
     for name in second:
         print(f"{name}: failed once (see above) and passed in a new machine")
-    print(f"{suite.passed} passed, {suite.failed} failed" + (f", {len(second)} at the second attempt" if second else ""))
-    return 1 if suite.failed else 0
+    passed, failed = sum(suite.passed for suite in suites), sum(suite.failed for suite in suites)
+    print(f"{passed} passed, {failed} failed" + (f", {len(second)} at the second attempt" if second else ""))
+    return 1 if failed else 0
+
+
+def side_by_side(suites, arguments, scenarios):
+    """Runs scenarios, on as many machines at once as there are suites to count; gives those that failed."""
+    waiting = collections.deque(scenarios)
+
+    def taken():
+        with contextlib.suppress(IndexError):
+            while True:
+                yield waiting.popleft()
+
+    if len(suites) == 1:
+        return one_after_the_other(suites[0], arguments, taken())
+    with concurrent.futures.ThreadPoolExecutor(len(suites)) as pool:
+        works = [pool.submit(one_after_the_other, suite, arguments, taken()) for suite in suites]
+        try:
+            return [scenario for work in works for scenario in work.result()]
+        except BaseException:
+            # Ctrl-C, SIGTERM, or an error of the driver's own: the others end with their machines
+            waiting.clear()
+            end_all()
+            raise
 
 
 def one_after_the_other(suite, arguments, scenarios):
@@ -156,6 +194,7 @@ def main():
     mode = modes.add_parser("test")
     mode.add_argument("machine")
     mode.add_argument("scenarios", nargs="+")
+    mode.add_argument("--jobs", type=int)
     mode.add_argument("--hold")
     mode.set_defaults(call=test)
     mode = modes.add_parser("broken")

@@ -8,13 +8,13 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 
 from control import Control, Lost, mode_of, pieces
-from process import RunFolder, die_with_parent
+from process import RunFolder
 
 # Seconds: default limit of a command and of a wait. A third of the NixOS driver's, which runs on faster machines but
 # has a whole build farm's patience.
@@ -22,6 +22,10 @@ LIMIT = 300
 # Emulated processors patch the kernel's code under one another's feet: now and then a kernel dies of that in its first
 # second (bytes of `sched_clock_cpu` that are half a jump), or hangs. So often such a boot is begun again, and it is said.
 BOOTS = 3
+
+
+# QEMUs that run, in whatever thread's machines, and whether there are to be none anymore.
+_living, _qemus, _ended = threading.Lock(), set(), threading.Event()
 
 
 class Failed(Exception):
@@ -53,14 +57,14 @@ class Machine:
         argv = [self._place(word) for word in self.description["argv"]]
         if self.network is not None:
             argv += self.network.plug(self.name)
-        own = os.getpid()
-
-        def tie():
-            die_with_parent(signal.SIGKILL, own)
-            os.nice(self.description["nice"])
-
-        # a session of its own: Ctrl-C is for the driver, which then stops QEMU
-        self.qemu = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, preexec_fn=tie, start_new_session=True)
+        # it dies with the thread that starts it, which is one of the driver's and removes it before it ends itself
+        tied = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", str(self.description["nice"])]
+        with _living:
+            if _ended.is_set():
+                raise Failed("boot: the driver is to end")
+            # a session of its own: Ctrl-C is for the driver, which then stops QEMU
+            self.qemu = subprocess.Popen(tied + argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
+            _qemus.add(self.qemu)
         self.answers = False
 
     def start(self):
@@ -115,6 +119,8 @@ class Machine:
 
     def _gone(self):
         self.control.close()
+        with _living:
+            _qemus.discard(self.qemu)
         self.qemu, self.answers = None, False
         socket = self._place(self.description["control_socket"])
         if os.path.exists(socket):
@@ -265,7 +271,8 @@ class Machine:
     # --- what happened ---
 
     def log(self, message):
-        print(f"{self.name}: {message}", file=sys.stderr)
+        # in one piece: others may log at the same time
+        sys.stderr.write(f"{self.name}: {message}\n")
 
     def sleep(self, seconds):
         time.sleep(seconds)
@@ -317,6 +324,14 @@ class Machine:
 
     def _place(self, word):
         return word.replace("{run}", self.folder.path)
+
+
+def end_all():
+    """Ends every machine for good, also those of other threads, whose scenarios fail of it."""
+    with _living:
+        _ended.set()
+        for qemu in _qemus:
+            qemu.kill()
 
 
 def _copy_sparse(source, target):

@@ -7,16 +7,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 
 PR_SET_PDEATHSIG = 1
 PREFIX = "shipote-vm-"
-
-
-def die_with_parent(number, parent):
-    """Has the kernel send `number` to this process when `parent` ends; ends at once if it already has."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+_making = threading.Lock()
 
 
 def follow_parent():
@@ -24,7 +19,10 @@ def follow_parent():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parent = os.environ.get("SHIPOTE_VM_PARENT")
     if parent:
-        die_with_parent(signal.SIGTERM, int(parent))
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != int(parent):
+            # it has ended before that
+            os._exit(1)
 
 
 class RunFolder:
@@ -33,10 +31,12 @@ class RunFolder:
     def __init__(self):
         # /var/tmp: a disk copy does not belong into a /tmp in memory; short, because a socket's path is bounded
         self.parent = os.environ.get("SHIPOTE_VM_TMP", "/var/tmp")
-        self._sweep()
-        self.path = tempfile.mkdtemp(prefix=PREFIX, dir=self.parent)
-        self.lock = open(os.path.join(self.path, "lock"), "w")
-        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        # before it is locked, another thread's sweep would take it for one that nobody has
+        with _making:
+            self._sweep()
+            self.path = tempfile.mkdtemp(prefix=PREFIX, dir=self.parent)
+            self.lock = open(os.path.join(self.path, "lock"), "w")
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
 
     def remove(self):
         shutil.rmtree(self.path, ignore_errors=True)

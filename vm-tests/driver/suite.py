@@ -1,9 +1,10 @@
-"""Runs scenarios on machines, one after the other, and counts what passed and what failed."""
+"""Runs scenarios on machines, and counts what passed and what failed."""
 
 import contextlib
 import json
 import os
 import shutil
+import sys
 import time
 import traceback
 
@@ -39,9 +40,11 @@ class Suite:
         else:
             self.failed += 1
         title = f"{self.scenario}: {name}" if name else self.scenario
-        print(f"{verdict:4} {title} ({time.monotonic() - begin:.1f} s)")
+        lines = f"{verdict:4} {title} ({time.monotonic() - begin:.1f} s)\n"
         if detail:
-            print("     " + detail.rstrip().replace("\n", "\n     "))
+            lines += "     " + detail.rstrip().replace("\n", "\n     ") + "\n"
+        # in one piece: others may report at the same time
+        sys.stdout.write(lines)
 
     def run(self, machines, path, text):
         """Runs one scenario; gives whether it passed."""

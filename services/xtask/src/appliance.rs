@@ -49,8 +49,8 @@ fn build_as(profile: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
 
 /// Runs `cargo build` for a profile and with what else is said.
 pub(crate) fn cargo_build(profile: &str, what: impl FnOnce(&mut Command) -> &mut Command) -> anyhow::Result<()> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(repository()?).args(["build", "--profile", profile, "--locked"]);
+    let mut cargo = crate::cargo::cargo()?;
+    cargo.args(["build", "--profile", profile, "--locked"]);
     let status = what(&mut cargo).status().context("run cargo build")?;
     if !status.success() {
         bail!("cargo build failed: {status}");

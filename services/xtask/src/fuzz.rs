@@ -6,11 +6,12 @@
 //! crate's tests.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
 
+use crate::cargo::cargo;
 use crate::vm::{host, repository};
 
 /// Arguments of `cargo xtask fuzz`.
@@ -50,7 +51,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     if host::find("cargo-fuzz").is_none() {
         eprintln!("fuzz: install cargo-fuzz from crates.io");
-        host::run(cargo(&root).args(["install", "--locked", "cargo-fuzz"]))?;
+        host::run(cargo()?.args(["install", "--locked", "cargo-fuzz"]))?;
     }
     let mut failed = Vec::new();
     for target in wanted {
@@ -76,7 +77,7 @@ fn fuzz(root: &Path, target: &Target, seconds: u64) -> anyhow::Result<bool> {
     let corpus = build.join("corpus").join(&target.of).join(&target.name);
     std::fs::create_dir_all(&corpus).with_context(|| format!("make {}", corpus.display()))?;
     let seeds = target.folder.join("seeds").join(&target.name);
-    let mut command = cargo(root);
+    let mut command = cargo()?;
     // The instrumentation is the compiler's own, but only nightly ones offer it without being told to.
     command.env("RUSTC_BOOTSTRAP", "1").args(["fuzz", "run", "--fuzz-dir"]).arg(&target.folder);
     command.arg("--target-dir").arg(&build).arg(&target.name).arg(&corpus);
@@ -87,12 +88,6 @@ fn fuzz(root: &Path, target: &Target, seconds: u64) -> anyhow::Result<bool> {
     command.args(["--", "-rss_limit_mb=2048", "-timeout=10", "-print_final_stats=1"]).arg(time);
     let status = command.status().with_context(|| format!("run {command:?}"))?;
     Ok(status.success())
-}
-
-fn cargo(root: &Path) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root);
-    command
 }
 
 /// The targets below a folder, in order.

@@ -11,6 +11,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, bail};
 use clap::Parser;
 
+use crate::test::AS_TESTED;
 use crate::vm::{host, repository};
 
 /// Packages of the workspace whose binaries are installed in `usr/bin`.
@@ -91,7 +92,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 pub(crate) fn install(destdir: &Path, profile: &Profile) -> anyhow::Result<()> {
     let root = repository()?;
     let bin = destdir.join("usr/bin");
-    for built in compile(&root, profile)? {
+    for built in compile(profile)? {
         put(&built, &bin, 0o755)?;
     }
     generated(&bin.join("shipote"), destdir)?;
@@ -135,7 +136,7 @@ fn put(file: &Path, dir: &Path, mode: u32) -> anyhow::Result<()> {
 }
 
 /// Compiles the services, or finds them where the profile says.
-fn compile(root: &Path, profile: &Profile) -> anyhow::Result<Vec<PathBuf>> {
+fn compile(profile: &Profile) -> anyhow::Result<Vec<PathBuf>> {
     if let Some(folder) = &profile.binaries {
         return Ok(binaries().map(|binary| folder.join(binary)).collect());
     }
@@ -144,10 +145,9 @@ fn compile(root: &Path, profile: &Profile) -> anyhow::Result<Vec<PathBuf>> {
         words.extend(PACKAGES.iter().flat_map(|package| ["--package", package]));
         words.push("--release");
     } else {
-        // As the tests build it: a part of the workspace has other features of its dependencies, and builds them anew.
-        words.push("--workspace");
+        words.extend(AS_TESTED);
     }
-    let mut found: Vec<PathBuf> = executables(root, &words)?.into_iter().map(|built| built.path).collect();
+    let mut found: Vec<PathBuf> = executables(&words)?.into_iter().map(|built| built.path).collect();
     found.retain(|path| binaries().any(|binary| path.file_name().is_some_and(|name| name == binary)));
     if found.len() != binaries().count() {
         bail!("compile the services: cargo built {} of {} binaries", found.len(), binaries().count());
@@ -159,7 +159,7 @@ fn compile(root: &Path, profile: &Profile) -> anyhow::Result<Vec<PathBuf>> {
 pub(crate) fn tests(dir: &Path, packages: &[String]) -> anyhow::Result<()> {
     let words = ["test", "--no-run", "--workspace", "--tests"];
     fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-    let built = executables(&repository()?, &words)?;
+    let built = executables(&words)?;
     for Executable { name, path, .. } in built.into_iter().filter(|built| packages.contains(&built.package)) {
         let target = dir.join(&name);
         // copied with its mode
@@ -188,10 +188,8 @@ fn package(id: &str) -> String {
 }
 
 /// Runs cargo, and asks it for the executables it made, with the names of their targets: the target folder may be anywhere.
-fn executables(root: &Path, words: &[&str]) -> anyhow::Result<Vec<Executable>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut child = Command::new(cargo)
-        .current_dir(root)
+fn executables(words: &[&str]) -> anyhow::Result<Vec<Executable>> {
+    let mut child = crate::cargo::cargo()?
         .args(words)
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped())

@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 mod appliance;
 mod bench;
 mod bus_trial;
+mod cargo;
 mod deb;
 mod demo;
 mod fuzz;

@@ -10,6 +10,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, bail};
 use clap::Parser;
 
+use crate::cargo::cargo;
+use crate::test::AS_TESTED;
 use crate::vm::{host, repository};
 
 /// QuickJS as a component; the other npm packages make components of 12 MB, or cannot read a folder of WIT.
@@ -156,7 +158,7 @@ fn rust(root: &Path, cache: &Path, out: &Path) -> anyhow::Result<PathBuf> {
     }
     let world = wit(root, &source.join("wit"))?;
     let target = out.join("target");
-    let mut build = Command::new("cargo");
+    let mut build = cargo()?;
     build.current_dir(&source).env("CARGO_TARGET_DIR", &target).env_remove("RUSTC_WRAPPER");
     build.args(["build", "--release", "--locked", "--target", TARGET]);
     // A stack of 1 MiB, the default, would be the largest part of a small plugin's memory.
@@ -233,21 +235,8 @@ fn debian_rust(cache: &Path) -> anyhow::Result<DebianRust> {
 /// Adds what was built to an appliance of the tests' build and sends requests through its proxy. (The compiler of plugins is
 /// optimised there, too: 18 MB of Python would take longer than the registry allows.)
 fn try_out(components: &[PathBuf]) -> anyhow::Result<()> {
-    let root = repository()?;
-    let cargo = |words: &[&str]| {
-        let mut cargo = Command::new("cargo");
-        // The whole workspace both times, so that nothing is built twice with different features.
-        cargo.current_dir(&root).args(words).args(["--workspace", "--locked"]);
-        cargo
-    };
-    host::run(cargo(&["build"]).arg("--bins"))?;
+    host::run(cargo()?.arg("build").args(AS_TESTED))?;
     let files = std::env::join_paths(components).context("name the components")?;
-    host::run(cargo(&["test"]).env("SHIPOTE_EXAMPLES", files).args([
-        "--test",
-        "appliance",
-        "--",
-        "--ignored",
-        "--exact",
-        "plugins::examples",
-    ]))
+    let wanted = ["--test", "appliance", "--", "--ignored", "--exact", "plugins::examples"];
+    host::run(cargo()?.env("SHIPOTE_EXAMPLES", files).args(["test", "--workspace", "--locked"]).args(wanted))
 }

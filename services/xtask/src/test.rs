@@ -34,6 +34,12 @@ const TOOLS: &[(&str, &str)] = &[
     ("pebble", "pebble"),
 ];
 
+/// The binaries as the tests of the workspace build them, for a build of cargo's to find them up to date.
+///
+/// A test of its own package is among them because cargo gives the dependencies of what it builds the features that all of
+/// them want together, and those of tests count where there is a test: without it, half the workspace is built twice.
+pub(crate) const AS_TESTED: &[&str] = &["--workspace", "--locked", "--bins", "--test", "hostile_table"];
+
 /// wasmtime with what nothing else here has: for hosts that use the linking library by itself.
 const ASYNC_FUNCTIONS: &str = "shipote-link/async-functions";
 
@@ -99,7 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             )?,
             Step::Test => {
                 host::require("test", TOOLS, None)?;
-                cargo(&["build", "--workspace", "--locked"])?;
+                cargo(&[&["build"], AS_TESTED].concat())?;
                 again = tests()?;
                 let with = ["--features", ASYNC_FUNCTIONS, "--test", "async_functions"];
                 cargo(&[&["test", "--workspace", "--locked"], &with[..]].concat())?;
@@ -177,7 +183,9 @@ fn say_room() -> anyhow::Result<()> {
 fn deny() -> anyhow::Result<()> {
     if host::find("cargo-deny").is_none() {
         eprintln!("test: install cargo-deny from crates.io");
-        cargo(&["install", "--locked", "cargo-deny"])?;
+        // Unoptimised: it runs for seconds, and with optimisation is compiled for as many minutes.
+        let mut install = cargo_command(&["install", "--debug", "--locked", "cargo-deny"])?;
+        run_step(install.env("CARGO_PROFILE_DEV_DEBUG", "none"))?;
     }
     // advisories need the network of their database; `cargo deny check` does them where there is one
     cargo(&["deny", "--workspace", "check", "bans", "licenses", "sources"])
@@ -188,8 +196,8 @@ fn cargo(words: &[&str]) -> anyhow::Result<()> {
 }
 
 fn cargo_command(words: &[&str]) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(words).current_dir(repository()?);
+    let mut command = crate::cargo::cargo()?;
+    command.args(words);
     Ok(command)
 }
 

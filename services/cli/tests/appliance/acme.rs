@@ -9,8 +9,7 @@ use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::endpoints::free_port;
-use crate::support::{Appliance, binaries, eventually, policies, text};
+use crate::support::{Appliance, binaries, eventually, free_port, policies, text};
 
 /// An authority, and a name server for which all names lead to this host.
 struct Authority {

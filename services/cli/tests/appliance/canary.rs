@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use shipote_plugin_abi::fixtures::Fixture;
 use shipote_plugin_abi::metadata::MiddlewareKind::L7Request;
 
-use crate::plugins::{ask, component, free_port, policy, route, until};
-use crate::support::{Appliance, eventually, text};
+use crate::plugins::{ask, component, policy, route, until};
+use crate::support::{Appliance, eventually, free_port, text};
 
 fn add(shipote: &Appliance, version: &str, status: u16) {
     let file = component(shipote, &Fixture::answering("edge", version, status, version));

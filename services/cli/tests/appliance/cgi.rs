@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::endpoints::free_port;
-use crate::support::{Appliance, eventually};
+use crate::support::{Appliance, eventually, free_port};
 
 /// What it does is the path's first segment.
 const PROGRAM: &str = r#"

@@ -5,14 +5,10 @@ use std::net::TcpStream;
 
 use serde_json::json;
 
-use crate::support::{Appliance, eventually, image};
+use crate::support::{Appliance, eventually, free_port, image};
 
 /// A server of one page, the demo's: its arguments are the port and the page.
 pub(crate) const SERVER: &str = include_str!("../../../xtask/demo/web.pl");
-
-pub(crate) fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 /// Status and body of the answer to a request.
 pub(crate) fn get(port: u16) -> Option<(u16, String)> {

@@ -4,8 +4,8 @@
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::json;
 
-use crate::endpoints::{free_port, get};
-use crate::support::{Appliance, eventually};
+use crate::endpoints::get;
+use crate::support::{Appliance, eventually, free_port};
 
 fn fixed(appliance: &Appliance, ports: &[u16]) {
     let folder = appliance.config().join("proxy/rules");

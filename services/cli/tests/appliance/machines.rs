@@ -7,8 +7,8 @@ use std::process::Stdio;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::endpoints::{free_port, get, rules};
-use crate::support::{Appliance, eventually, image, text};
+use crate::endpoints::{get, rules};
+use crate::support::{Appliance, eventually, free_port, image, text};
 
 fn code(shipote: &Appliance, words: &[&str]) -> (Option<i32>, String) {
     let output = shipote.run(words);

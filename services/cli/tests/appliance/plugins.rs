@@ -1,19 +1,14 @@
 //! Plugins from the file to the request: registry and proxy of the appliance, and what they do when plugins change.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use shipote_plugin_abi::fixtures::{Fixture, LEAF};
 
-use crate::support::{Appliance, text};
-
-/// A free port of the loopback interface.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+use crate::support::{Appliance, free_port, text};
 
 /// Makes the proxy answer on `port` with what plugins leave of a request, through a chain of one plugin.
 pub(crate) fn route(shipote: &Appliance, port: u16, plugin: &str, args: &Value) {

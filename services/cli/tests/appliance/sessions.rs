@@ -196,7 +196,7 @@ fn a_session_in_a_machine_is_used_like_any_other() {
 #[test]
 fn a_living_session_publishes_more_and_less() {
     let appliance = Appliance::start();
-    let listen = crate::endpoints::free_port();
+    let listen = crate::support::free_port();
     crate::endpoints::rules(&appliance, listen, "workspace:box:8081");
     appliance.ok(&["proxy", "reload"]);
     appliance.ok(&["session", "create", "box", "--publish", "8080"]);

@@ -3,8 +3,8 @@
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::endpoints::{SERVER, free_port, get, rule, rules};
-use crate::support::{Appliance, eventually};
+use crate::endpoints::{SERVER, get, rule, rules};
+use crate::support::{Appliance, eventually, free_port};
 
 fn of(shipote: &Appliance, name: &str) -> Value {
     let all = shipote.json(&["workspace", "list", "--json"]);

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -223,6 +224,19 @@ pub(crate) fn processes_with(needle: &str) -> Vec<i32> {
         }
     }
     found
+}
+
+/// A port that nobody has, nor is given by chance before it is used: it lies below those that the kernel gives connections
+/// and whoever asks for any port.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(port < 32_000, "all ports are in use");
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Asks again until it is so. The bound is far longer than anything takes: who gets there has failed.

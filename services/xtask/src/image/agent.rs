@@ -1,7 +1,6 @@
 //! The agent, as a static program.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::Context;
 
@@ -17,12 +16,9 @@ pub(super) fn read() -> anyhow::Result<Vec<u8>> {
 
 /// Compiles it; gives the program's path. It is optimised whatever the rest is: the guest may be emulated.
 fn build() -> anyhow::Result<PathBuf> {
-    let root = repository()?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let target = target_dir(&root)?.join("guest");
-    let mut command = Command::new(cargo);
+    let target = target_dir(&repository()?)?.join("guest");
+    let mut command = crate::cargo::cargo()?;
     command
-        .current_dir(root)
         .args([
             "build",
             "--quiet",

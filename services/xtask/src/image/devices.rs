@@ -5,7 +5,6 @@
 //! would bring a second generation of a dozen crates into every build; as tools they cost a minute once.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::Context;
 
@@ -41,9 +40,8 @@ impl Device {
         }
         host::require("image", libraries, None)?;
         eprintln!("image: build {name} {version} (about a minute, once)");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let build = root.join("build");
-        let mut command = Command::new(cargo);
+        let mut command = crate::cargo::cargo()?;
         command
             .args(["install", "--quiet", "--locked", "--no-track", name, "--version", version, "--root"])
             .arg(&root)

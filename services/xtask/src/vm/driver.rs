@@ -90,10 +90,18 @@ pub(super) fn run(machine: Option<&Machine>, words: &[String]) -> anyhow::Result
     finish(command.arg("--").args(words))
 }
 
-/// Runs scenarios in one fresh machine.
-pub(super) fn test(machine: &Machine, scenarios: &[PathBuf], hold: bool) -> anyhow::Result<ExitCode> {
+/// Runs scenarios in fresh machines, at most so many at once; without a number, as many as this host has room for.
+pub(super) fn test(
+    machine: &Machine,
+    scenarios: &[PathBuf],
+    jobs: Option<u32>,
+    hold: bool,
+) -> anyhow::Result<ExitCode> {
     let mut command = driver("test")?;
     command.arg(machine.write()?).args(scenarios);
+    if let Some(jobs) = jobs {
+        command.arg("--jobs").arg(jobs.to_string());
+    }
     if hold {
         command.arg("--hold").arg(record()?);
     }

@@ -55,12 +55,15 @@ enum Action {
     },
     /// Stop the machine that `vm up` left running.
     Down,
-    /// Run scenarios of `vm-tests/` (all of them, or those named) in a fresh machine.
+    /// Run scenarios of `vm-tests/` (all of them, or those named) in fresh machines.
     Test {
         #[command(flatten)]
         stage: stage::Options,
         /// Scenarios, as file names without `.py`.
         names: Vec<String>,
+        /// So many machines at once [default: as many as there are processors and memory for, four at most].
+        #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "hold")]
+        jobs: Option<u32>,
         /// After a failure keep the machine until Enter is pressed; meanwhile `vm run` reaches it.
         #[arg(long)]
         hold: bool,
@@ -85,11 +88,11 @@ enum Action {
     },
 }
 
-/// Runs scenarios (all where none is named) in a fresh machine; fails where one fails.
+/// Runs scenarios (all where none is named) in fresh machines; fails where one fails.
 pub(crate) fn test(names: &[String]) -> anyhow::Result<()> {
     let scenarios = driver::scenarios(names)?;
     let tests = driver::tests_wanted(&scenarios)?;
-    let code = driver::test(&prepare(&stage::Options::default(), &tests)?, &scenarios, false)?;
+    let code = driver::test(&prepare(&stage::Options::default(), &tests)?, &scenarios, None, false)?;
     anyhow::ensure!(code == ExitCode::SUCCESS, "a scenario failed; its output above says which and why");
     Ok(())
 }
@@ -118,10 +121,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             driver::run(Some(&prepare(stage, &[])?), command)
         }
         Action::Down => driver::down(),
-        Action::Test { stage, names, hold } => {
+        Action::Test { stage, names, jobs, hold } => {
             let scenarios = driver::scenarios(names)?;
             let tests = driver::tests_wanted(&scenarios)?;
-            driver::test(&prepare(stage, &tests)?, &scenarios, *hold)
+            driver::test(&prepare(stage, &tests)?, &scenarios, *jobs, *hold)
         }
         Action::Broken { stage, names } => {
             let breaks = broken::chosen(names)?;
