@@ -137,7 +137,8 @@ with subtest("a workspace that nobody needs sleeps, gives memory back, and is wo
     machine.succeed("rm /etc/shipote/proxy/rules/idle.json", "shipote proxy reload")
 
 with subtest("it ends with the workspace"):
-    machine.succeed("shipote workspace stop web", "systemctl stop outside secret", "rm /etc/shipote/proxy/rules/web.json")
+    machine.succeed("shipote workspace stop web", "shipote workspace stop app", "systemctl stop outside secret")
+    machine.succeed("rm /etc/shipote/proxy/rules/web.json")
     machine.wait_until_fails("shipote egress list | grep workspace:web", timeout=60)
     machine.succeed("shipote proxy reload")
     changes = machine.succeed("shipote audit --action egress.change --object workspace:web").splitlines()
