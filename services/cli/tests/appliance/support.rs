@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -227,12 +227,12 @@ pub(crate) fn processes_with(needle: &str) -> Vec<i32> {
 }
 
 /// A port that nobody has, nor is given by chance before it is used: it lies below those that the kernel gives connections
-/// and whoever asks for any port.
+/// and whoever asks for any port. Another run of the tests begins elsewhere.
 pub(crate) fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
     loop {
-        let port = NEXT.fetch_add(1, Ordering::Relaxed);
-        assert!(port < 32_000, "all ports are in use");
+        let next = std::process::id().wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(20_000 + next % 12_000).unwrap();
         if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
