@@ -36,8 +36,8 @@ const TOOLS: &[(&str, &str)] = &[
 
 /// The binaries as the tests of the workspace build them, for a build of cargo's to find them up to date.
 ///
-/// A test of its own package is among them because cargo gives the dependencies of what it builds the features that all of
-/// them want together, and those of tests count where there is a test: without it, half the workspace is built twice.
+/// One small test is among them because cargo gives dependencies the features that all it builds want together, and what tests
+/// want counts only where there is a test: without it, half the workspace would be built twice.
 pub(crate) const AS_TESTED: &[&str] = &["--workspace", "--locked", "--bins", "--test", "hostile_table"];
 
 /// wasmtime with what nothing else here has: for hosts that use the linking library by itself.
