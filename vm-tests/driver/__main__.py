@@ -25,18 +25,17 @@ from suite import Suite, install_once, new_machines, wants
 
 # From so many machines on, installing on a disk that all begin with is the shorter way.
 SEVERAL_MACHINES = 3
-# More scenarios than that do not fail by accident. (With two machines at once an emulated kernel died amid its work: one of its
-# processors met code that the other was patching.)
+# More scenarios than that do not fail by accident. (Where machines share processors, an emulated kernel may die amid its work, as
+# it does in boots: `machine.BOOTS`.)
 ACCIDENTS = 3
 # What a machine takes of the host's memory, in KiB: its own 1.5 GiB, what the emulator translates, and some for the rest.
 MEMORY = 3 << 20
-# So many at once are worth their time to boot.
+# More than that would mostly boot: each is one more to start.
 AT_ONCE = 4
 
 
 def fitting():
-    """How many machines this host has the processors and the memory for. One alone leaves a third of two processors idle:
-    what runs in it mostly waits for one of its own, or for the time to pass."""
+    """How many machines this host has the processors and the memory for. One alone left a third of two processors idle."""
     with open("/proc/meminfo") as file:
         available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
     return max(1, min(len(os.sched_getaffinity(0)), available // MEMORY, AT_ONCE))
