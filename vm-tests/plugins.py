@@ -115,13 +115,15 @@ with subtest("a canary that traps goes back by itself and costs no request"):
     ask("trial")
     machine.wait_until_succeeds("test -s /tmp/trial", timeout=120)
     machine.succeed("shipote plugin canary teapot@1.2.0 --share 50%")
-    machine.wait_until_succeeds("shipote audit --action plugin.canary-end | grep -q teapot", timeout=300)
+    machine.wait_until_succeeds("shipote audit --action plugin.canary-end --object teapot@1.2.0 | grep -q teapot", timeout=300)
     runs = answered("trial")
     assert [run.split()[1] for run in runs] == ["451"], runs
     assert versions()["1.2.0"] == (False, 0), versions()
-    why = machine.succeed("journalctl -q -b -o cat --output-fields=SHIPOTE_REASON SHIPOTE_ACTION=plugin.canary-end")
+    # of this version: what other scenarios asked for in this machine is on record, too
+    ended = "SHIPOTE_ACTION=plugin.canary-end SHIPOTE_OBJECT=teapot@1.2.0"
+    why = machine.succeed(f"journalctl -q -b -o cat --output-fields=SHIPOTE_REASON {ended}")
     assert "trapped" in why, why
-    uid = machine.succeed("journalctl -q -b -o cat --output-fields=SHIPOTE_UID SHIPOTE_ACTION=plugin.canary-end").strip()
+    uid = machine.succeed(f"journalctl -q -b -o cat --output-fields=SHIPOTE_UID {ended}").strip()
     assert uid == machine.succeed("id -u shipote-proxy").strip(), "the proxy told the registry"
 
 with subtest("an ordinary user changes nothing, and gets no code"):

@@ -25,8 +25,7 @@ from suite import Suite, install_once, new_machines, wants
 
 # From so many machines on, installing on a disk that all begin with is the shorter way.
 SEVERAL_MACHINES = 3
-# More scenarios than that do not fail by accident. (Where machines share processors, an emulated kernel may die amid its work, as
-# it does in boots: `machine.BOOTS`.)
+# More scenarios than that do not fail by accident.
 ACCIDENTS = 3
 # What a machine takes of the host's memory, in KiB: its own 1.5 GiB, what the emulator translates, and some for the rest.
 MEMORY = 3 << 20

@@ -19,8 +19,8 @@ from process import RunFolder
 # Seconds: default limit of a command and of a wait. A third of the NixOS driver's, which runs on faster machines but
 # has a whole build farm's patience.
 LIMIT = 300
-# Emulated processors patch the kernel's code under one another's feet: now and then a kernel dies of that in its first
-# second (bytes of `sched_clock_cpu` that are half a jump), or hangs. So often such a boot is begun again, and it is said.
+# On a host that is busy an emulated kernel now and then hangs before it has an init, or dies in its first second. So often such
+# a boot is begun again, and it is said.
 BOOTS = 3
 
 

@@ -2,7 +2,7 @@
 //! as PID 1, cgroup v2, polkit, a system bus.
 //!
 //! Three parts: this module builds (image, in [`image`]; the disk with the project's files, in [`stage`]) and writes down
-//! how the machine is started ([`qemu`]); `vm-tests/driver.py` starts it, talks to it and runs the scenarios; [`agent`]
+//! how the machine is started ([`qemu`]); `vm-tests/driver` starts it, talks to it and runs the scenarios; [`agent`]
 //! runs inside and executes commands that arrive over a virtio-serial port.
 //!
 //! Invariant: the cached image is never written to. A machine works on a copy that goes away with it, and it goes away
