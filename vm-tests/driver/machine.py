@@ -19,8 +19,8 @@ from process import RunFolder
 # Seconds: default limit of a command and of a wait. A third of the NixOS driver's, which runs on faster machines but
 # has a whole build farm's patience.
 LIMIT = 300
-# On a host that is busy an emulated kernel now and then hangs before it has an init, or dies in its first second. So often such
-# a boot is begun again, and it is said.
+# A kernel on emulated processors now and then hangs in its first second, or dies there: of two of them, each patches the kernel's
+# code under the other's feet (bytes of `sched_clock_cpu` that are half a jump). So often such a boot is begun again, and it is said.
 BOOTS = 3
 
 

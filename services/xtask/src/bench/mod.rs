@@ -25,6 +25,7 @@ mod harness;
 mod living;
 mod machines;
 mod plugins;
+mod program;
 mod proxy;
 mod report;
 mod run;

@@ -100,7 +100,7 @@ pub(crate) fn test(names: &[String]) -> anyhow::Result<()> {
 /// Runs the scenario `vm-tests/measured/NAME.py` on optimised binaries; gives what it wrote down (`$SHIPOTE_MEASURED`).
 pub(crate) fn measure(name: &str, rounds: u32, binaries: Option<PathBuf>) -> anyhow::Result<String> {
     let scenario = repository()?.join("vm-tests/measured").join(name).with_extension("py");
-    let machine = prepare(&stage::Options::optimised(binaries), &[])?;
+    let machine = prepare_with(&stage::Options::optimised(binaries), &[], qemu::ALONE)?;
     driver::measure(&machine, &scenario, rounds)
 }
 
@@ -142,12 +142,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Everything a machine needs before it can start.
 fn prepare(options: &stage::Options, tests: &[String]) -> anyhow::Result<qemu::Machine> {
+    prepare_with(options, tests, qemu::BESIDE_OTHERS)
+}
+
+/// The same for a machine that has so many processors if it is emulated.
+fn prepare_with(options: &stage::Options, tests: &[String], emulated: u32) -> anyhow::Result<qemu::Machine> {
     host::require_tools()?;
     // the project is compiled first: a compile error should not wait for an image
     let stage = stage::build(options, tests)?;
     let image = image::ensure(false)?;
     let accel = accel::choose(&image)?;
-    qemu::Machine::describe(&image, &stage, accel)
+    qemu::Machine::describe(&image, &stage, accel, emulated)
 }
 
 /// Root of the source tree.

@@ -13,6 +13,13 @@ use super::stage::Stage;
 /// Name of the virtio-serial port that the agent listens on.
 pub(super) const CONTROL_PORT: &str = "shipote.control";
 
+/// Processors of an emulated machine that others run beside. Two, emulated beside those of another, take half as much of the
+/// host again for the same work, and a kernel that patches its own code under the other's feet now and then dies of it.
+pub(super) const BESIDE_OTHERS: u32 = 1;
+
+/// Processors of a machine that has the host to itself, as for a measurement.
+pub(super) const ALONE: u32 = 2;
+
 /// A machine's description. In `argv`, `{run}` stands for the folder of one machine's disk, socket and log.
 #[derive(Debug, Serialize)]
 pub(super) struct Machine {
@@ -32,27 +39,26 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn describe(image: &Image, stage: &Stage, accel: Accel) -> anyhow::Result<Self> {
+    /// A machine with this image and stage; emulated, with so many processors.
+    pub(super) fn describe(image: &Image, stage: &Stage, accel: Accel, emulated: u32) -> anyhow::Result<Self> {
         let mut append = vec![
             "console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 panic=-1 quiet".to_owned(),
             "systemd.show_status=0 systemd.firstboot=no lsm=landlock,yama,bpf".to_owned(),
         ];
         let (cpu, processors) = match accel {
-            Accel::Kvm => ("host", "2"),
+            Accel::Kvm => ("host", ALONE),
             Accel::Tcg => {
                 // A kernel under load gives up calibrating its clock against an emulated timer and hangs.
                 append.push(format!("tsc_early_khz={}", tsc_khz()?));
                 // Nor should it judge the timer's interrupt by when it comes: on a busy host it then hangs for good.
                 append.push("no_timer_check".to_owned());
                 // As for machines: QEMU 7.2 emulates CMPXCHG16B with a fault, and copies of bytes step by step.
-                // One processor: two, emulated beside each other, take half as much of the host again for the same work, and a
-                // kernel that patches its own code under the other's feet now and then dies of it.
-                ("max,-cx16,-erms,-fsrm", "1")
+                ("max,-cx16,-erms,-fsrm", emulated)
             }
         };
         let accel_option = match accel {
             Accel::Kvm => "kvm",
-            Accel::Tcg => "tcg,thread=multi,tb-size=512",
+            Accel::Tcg => "tcg,thread=multi,tb-size=2048",
         };
         // A killed QEMU is a loss of power to the guest: what lay in its memory is gone, what it had handed to the disk is
         // in the host's page cache, which stays. So `unsafe`, which passes no flush on to the host's disk, takes nothing
@@ -60,12 +66,12 @@ impl Machine {
         let root = "file={run}/root.img,if=none,id=root,format=raw,cache=unsafe,discard=unmap";
         let host = format!("file={},if=none,id=host,format=raw,readonly=on", path(stage.disk()));
         let control = format!("virtserialport,chardev=control,name={CONTROL_PORT}");
-        let (kernel, append) = (path(&image.kernel()), append.join(" "));
+        let (kernel, append, processors) = (path(&image.kernel()), append.join(" "), processors.to_string());
         let options: &[(&str, &str)] = &[
             ("-M", "q35"),
             ("-accel", accel_option),
             ("-cpu", cpu),
-            ("-smp", processors),
+            ("-smp", &processors),
             ("-m", "1536"),
             ("-display", "none"),
             ("-serial", "file:{run}/console.log"),

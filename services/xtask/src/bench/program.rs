@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::super::harness::Block;
+use super::harness::Block;
 
 /// Units that are looked at together: of one alone, a nanosecond would be much.
-const TOGETHER: f64 = 1000.0;
+pub(super) const TOGETHER: f64 = 1000.0;
 
 /// The program, running.
 pub(super) struct Program {
