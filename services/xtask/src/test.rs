@@ -3,16 +3,15 @@
 //! Each step is a program; the first that fails ends the run, and its output says why. What a step needs is installed
 //! where that is possible (root and apt; crates.io), else the error says exactly what to run.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Parser;
 
-use crate::plugin;
 use crate::vm::{self, host, repository};
+use crate::{image, plugin};
 
 /// Programs that the tests drive, and the Debian packages that have them.
 const TOOLS: &[(&str, &str)] = &[
@@ -44,18 +43,11 @@ pub(crate) const AS_TESTED: &[&str] = &["--workspace", "--locked", "--bins", "--
 /// wasmtime with what nothing else here has: for hosts that use the linking library by itself.
 const ASYNC_FUNCTIONS: &str = "shipote-link/async-functions";
 
-/// The only test that needs it.
-const ASYNC_TARGET: &str = "async_functions";
+/// Tells tests where the machines' image is. (What tells services would tell those of tests that are about having none.)
+const TEST_IMAGE: &str = "SHIPOTE_TEST_IMAGE";
 
 /// GB of the disk that a run from a clean clone takes, as measured with `CARGO_INCREMENTAL=0`.
 const FROM_EMPTY: u64 = 12;
-
-/// The target whose tests take longest: those of the whole appliance.
-const LONGEST: &str = "appliance";
-
-/// All other targets but [`ASYNC_TARGET`]. Cargo takes patterns, and has no word for all but these: no other's name may begin
-/// as theirs do.
-const OTHERS: &[&str] = &["--lib", "--bins", "--test", "[!a]*", "--test", "a[!ps]*"];
 
 /// More targets than that do not fail by accident.
 const ACCIDENTS: usize = 2;
@@ -108,7 +100,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Step::Clippy => {
                 cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
                 // The library with it, and the only test that needs it: little is compiled for this.
-                let with = ["--features", ASYNC_FUNCTIONS, "--test", ASYNC_TARGET];
+                let with = ["--features", ASYNC_FUNCTIONS, "--test", "async_functions"];
                 cargo(&[&["clippy", "--workspace", "--locked"], &with[..], &["--", "-D", "warnings"]].concat())?;
             }
             Step::Doc => run_step(
@@ -118,7 +110,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 host::require("test", TOOLS, None)?;
                 cargo(&[&["build"], AS_TESTED].concat())?;
                 again = tests()?;
-                let with = ["--features", ASYNC_FUNCTIONS, "--test", ASYNC_TARGET];
+                let with = ["--features", ASYNC_FUNCTIONS, "--test", "async_functions"];
                 cargo(&[&["test", "--workspace", "--locked"], &with[..]].concat())?;
             }
             // The author's kit, from the source to the request.
@@ -140,58 +132,39 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// Runs all tests; gives the targets of which something failed and passed at a second attempt.
 ///
-/// The target that takes longest runs beside all others: it waits half of the time, and many of them have but one test.
-///
 /// What is broken fails each time. What fails once, among hundreds of processes on two processors, is said and does not end
 /// the run: an hour of it would otherwise be worth as much as its unluckiest moment.
 fn tests() -> anyhow::Result<Vec<String>> {
-    cargo(&["test", "--workspace", "--locked", "--no-run", "--tests"])?;
-    let (longest, others) = thread::scope(|scope| {
-        let longest = scope.spawn(|| targets(&format!("{LONGEST}: "), &["--test", LONGEST]));
-        let others = targets("", OTHERS);
-        (longest.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), others)
-    });
-    let failed = [longest?, others?].concat();
-    if failed.len() > ACCIDENTS {
-        bail!("tests failed in {}; the output above says why", failed.join(", "));
+    // Made here, once: a test that needs machines has it made itself, by a cargo that knows of the test's package, for which the
+    // build scripts of some dependencies run again (see `crate::cargo`), and half a minute or two of compiling with them.
+    let image = image::ensure(false)?;
+    let mut command = cargo_command(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
+    command.env(TEST_IMAGE, &image);
+    let shown = format!("{command:?}");
+    let mut child = command.stderr(Stdio::piped()).spawn().with_context(|| format!("run {shown}"))?;
+    let mut failed = Vec::new();
+    if let Some(errors) = child.stderr.take() {
+        for line in BufReader::new(errors).split(b'\n') {
+            let line = String::from_utf8_lossy(&line.context("read what cargo says")?).into_owned();
+            eprintln!("{line}");
+            failed.extend(failed_target(&line).map(str::to_owned));
+        }
+    }
+    let status = child.wait().with_context(|| format!("wait for {shown}"))?;
+    if status.success() {
+        return Ok(Vec::new());
+    }
+    if failed.is_empty() || failed.len() > ACCIDENTS {
+        bail!("{shown} failed: {status}; its output above says why");
     }
     for target in &failed {
         eprintln!("== Test: {target} once more, alone");
         // Without the package: with it alone, its dependencies would be compiled again, with fewer features.
         let kind: Vec<&str> = target.split(' ').skip(2).collect();
-        cargo(&[&["test", "--workspace", "--locked"], &kind[..]].concat())?;
-    }
-    cargo(&["test", "--workspace", "--locked", "--doc"])?;
-    Ok(failed)
-}
-
-/// Runs the tests of some targets, each line of the output behind `name`; gives the targets of which something failed.
-fn targets(name: &str, which: &[&str]) -> anyhow::Result<Vec<String>> {
-    let mut command = cargo_command(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
-    command.args(which).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let shown = format!("{command:?}");
-    let mut child = command.spawn().with_context(|| format!("run {shown}"))?;
-    let (output, errors) = (child.stdout.take(), child.stderr.take());
-    let mut failed = Vec::new();
-    thread::scope(|scope| {
-        scope.spawn(|| each_line(output, |line| println!("{name}{line}")));
-        each_line(errors, |line| {
-            eprintln!("{name}{line}");
-            failed.extend(failed_target(line).map(str::to_owned));
-        });
-    });
-    let status = child.wait().with_context(|| format!("wait for {shown}"))?;
-    if !status.success() && failed.is_empty() {
-        bail!("{shown} failed: {status}; its output above says why");
+        let again = [&["test", "--workspace", "--locked"], &kind[..]].concat();
+        run_step(cargo_command(&again)?.env(TEST_IMAGE, &image))?;
     }
     Ok(failed)
-}
-
-/// Calls `take` with each line of what a program says, until it says no more.
-fn each_line(from: Option<impl Read>, mut take: impl FnMut(&str)) {
-    for line in from.map(BufReader::new).into_iter().flat_map(|from| from.split(b'\n')).map_while(Result::ok) {
-        take(&String::from_utf8_lossy(&line));
-    }
 }
 
 /// The target that a line of cargo's list of failed ones names: `-p PACKAGE --test NAME`.
@@ -249,21 +222,6 @@ fn run_step(command: &mut Command) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_target_is_left_out() {
-        let root = repository().unwrap();
-        let folders = ["services", "services/shared"].map(|below| std::fs::read_dir(root.join(below)).unwrap());
-        let packages = folders.into_iter().flatten().map(|entry| entry.unwrap().path().join("tests"));
-        let mut targets: Vec<String> = packages
-            .filter_map(|tests| tests.read_dir().ok())
-            .flatten()
-            .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
-            .filter(|name| name.starts_with("ap") || name.starts_with("as"))
-            .collect();
-        targets.sort();
-        assert_eq!(targets, [LONGEST, ASYNC_TARGET]);
-    }
 
     #[test]
     fn cargos_list_of_failed_targets_is_read() {

@@ -194,8 +194,11 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The folder of the machines' image, from the project's cache or built now.
+/// The folder of the machines' image: `cargo xtask test` says where; else from the project's cache or built now.
 pub(crate) fn image() -> PathBuf {
+    if let Some(folder) = std::env::var_os("SHIPOTE_TEST_IMAGE") {
+        return folder.into();
+    }
     let output = Command::new(env!("CARGO"))
         .args(["run", "--quiet", "--package", "xtask", "--", "image"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))

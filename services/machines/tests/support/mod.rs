@@ -21,7 +21,7 @@ use smolvm_protocol_0::{AgentRequest, AgentResponse};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-/// The image, from `SHIPOTE_MACHINE_IMAGE`, else from the cache or built now; `None` where there is no QEMU to boot it.
+/// The image, from `SHIPOTE_TEST_IMAGE` (`cargo xtask test`) or `SHIPOTE_MACHINE_IMAGE`, else from the cache or built now; `None` where there is no QEMU to boot it.
 pub(crate) fn image() -> Option<PathBuf> {
     let found =
         std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|d| d.join("qemu-system-x86_64").exists());
@@ -29,7 +29,8 @@ pub(crate) fn image() -> Option<PathBuf> {
         eprintln!("skipped: there is no qemu-system-x86_64 on the PATH");
         return None;
     }
-    if let Some(dir) = std::env::var_os("SHIPOTE_MACHINE_IMAGE") {
+    let named = ["SHIPOTE_TEST_IMAGE", "SHIPOTE_MACHINE_IMAGE"].into_iter().find_map(std::env::var_os);
+    if let Some(dir) = named {
         return Some(dir.into());
     }
     let output = Command::new(env!("CARGO"))
