@@ -27,8 +27,8 @@ from suite import Suite, install_once, new_machines, wants
 SEVERAL_MACHINES = 3
 # More scenarios than that do not fail by accident.
 ACCIDENTS = 3
-# What a machine takes of the host's memory, in KiB: its own 1.5 GiB, up to 2 of what the emulator translates, and some for the rest.
-MEMORY = 4 << 20
+# What a machine takes of the host's memory, in KiB: its own 1.5 GiB, what the emulator translates, and some for the rest.
+MEMORY = 3 << 20
 # More than that would mostly boot: each is one more to start.
 AT_ONCE = 4
 

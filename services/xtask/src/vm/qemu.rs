@@ -58,7 +58,7 @@ impl Machine {
         };
         let accel_option = match accel {
             Accel::Kvm => "kvm",
-            Accel::Tcg => "tcg,thread=multi,tb-size=2048",
+            Accel::Tcg => "tcg,thread=multi,tb-size=512",
         };
         // A killed QEMU is a loss of power to the guest: what lay in its memory is gone, what it had handed to the disk is
         // in the host's page cache, which stays. So `unsafe`, which passes no flush on to the host's disk, takes nothing
