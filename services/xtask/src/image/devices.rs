@@ -48,8 +48,6 @@ impl Device {
             .env("CARGO_TARGET_DIR", &build)
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "2")
-            // virtiofsd asks for all of it, on one processor
-            .env("CARGO_PROFILE_RELEASE_LTO", "thin")
             .env("CARGO_PROFILE_RELEASE_STRIP", "true")
             .current_dir(cache);
         host::run(&mut command).with_context(|| format!("build {name}"))?;

@@ -20,7 +20,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::thread;
 
 use anyhow::Context;
 use clap::Parser;
@@ -89,14 +88,8 @@ pub(crate) fn ensure(refresh: bool) -> anyhow::Result<PathBuf> {
     // Two builds at once would do the work twice: the second waits and then finds what the first made.
     lock.lock().context("lock the cache")?;
     let packages = packages::ensure(&cache, refresh)?;
-    // The last crate of each build has one processor to do; side by side, another's crates have the others.
-    let (program, vsock, volumes) = thread::scope(|scope| {
-        let program = scope.spawn(agent::read);
-        let vsock = scope.spawn(|| devices::VSOCK.ensure(&cache));
-        let volumes = scope.spawn(|| devices::VOLUMES.ensure(&cache));
-        (result(program), result(vsock), result(volumes))
-    });
-    let (program, programs) = (program?, [vsock?, volumes?]);
+    let program = agent::read()?;
+    let programs = [devices::VSOCK.ensure(&cache)?, devices::VOLUMES.ensure(&cache)?];
     let versions = [devices::VSOCK.version, devices::VOLUMES.version];
     let key = key(&[&LAYOUT.to_le_bytes(), packages.name().as_bytes(), versions.join(" ").as_bytes(), &program]);
     let image = cache.join(format!("image-{key}"));
@@ -112,11 +105,6 @@ pub(crate) fn ensure(refresh: bool) -> anyhow::Result<PathBuf> {
     }
     point(&cache.join("current"), &image)?;
     Ok(image)
-}
-
-/// What a thread came to; its panic is ours.
-fn result<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// The newest image in the cache, if one was ever built.
