@@ -1,5 +1,5 @@
 //! What the proxy adds to a plugin's call and to loading it, and the same straight on wasmtime. `cargo xtask bench
-//! plugins` asks it, and `cargo xtask bench proxy` for the call that its requests take.
+//! plugins` asks it.
 //!
 //! `echo request | cargo run --release -p shipote-proxy --example plugin_cost` does one block: units, wall and CPU
 //! nanoseconds.
@@ -46,17 +46,12 @@ fn cases(engine: &Engine, code: &PluginCode) -> Vec<Case> {
     let loader = Caller::new(code, "l7-request").unwrap();
     let input = request();
     let (mut store, handle) = straight(engine, code);
-    let (mut head_store, head_handle) = straight(engine, code);
-    let (ours, theirs, head) = (input.clone(), input.clone(), L7RequestInput { body: None, ..input });
+    let (ours, theirs) = (input.clone(), input);
     let (bytes, code, engine) = (code.code.clone(), code.clone(), engine.clone());
     vec![
         Case::new("request", 5_000, move || assert!(black_box(caller.request(&ours)))),
         Case::new("request-straight", 5_000, move || {
             let answer = handle.call(&mut store, ("l7-request", L7RequestRef::from(&theirs))).unwrap();
-            assert!(matches!(black_box(answer.0), Ok(L7RequestDecision::Continue)));
-        }),
-        Case::new("head-straight", 5_000, move || {
-            let answer = head_handle.call(&mut head_store, ("l7-request", L7RequestRef::from(&head))).unwrap();
             assert!(matches!(black_box(answer.0), Ok(L7RequestDecision::Continue)));
         }),
         Case::new("load", 50, move || loader.load(&code).unwrap()),

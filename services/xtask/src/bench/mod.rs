@@ -25,7 +25,6 @@ mod harness;
 mod living;
 mod machines;
 mod plugins;
-mod program;
 mod proxy;
 mod report;
 mod run;

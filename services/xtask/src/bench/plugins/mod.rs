@@ -4,20 +4,20 @@
 //! Calls are measured in programs of their own, one for each engine, which do a block when they are told to: the proxy's
 //! and the linking library's examples, and a package with `wasm-link` and the older wasmtime that it needs.
 
+mod program;
 mod start;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 
+use self::program::Program;
 use super::harness::{Block, Claim, Figure, Series, interleave};
-use super::program::Program;
 use super::{Outcome, Setting};
 use crate::appliance::{cargo_build, target};
 
 const LINK: &str = "link_cost";
-/// The proxy's example.
-pub(super) const PROXY: &str = "plugin_cost";
+const PROXY: &str = "plugin_cost";
 const RIVAL: &str = "wasm-link-cost";
 
 /// A case of a program.

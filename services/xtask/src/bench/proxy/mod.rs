@@ -18,8 +18,7 @@ use self::load::Load;
 use self::ours::{Ours, Ports};
 use super::accounting::{resident, tree};
 use super::harness::{Block, Claim, Figure, Row, Series, budget, interleave};
-use super::program::{Program, TOGETHER};
-use super::{Outcome, Setting, plugins};
+use super::{Outcome, Setting};
 use crate::appliance;
 
 /// How long a contender is driven in a round.
@@ -36,9 +35,6 @@ const EVERY: Duration = Duration::from_millis(200);
 const REST: f64 = 16.0 * 1024.0 * 1024.0;
 const EACH: f64 = 8.0 * 1024.0;
 const PLUGIN: f64 = 5e-6;
-/// The 5 µs beside the 2.6 that the bare call took on the machine that they were set for: what a plugin may cost in a request
-/// by what its call costs on whatever machine this is.
-const PLUGIN_BY_CALL: f64 = 5.0 / 2.6;
 
 const NGINX: &str = "nginx, one worker";
 const HAPROXY: &str = "haproxy, one thread";
@@ -120,17 +116,9 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     let call = |port| load::wrk(&http(port, "small"), SECONDS, &headers);
     let (plugin, _) = drive(setting, &[(ours.pid, plugin), (ours.pid, plain)], call)?;
     let added = plugin[0].cpu().as_secs_f64() - plugin[1].cpu().as_secs_f64();
+    notes.push(format!("a stateless l7-request plugin adds {:.1} µs of CPU to a request of 20 headers", added * 1e6));
     let what = "CPU that a stateless l7-request plugin adds to a request of 20 headers";
     rows.push(budget("proxy-plugin", what, "5 µs", added / PLUGIN, setting.rounds as usize));
-    let bare = bare_call(setting)?;
-    let against = "1.92 times the same call straight on wasmtime (5 µs where that takes 2.6)";
-    let part = added / (bare * PLUGIN_BY_CALL);
-    rows.push(budget("proxy-plugin-call", "the same", against, part, setting.rounds as usize));
-    notes.push(format!(
-        "a stateless l7-request plugin adds {:.1} µs of CPU to a request of 20 headers; its call straight on wasmtime takes {:.1}",
-        added * 1e6,
-        bare * 1e6
-    ));
 
     rows.push(budget("proxy-memory", "memory of the proxy at rest", "16 MiB", rest as f64 / REST, 1));
     let each = idle_connection(&ours, plain)?;
@@ -143,21 +131,6 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     rows.push(reload(setting, &ours, plain)?);
     ours.appliance.stop()?;
     Ok(Outcome { rows, notes })
-}
-
-/// Seconds of CPU that the call of such a plugin takes without a proxy around it.
-fn bare_call(setting: &Setting) -> anyhow::Result<f64> {
-    let folder = match &setting.binaries {
-        Some(folder) => folder.clone(),
-        None => {
-            let words = ["--package", "shipote-proxy", "--example", plugins::PROXY];
-            appliance::cargo_build("release", |cargo| cargo.args(words))?;
-            appliance::target()?.join("release")
-        }
-    };
-    let mut program = Program::start(plugins::PROXY, &folder.join("examples").join(plugins::PROXY))?;
-    let calls = interleave(setting.rounds, 1, |_| program.block("head-straight"))?;
-    Ok(calls[0].cpu().as_secs_f64() / TOGETHER)
 }
 
 fn http(port: u16, body: &str) -> String {

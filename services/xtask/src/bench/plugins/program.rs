@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::harness::Block;
+use super::super::harness::Block;
 
 /// Units that are looked at together: of one alone, a nanosecond would be much.
-pub(super) const TOGETHER: f64 = 1000.0;
+const TOGETHER: f64 = 1000.0;
 
 /// The program, running.
 pub(super) struct Program {
