@@ -21,7 +21,8 @@ use smolvm_protocol_0::{AgentRequest, AgentResponse};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-/// The image, from `SHIPOTE_TEST_IMAGE` (`cargo xtask test`) or `SHIPOTE_MACHINE_IMAGE`, else from the cache or built now; `None` where there is no QEMU to boot it.
+/// The image, from `SHIPOTE_TEST_IMAGE` (`cargo xtask test`) or `SHIPOTE_MACHINE_IMAGE`, else from the cache or built now;
+/// `None` where there is no QEMU to boot it.
 pub(crate) fn image() -> Option<PathBuf> {
     let found =
         std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|d| d.join("qemu-system-x86_64").exists());
