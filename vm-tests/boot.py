@@ -1,5 +1,6 @@
 # The four services run from their own unit files, confined, none of them as root, and answer on the system bus.
 # machine: fresh
+# minutes: 4
 
 import json
 

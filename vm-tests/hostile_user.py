@@ -1,6 +1,7 @@
 # Every method of every service, tried by people who should not: nobody, an ordinary user, and a member of the group
 # shipote, who may run work and nothing more. And by root, so that no call is refused because it was written down wrongly
 # here. What the services offer is asked of them: a method without a row below fails, and so does a polkit action.
+# minutes: 7
 
 import re
 import xml.etree.ElementTree as xml

@@ -1,6 +1,7 @@
 # Two hosts with the appliance: the proxy of one is the only way to the workspaces on it, and the list of a workspace on the
 # other is all that it reaches.
 # machines: client gateway
+# minutes: 5
 
 import json
 

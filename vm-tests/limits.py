@@ -1,6 +1,7 @@
 # Limits that the kernel holds: each is reached once, the command's result names it, the figures show it, and no control
 # group is left behind. Under the unit's own hardening, with control groups delegated by systemd.
 # machine: fresh
+# minutes: 4
 
 import json
 

@@ -1,6 +1,7 @@
 # The power goes while everything is being written to. What a service had answered for is there afterwards, nothing that
 # is there is torn, every service starts, and the audit trail goes on.
 # machine: fresh
+# minutes: 5
 
 import json
 import re

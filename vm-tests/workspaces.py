@@ -1,5 +1,6 @@
 # Commands and pipelines in workspaces, under the unit's hardening; who may ask for them; what they cannot reach; and that
 # nothing of them is left behind.
+# minutes: 3
 
 import json
 
@@ -32,11 +33,15 @@ def count(command):
     return int(machine.succeed(command))
 
 
+# A group may end between being found and being read.
+PROCESSES = f"{{ find {CGROUP} -name cgroup.procs -exec cat {{}} + 2>/dev/null || true; }} | wc -l"
+
+
 def leftovers():
     """Processes of the unit, descriptors and mounts of the service."""
     pid = machine.succeed(f"systemctl show -P MainPID {UNIT}").strip()
     return (
-        count(f"find {CGROUP} -name cgroup.procs -exec cat {{}} + | wc -l"),
+        count(PROCESSES),
         count(f"ls /proc/{pid}/fd | wc -l"),
         count(f"wc -l < /proc/{pid}/mountinfo"),
     )
@@ -192,8 +197,8 @@ with subtest("every change is a journal record with its author, also a refused o
 with subtest("after many commands, one by one and at once, nothing is left"):
     machine.succeed("shipote run -- true")
     before = leftovers()
-    machine.succeed("for i in $(seq 20); do shipote run -- true; done")
-    machine.succeed("pids=; for i in $(seq 20); do shipote run -- sh -c 'echo x' & pids+=\" $!\"; done; for p in $pids; do wait $p; done")
-    machine.wait_until_succeeds(f"test $(find {CGROUP} -name cgroup.procs -exec cat {{}} + | wc -l) -le {before[0]}", timeout=30)
+    machine.succeed("for i in $(seq 10); do shipote run -- true; done")
+    machine.succeed("pids=; for i in $(seq 10); do shipote run -- sh -c 'echo x' & pids+=\" $!\"; done; for p in $pids; do wait $p; done")
+    machine.wait_until_succeeds(f"test $({PROCESSES}) -le {before[0]}", timeout=60)
     after = leftovers()
     assert all(now <= then for now, then in zip(after, before)), (before, after)

@@ -1,5 +1,6 @@
 # A machine in the machine: shipote-machines under systemd with QEMU and the package of its guest, and what the others make of
 # it. The processor is emulated twice or, where the outer QEMU has SVM, by the inner kernel's KVM.
+# minutes: 5
 
 import json
 import time

@@ -1,6 +1,7 @@
 # The sandbox's own tests on a kernel with cgroup v2 and a service manager that delegates a subtree of it, which the
 # machines that compile rarely have: as root, and as an ordinary user.
 # tests of: shipote-sandbox
+# minutes: 8
 
 start_all()
 machine.wait_for_unit("multi-user.target")

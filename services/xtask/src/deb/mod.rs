@@ -17,7 +17,7 @@ use crate::install::{self, Profile};
 use crate::vm::{host, repository};
 
 /// Programs that packing needs, and the Debian packages that have them.
-const TOOLS: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("dpkg-shlibdeps", "dpkg-dev"), ("objdump", "binutils")];
+const TOOLS: &[(&str, &str)] = &[("dpkg-deb", "dpkg"), ("dpkg-shlibdeps", "dpkg-dev"), ("strip", "binutils")];
 
 /// Where the machines' service looks for what machines are started with (`shipote_bus::paths::MACHINE_IMAGE_DIR`).
 const MACHINE_IMAGE: &str = "usr/lib/shipote/machine";
@@ -88,6 +88,10 @@ pub(crate) fn build(output: &Path, profile: &Profile, compression: Compression) 
     install::install(&root, profile)?;
     let programs = fs::read_dir(root.join("usr/bin"))?.map(|program| Ok(program?.path()));
     let programs: Vec<PathBuf> = programs.collect::<anyhow::Result<_>>()?;
+    if profile.is_debug() {
+        // More than half of half a gigabyte, of which an emulated machine hashes and writes every byte.
+        host::run(Command::new("strip").args(&programs))?;
+    }
     let mut packed = vec![SERVICES.pack(services.path(), &programs, output, compression)?];
 
     if cfg!(target_arch = "x86_64") {

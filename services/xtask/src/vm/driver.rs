@@ -156,6 +156,10 @@ const SCENARIOS: &[&str] = &["vm-tests", "vm-tests/debian"];
 /// Before the names of the packages whose tests a scenario runs.
 const TESTS_OF: &str = "# tests of: ";
 
+/// Before the minutes that a scenario takes, where it takes long. Of all, the longest begin first: what is left at the end then
+/// keeps no machine waiting for long beside one that still works.
+const MINUTES: &str = "# minutes: ";
+
 /// Paths of the scenarios named, or of all.
 pub(super) fn scenarios(names: &[String]) -> anyhow::Result<Vec<PathBuf>> {
     let root = super::repository()?;
@@ -169,7 +173,14 @@ pub(super) fn scenarios(names: &[String]) -> anyhow::Result<Vec<PathBuf>> {
         all.append(&mut paths);
     }
     if names.is_empty() {
-        return Ok(all);
+        let minutes = |path: &Path| -> anyhow::Result<u32> {
+            let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+            let Some(minutes) = text.lines().find_map(|line| line.strip_prefix(MINUTES)) else { return Ok(0) };
+            minutes.parse().with_context(|| format!("{}: {MINUTES}{minutes}", path.display()))
+        };
+        let mut timed = all.into_iter().map(|path| Ok((minutes(&path)?, path))).collect::<anyhow::Result<Vec<_>>>()?;
+        timed.sort_by_key(|(minutes, _)| std::cmp::Reverse(*minutes));
+        return Ok(timed.into_iter().map(|(_, path)| path).collect());
     }
     names
         .iter()

@@ -20,6 +20,17 @@ pub(super) const BESIDE_OTHERS: u32 = 1;
 /// Processors of a machine that has the host to itself, as for a measurement.
 pub(super) const ALONE: u32 = 2;
 
+/// Modules that an emulated machine is spared.
+const NOT_LOADED: &[&str] = &[
+    "aesni_intel",
+    "crc32_pclmul",
+    "crct10dif_pclmul",
+    "ghash_clmulni_intel",
+    "sha1_ssse3",
+    "sha256_ssse3",
+    "sha512_ssse3",
+];
+
 /// A machine's description. In `argv`, `{run}` stands for the folder of one machine's disk, socket and log.
 #[derive(Debug, Serialize)]
 pub(super) struct Machine {
@@ -52,6 +63,8 @@ impl Machine {
                 append.push(format!("tsc_early_khz={}", tsc_khz()?));
                 // Nor should it judge the timer's interrupt by when it comes: on a busy host it then hangs for good.
                 append.push("no_timer_check".to_owned());
+                // Ciphers for a processor's own instructions, which none is used for here: seconds of a boot.
+                append.push(format!("modprobe.blacklist={}", NOT_LOADED.join(",")));
                 // As for machines: QEMU 7.2 emulates CMPXCHG16B with a fault, and copies of bytes step by step.
                 ("max,-cx16,-erms,-fsrm", emulated)
             }
@@ -68,7 +81,7 @@ impl Machine {
         let control = format!("virtserialport,chardev=control,name={CONTROL_PORT}");
         let (kernel, append, processors) = (path(&image.kernel()), append.join(" "), processors.to_string());
         let options: &[(&str, &str)] = &[
-            ("-M", "q35"),
+            ("-M", "q35,sata=off"),
             ("-accel", accel_option),
             ("-cpu", cpu),
             ("-smp", &processors),
