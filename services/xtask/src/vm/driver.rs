@@ -210,3 +210,19 @@ pub(super) fn tests_wanted(scenarios: &[PathBuf]) -> anyhow::Result<Vec<String>>
     packages.dedup();
     Ok(packages)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_all_scenarios_the_longest_begin_first_and_those_named_as_named() {
+        let stem = |path: &PathBuf| path.file_stem().unwrap().to_string_lossy().into_owned();
+        let all: Vec<String> = scenarios(&[]).unwrap().iter().map(stem).collect();
+        let place = |name: &str| all.iter().position(|other| other == name).unwrap();
+        assert_eq!(all[0], "sandbox", "{all:?}");
+        assert!(place("package") < place("limits") && place("limits") < place("audit"), "{all:?}");
+        let named = scenarios(&["audit".to_owned(), "sandbox".to_owned()]).unwrap();
+        assert_eq!(named.iter().map(stem).collect::<Vec<_>>(), ["audit", "sandbox"]);
+    }
+}
