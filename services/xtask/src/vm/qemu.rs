@@ -13,6 +13,9 @@ use super::stage::Stage;
 /// Name of the virtio-serial port that the agent listens on.
 pub(super) const CONTROL_PORT: &str = "shipote.control";
 
+/// Names another QEMU than the installed one.
+const PROGRAM: &str = "SHIPOTE_VM_QEMU";
+
 /// Processors of an emulated machine that others run beside. Two, emulated beside those of another, take half as much of the
 /// host again for the same work, and a kernel that patches its own code under the other's feet now and then dies of it.
 pub(super) const BESIDE_OTHERS: u32 = 1;
@@ -101,7 +104,9 @@ impl Machine {
             ("-chardev", "socket,id=control,path={run}/control.sock,server=on,wait=off"),
             ("-device", &control),
         ];
-        let argv = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot"]
+        let program = std::env::var(PROGRAM).ok().filter(|program| !program.is_empty());
+        let program = program.as_deref().unwrap_or("qemu-system-x86_64");
+        let argv = [program, "-nodefaults", "-no-user-config", "-no-reboot"]
             .into_iter()
             .chain(options.iter().flat_map(|(name, value)| [*name, *value]))
             .map(str::to_owned)
