@@ -65,7 +65,7 @@ EOF"""
 
 with subtest("exit statuses and logs are whole"):
     machine.succeed("shipote run -w many -- touch /work/go")
-    machine.wait_until_succeeds("test $(shipote ps --json | grep -o '\"state\":\"running\"' | wc -l) -eq 0", timeout=240)
+    machine.wait_until_succeeds("seen=$(shipote ps --json); ! grep -q '\"state\":\"running\"' <<< \"$seen\"", timeout=240)
     ended = commands()
     for n, id in enumerate(ids):
         assert (ended[id]["exit_status"], ended[id]["reason"]) == (n % 7, "exited"), ended[id]

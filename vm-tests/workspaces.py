@@ -33,8 +33,8 @@ def count(command):
     return int(machine.succeed(command))
 
 
-# A group may end between being found and being read.
-PROCESSES = f"{{ find {CGROUP} -name cgroup.procs -exec cat {{}} + 2>/dev/null || true; }} | wc -l"
+# A group may end between being found and being read; that of the unit is there.
+PROCESSES = f"test -d {CGROUP} && {{ find {CGROUP} -name cgroup.procs -exec cat {{}} + 2>/dev/null || true; }} | wc -l"
 
 
 def leftovers():
