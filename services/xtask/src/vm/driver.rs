@@ -173,11 +173,6 @@ pub(super) fn scenarios(names: &[String]) -> anyhow::Result<Vec<PathBuf>> {
         all.append(&mut paths);
     }
     if names.is_empty() {
-        let minutes = |path: &Path| -> anyhow::Result<u32> {
-            let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-            let Some(minutes) = text.lines().find_map(|line| line.strip_prefix(MINUTES)) else { return Ok(0) };
-            minutes.parse().with_context(|| format!("{}: {MINUTES}{minutes}", path.display()))
-        };
         let mut timed = all.into_iter().map(|path| Ok((minutes(&path)?, path))).collect::<anyhow::Result<Vec<_>>>()?;
         timed.sort_by_key(|(minutes, _)| std::cmp::Reverse(*minutes));
         return Ok(timed.into_iter().map(|(_, path)| path).collect());
@@ -192,6 +187,15 @@ pub(super) fn scenarios(names: &[String]) -> anyhow::Result<Vec<PathBuf>> {
             })
         })
         .collect()
+}
+
+/// The minutes that a scenario says it takes; 0 where it says nothing.
+fn minutes(path: &Path) -> anyhow::Result<u32> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let Some(minutes) = text.lines().find_map(|line| line.strip_prefix(MINUTES)) else { return Ok(0) };
+    minutes
+        .parse()
+        .with_context(|| format!("read the minutes of {}: {minutes:?} is none; write `{MINUTES}8`", path.display()))
 }
 
 /// Packages whose test binaries the scenarios want in the machine.
