@@ -89,7 +89,7 @@ pub(crate) fn build(output: &Path, profile: &Profile, compression: Compression) 
     let programs = fs::read_dir(root.join("usr/bin"))?.map(|program| Ok(program?.path()));
     let programs: Vec<PathBuf> = programs.collect::<anyhow::Result<_>>()?;
     if profile.is_debug() {
-        // More than half of half a gigabyte, of which an emulated machine hashes and writes every byte.
+        // About half of what an emulated machine would hash and write, byte by byte.
         host::run(Command::new("strip").args(&programs))?;
     }
     let mut packed = vec![SERVICES.pack(services.path(), &programs, output, compression)?];

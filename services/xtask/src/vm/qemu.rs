@@ -23,7 +23,7 @@ pub(super) const BESIDE_OTHERS: u32 = 1;
 /// Processors of a machine that has the host to itself, as for a measurement.
 pub(super) const ALONE: u32 = 2;
 
-/// Modules that an emulated machine is spared.
+/// Modules that an emulated machine is spared: checksums and ciphers in instructions that are emulated as well.
 const NOT_LOADED: &[&str] = &[
     "aesni_intel",
     "crc32_pclmul",
@@ -66,7 +66,6 @@ impl Machine {
                 append.push(format!("tsc_early_khz={}", tsc_khz()?));
                 // Nor should it judge the timer's interrupt by when it comes: on a busy host it then hangs for good.
                 append.push("no_timer_check".to_owned());
-                // Ciphers for a processor's own instructions, which none is used for here: seconds of a boot.
                 append.push(format!("modprobe.blacklist={}", NOT_LOADED.join(",")));
                 // As for machines: QEMU 7.2 emulates CMPXCHG16B with a fault, and copies of bytes step by step.
                 ("max,-cx16,-erms,-fsrm", emulated)
