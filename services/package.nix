@@ -12,12 +12,6 @@ rustPlatform.buildRustPackage {
   src = import ./source.nix { inherit lib; };
   cargoLock.lockFile = ../Cargo.lock;
 
-  # As the profile `dist`, which is for what packages ship.
-  env = {
-    CARGO_PROFILE_RELEASE_LTO = "thin";
-    CARGO_PROFILE_RELEASE_CODEGEN_UNITS = "4";
-  };
-
   buildPhase = ''
     runHook preBuild
     export CARGO_BUILD_JOBS=$NIX_BUILD_CORES

@@ -63,7 +63,7 @@ pub(crate) struct Args {
 /// Where the binaries are from.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Profile {
-    /// With optimisation.
+    /// With optimisation, as packages ship it: profile `dist`, which takes long to compile.
     #[arg(long)]
     release: bool,
     /// Take optimised binaries of this folder instead of compiling any.
@@ -143,7 +143,7 @@ fn compile(profile: &Profile) -> anyhow::Result<Vec<PathBuf>> {
     let mut words = vec!["build"];
     if profile.release {
         words.extend(PACKAGES.iter().flat_map(|package| ["--package", package]));
-        words.push("--release");
+        words.extend(["--profile", "dist"]);
     } else {
         words.extend(AS_TESTED);
     }

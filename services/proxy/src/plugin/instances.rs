@@ -304,10 +304,10 @@ fn guarded<T>(
 ) -> (Result<T, Trouble>, bool) {
     site.calls.fetch_add(1, Relaxed);
     let _running = site.ticker.begin();
-    // The epoch may move on at once, so one tick more is what makes it at least the deadline.
     let begun = Instant::now();
     live.store.data_mut().begin(begun);
-    live.store.set_epoch_deadline(site.deadline + 1);
+    // The first tick has it ask how much of its time is left.
+    live.store.set_epoch_deadline(1);
     site.busy.fetch_add(1, Relaxed);
     let answer = refuel(site, &mut live.store).and_then(|()| f(live));
     site.busy.fetch_sub(1, Relaxed);
@@ -398,7 +398,7 @@ fn start(site: &Arc<Site>) -> Result<Live, Trouble> {
         0 => Ok(UpdateDeadline::Interrupt),
         ticks => Ok(UpdateDeadline::Continue(ticks)),
     });
-    store.set_epoch_deadline(site.deadline + 1);
+    store.set_epoch_deadline(1);
     refuel(site, &mut store).map_err(failed)?;
     if let Some(linked) = &site.linked {
         let head = linked.load(site).map_err(|e| failed(wasmtime::Error::msg(e)))?;

@@ -123,6 +123,7 @@ impl Site {
             fuel: AtomicU64::new(0),
             latencies: Latencies::default(),
         });
+        ticker.expect(site.deadline);
         if let Some(linked) = &site.linked {
             // What does not fit together is to show now, not at the first request.
             drop(linked.load(&site)?);

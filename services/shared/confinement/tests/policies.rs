@@ -27,9 +27,12 @@ fn every_installed_policy_is_valid() {
 #[test]
 fn each_installed_policy_holds() {
     for service in ["acme", "machines", "plugins", "proxy", "workspaces"] {
+        // Made here: who is confined can no longer remove it.
+        let directory = tempfile::tempdir().unwrap();
         let done = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "confined_child", "--ignored", "--nocapture"])
             .env("CONFINED_SERVICE", service)
+            .env("CONFINED_FOLDER", directory.path())
             .output()
             .unwrap();
         assert!(done.status.success(), "{service}: {}", String::from_utf8_lossy(&done.stderr));
@@ -40,9 +43,9 @@ fn each_installed_policy_holds() {
 #[ignore = "the child of each_installed_policy_holds"]
 fn confined_child() {
     let Ok(service) = std::env::var("CONFINED_SERVICE") else { return };
-    let directory = tempfile::tempdir().unwrap();
+    let directory = PathBuf::from(std::env::var_os("CONFINED_FOLDER").unwrap());
     let [state, runtime, config, other] = ["state", "runtime", "config", "other"].map(|name| {
-        let path = directory.path().join(name);
+        let path = directory.join(name);
         fs::create_dir(&path).unwrap();
         path
     });

@@ -65,6 +65,20 @@ impl Series {
     pub(crate) fn cpu(&self) -> Duration {
         median(&self.cpus)
     }
+
+    /// Seconds of CPU that a unit takes beyond one of `other`: median of the rounds, in each of which both had their turns. What
+    /// slows the machine down for some rounds is then no part of the difference.
+    pub(crate) fn cpu_beyond(&self, other: &Series) -> f64 {
+        let beyond = |(ours, theirs): (&Duration, &Duration)| ours.as_secs_f64() - theirs.as_secs_f64();
+        let mut sorted: Vec<f64> = self.cpus.iter().zip(&other.cpus).map(beyond).collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        match sorted.len() {
+            0 => 0.0,
+            n if n % 2 == 1 => sorted[middle],
+            _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+        }
+    }
 }
 
 /// The middle one; of an even number the mean of the two in the middle; of none, zero.
@@ -272,6 +286,16 @@ mod tests {
             [(&[][..], ms(0)), (&[7], ms(7)), (&[9, 1, 5], ms(5)), (&[8, 2, 4, 6], ms(5)), (&[1, 1, 1000], ms(1))]
         {
             assert_eq!(series(samples, &[]).wall(), middle, "{samples:?}");
+        }
+    }
+
+    #[test]
+    fn what_one_takes_beyond_another_is_told_round_by_round() {
+        let plain = series(&[], &[40, 80, 41, 44]);
+        for (cpus, beyond) in
+            [(&[43, 84, 42, 49][..], 0.0035), (&[43, 84, 42], 0.003), (&[38, 77, 42, 44], -0.001), (&[], 0.0)]
+        {
+            assert!((series(&[], cpus).cpu_beyond(&plain) - beyond).abs() < 1e-9, "{cpus:?}");
         }
     }
 

@@ -21,8 +21,11 @@ use super::harness::{Block, Claim, Figure, Row, Series, budget, interleave};
 use super::{Outcome, Setting};
 use crate::appliance;
 
-/// How long a contender is driven in a round.
-const SECONDS: u32 = 2;
+/// How long a contender is driven in a turn.
+const SECONDS: u32 = 1;
+/// Turns for each round that was asked for, and where contenders lie close together.
+const TURNS: u32 = 2;
+const CLOSE_TURNS: u32 = 4;
 /// Headers of a request for the plugin.
 const HEADERS: usize = 20;
 /// Connections that are open and idle while memory is looked at.
@@ -98,27 +101,30 @@ pub(super) fn measure(setting: &Setting) -> anyhow::Result<Outcome> {
     }
 
     let mut rows = Vec::new();
-    let (small, tails) = drive(setting, &contenders, |port| load::wrk(&http(port, "small"), SECONDS, &[]))?;
+    let (small, tails) =
+        drive(setting.rounds * CLOSE_TURNS, &contenders, |port| load::wrk(&http(port, "small"), SECONDS, &[]))?;
     rows.extend(judge(&SMALL_CLAIMS, &small)?);
     rows.push(TAIL.judge(&small[0].with_walls(tails[0].clone()), &small[2].with_walls(tails[2].clone()))?);
-    let (large, _) = drive(setting, &contenders[..3], |port| load::wrk(&http(port, "large"), SECONDS, &[]))?;
+    let (large, _) =
+        drive(setting.rounds * TURNS, &contenders[..3], |port| load::wrk(&http(port, "large"), SECONDS, &[]))?;
     rows.extend(judge(&LARGE_CLAIMS, &large)?);
 
     let both = [(ours.pid, tls), (nginx.pid(), nginx_tls)];
     let shut = |port| load::wrk(&https(port, "small"), SECONDS, &["Connection: close"]);
-    let (handshakes, _) = drive(setting, &both, shut)?;
+    let (handshakes, _) = drive(setting.rounds * TURNS, &both, shut)?;
     rows.extend(judge(&[(1, HANDSHAKE), (1, HANDSHAKE_CPU)], &handshakes)?);
-    let (http2, _) = drive(setting, &both, |port| load::h2load(&https(port, "small"), SECONDS))?;
+    let (http2, _) = drive(setting.rounds * TURNS, &both, |port| load::h2load(&https(port, "small"), SECONDS))?;
     rows.extend(judge(&[(1, HTTP2), (1, HTTP2_CPU)], &http2)?);
 
     let headers: Vec<String> = (0..HEADERS).map(|n| format!("x-header-{n}: value {n}")).collect();
     let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
     let call = |port| load::wrk(&http(port, "small"), SECONDS, &headers);
-    let (plugin, _) = drive(setting, &[(ours.pid, plugin), (ours.pid, plain)], call)?;
-    let added = plugin[0].cpu().as_secs_f64() - plugin[1].cpu().as_secs_f64();
+    let turns = setting.rounds * CLOSE_TURNS;
+    let (called, _) = drive(turns, &[(ours.pid, plugin), (ours.pid, plain)], call)?;
+    let added = called[0].cpu_beyond(&called[1]);
     notes.push(format!("a stateless l7-request plugin adds {:.1} µs of CPU to a request of 20 headers", added * 1e6));
     let what = "CPU that a stateless l7-request plugin adds to a request of 20 headers";
-    rows.push(budget("proxy-plugin", what, "5 µs", added / PLUGIN, setting.rounds as usize));
+    rows.push(budget("proxy-plugin", what, "5 µs", added / PLUGIN, turns as usize));
 
     rows.push(budget("proxy-memory", "memory of the proxy at rest", "16 MiB", rest as f64 / REST, 1));
     let each = idle_connection(&ours, plain)?;
@@ -141,15 +147,15 @@ fn https(port: u16, body: &str) -> String {
     format!("https://127.0.0.1:{port}/{body}")
 }
 
-/// Has every contender, a process and its port, driven in turns. Returns the series of each, and the latencies that all
-/// but one in a hundred of a round's requests stayed below.
+/// Has every contender, a process and its port, driven so many times, in turns. Returns the series of each, and the latencies
+/// that all but one in a hundred of a turn's requests stayed below.
 fn drive(
-    setting: &Setting,
+    turns: u32,
     contenders: &[(u32, u16)],
     load: impl Fn(u16) -> anyhow::Result<Load>,
 ) -> anyhow::Result<(Vec<Series>, Vec<Vec<Duration>>)> {
     let mut tails = vec![Vec::new(); contenders.len()];
-    let all = interleave(setting.rounds, contenders.len(), |contender| {
+    let all = interleave(turns, contenders.len(), |contender| {
         let (pid, port) = contenders[contender];
         let before = tree(pid)?.cpu;
         let load = load(port)?;
@@ -158,7 +164,7 @@ fn drive(
         let each = Duration::from_secs_f64(1.0 / load.per_second);
         Ok(Block { walls: vec![each], cpu: cpu.div_f64(load.requests) })
     })?;
-    // the round that warms up does not count
+    // the turn that warms up does not count
     let tails = tails.into_iter().map(|tail| tail.into_iter().skip(1).collect()).collect();
     Ok((all, tails))
 }
@@ -192,7 +198,7 @@ fn reload(setting: &Setting, ours: &Ours, port: u16) -> anyhow::Result<Row> {
     ours.crowd(RULES, 0)?;
     let mut generation = 0;
     let mut tails = [Vec::new(), Vec::new()];
-    let all = interleave(setting.rounds, 2, |contender| {
+    let all = interleave(setting.rounds * TURNS, 2, |contender| {
         let before = tree(ours.pid)?.cpu;
         let load = std::thread::scope(|scope| {
             let load = scope.spawn(|| load::wrk(&http(port, "small"), SECONDS, &[]));
