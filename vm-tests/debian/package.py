@@ -1,5 +1,6 @@
 # The Debian packages: what they install, what an upgrade leaves alone, what removing and purging leave behind.
 # machine: fresh
+# machine: used up
 # minutes: 6
 
 import json

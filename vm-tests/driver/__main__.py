@@ -20,7 +20,7 @@ import broken as breaking
 import process
 from control import Control, Lost
 from machine import Failed, Machine, end_all, remove_stage
-from suite import Suite, install_once, new_machines, wants
+from suite import Suite, install_once, new_machines, uses_up, wants
 
 
 # From so many machines on, installing on a disk that all begin with is the shorter way.
@@ -105,14 +105,15 @@ def one_after_the_other(suite, arguments, scenarios):
                         failed.append((path, text))
                 continue
             machine = machine or Machine(arguments.machine)
-            if suite.run([machine], path, text):
-                continue
-            failed.append((path, text))
-            if arguments.hold:
-                hold(machine, arguments.hold)
+            passed = suite.run([machine], path, text)
+            if not passed:
+                failed.append((path, text))
+                if arguments.hold:
+                    hold(machine, arguments.hold)
             # in whatever state it was left, the next scenario should not be judged by it
-            machine.remove()
-            machine = None
+            if not passed or uses_up(text):
+                machine.remove()
+                machine = None
     finally:
         if machine is not None:
             machine.remove()

@@ -14,6 +14,8 @@ from network import Network
 
 # A scenario with this line wants a machine that nobody has used.
 FRESH = "# machine: fresh"
+# A scenario with this line leaves a machine that is of no use to another.
+USED_UP = "# machine: used up"
 # A scenario with this line wants machines of these names, on one network, and none besides.
 SEVERAL = "# machines: "
 
@@ -82,6 +84,11 @@ def wants(text):
     lines = text.splitlines()
     several = next((line.removeprefix(SEVERAL).split() for line in lines if line.startswith(SEVERAL)), [])
     return several, bool(several) or FRESH in lines
+
+
+def uses_up(text):
+    """Whether no other scenario is to have the machine that this one had."""
+    return USED_UP in text.splitlines()
 
 
 @contextlib.contextmanager
