@@ -396,7 +396,8 @@ fn start(site: &Arc<Site>) -> Result<Live, Trouble> {
     let deadline = site.deadline;
     store.epoch_deadline_callback(move |store| match store.data().left(deadline) {
         0 => Ok(UpdateDeadline::Interrupt),
-        ticks => Ok(UpdateDeadline::Continue(ticks)),
+        // A tick takes a millisecond or more, and the more of them the more is that: so it is asked again half-way.
+        ticks => Ok(UpdateDeadline::Continue(ticks.div_ceil(2))),
     });
     store.set_epoch_deadline(1);
     refuel(site, &mut store).map_err(failed)?;

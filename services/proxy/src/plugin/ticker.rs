@@ -2,7 +2,7 @@
 //! and then whether one does while plugins are called, and sleeps while none are.
 //!
 //! Most calls take microseconds and are over before anybody looks. A call's first tick only has it ask how much of its time
-//! is left, and this many milliseconds, ticks by then, go by until it is ended.
+//! is left; it is asked again half-way to its end, and so on.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
